@@ -1,0 +1,105 @@
+# make              everything this machine can build, into build/
+# make serve        from nothing to a running service on 127.0.0.1:8000 (Ctrl-C drains)
+# make check        from nothing to tested; the last line counts
+# make check-long   the full counts, sweeps and sanitizer builds
+# make bench        our figures, as a table and JSON
+# make tidy         the rules this repository holds itself to
+# make deps         install missing packages (apt; sudo when not root)
+#
+# Knobs: CC=clang | WERROR=1 | SAN=address,undefined | OPT=-O0 | B=build/other | MPICC=...
+
+CC      = gcc
+MPICC   = mpicc
+OPT     = -O2
+B       = build$(if $(SAN),/san-$(subst $(comma),-,$(SAN)))
+comma   = ,
+
+CFLAGS  = -std=c11 -g $(OPT) -Isrc -MMD -MP -D_GNU_SOURCE -pthread -ffp-contract=off
+CFLAGS += -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wpointer-arith
+CFLAGS += -Wno-missing-field-initializers -fno-strict-aliasing -fstack-protector-strong
+CFLAGS += $(if $(WERROR),-Werror)
+CFLAGS += $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+LDFLAGS = -pthread $(if $(SAN),-fsanitize=$(SAN))
+
+# Kernels: one object per instruction set, chosen at run time; nothing else gets these flags.
+AVX2    = -mavx2 -mfma -mf16c
+AVX512  = $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+
+objs    = $(patsubst %.c,$(B)/%.o,$(sort $(shell find src/$(1) -name '*.c' ! -path '*/main_*')))
+COMMON  = $(call objs,common)
+MODEL   = $(call objs,model)
+WIRE    = $(call objs,wire)
+KV      = $(call objs,kv)
+SCHED   = $(call objs,sched)
+ENGINE  = $(call objs,engine)
+MPI     = $(call objs,mpi)
+GATEWAY = $(call objs,gateway)
+CTL     = $(call objs,ctl)
+
+COMMON_LIBS  = -lyaml -lm
+MODEL_LIBS   = -lpcre2-8 -ljansson
+GATEWAY_LIBS = -lmicrohttpd -ljansson
+CTL_LIBS     = -ljansson -lcurl -lcrypto
+
+PROGRAMS = $(B)/rankserve $(B)/rankserve-gateway $(B)/rankservectl
+all: $(PROGRAMS)
+
+$(B)/rankserve: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(ENGINE) $(MPI)
+	$(MPICC) $(LDFLAGS) -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
+$(B)/rankserve-gateway: $(COMMON) $(WIRE) $(MODEL) $(KV) $(GATEWAY)
+	$(CC) $(LDFLAGS) -o $@ $^ $(GATEWAY_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+$(B)/rankservectl: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(CTL)
+	$(CC) $(LDFLAGS) -o $@ $^ $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+
+$(B)/src/mpi/%.o: src/mpi/%.c
+	@mkdir -p $(@D)
+	$(MPICC) $(CFLAGS) -c -o $@ $<
+$(B)/%_avx2.o: %_avx2.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(AVX2) -c -o $@ $<
+$(B)/%_avx512.o: %_avx512.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(AVX512) -c -o $@ $<
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c -o $@ $<
+
+# Unit tests: tests/unit/FOLDER_name_test.c links what FOLDER may include, and nothing more.
+UNIT_common  = $(COMMON)
+UNIT_wire    = $(COMMON) $(WIRE)
+UNIT_model   = $(COMMON) $(MODEL)
+UNIT_kv      = $(COMMON) $(KV)
+UNIT_sched   = $(COMMON) $(KV) $(SCHED)
+UNIT_engine  = $(COMMON) $(MODEL) $(KV) $(ENGINE)
+UNIT_gateway = $(COMMON) $(WIRE) $(MODEL) $(KV) $(filter-out %/gateway/main.o,$(GATEWAY))
+UNIT_ctl     = $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(filter-out %/ctl/main.o,$(CTL))
+UNIT_TESTS   = $(patsubst tests/unit/%.c,$(B)/unit/%,$(sort $(wildcard tests/unit/*_test.c)))
+unit_folder  = $(firstword $(subst _, ,$(1)))
+
+.SECONDEXPANSION:
+$(B)/unit/%: $(B)/tests/unit/%.o $$(UNIT_$$(call unit_folder,$$*))
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(GATEWAY_LIBS) $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+
+unit: $(UNIT_TESTS)
+
+deps:
+	@tests/deps.sh run
+serve: deps
+	@$(MAKE) --no-print-directory all
+	@$(B)/rankservectl up
+check:
+	@tests/deps.sh test
+	@$(MAKE) --no-print-directory all unit
+	@tests/run.sh
+check-long:
+	@tests/deps.sh test
+	@tests/run.sh --long
+tidy:
+	@tests/tidy.sh
+clean:
+	rm -rf build
+
+.PHONY: all unit deps serve check check-long tidy clean bench
+.SECONDARY:
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
