@@ -26,7 +26,7 @@ void *mem_array(size_t count, size_t bytes)
 void *mem_resize(void *old, size_t count, size_t bytes)
 {
     if (bytes && count > SIZE_MAX / bytes) die("out of memory: %zu x %zu bytes", count, bytes);
-    void *at = realloc(old, count * bytes ? count * bytes : 1);
+    void *at = realloc(old, bytes && count ? count * bytes : 1);
     if (!at) die("out of memory: %zu x %zu bytes", count, bytes);
     return at;
 }
