@@ -77,7 +77,7 @@ bool gguf_array_texts(const struct gguf *g, const char *key, struct gguf_text *o
 bool gguf_array_u32(const struct gguf *g, const char *key, uint32_t *out);
 bool gguf_array_f32(const struct gguf *g, const char *key, float *out);
 
-/* For `rankservectl inspect`: key i as "name", and its value printed short, as a person reads it. */
+/* For `rankservectl inspect`: the name of key i, and its value printed short for a person. */
 uint32_t gguf_key_count(const struct gguf *g);
 const char *gguf_key_at(const struct gguf *g, uint32_t i);
 struct buf;

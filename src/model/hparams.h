@@ -3,8 +3,8 @@
  * Families of the Llama kind (Llama 2/3/3.1, SmolLM2, Mistral, Qwen2/2.5, Qwen3) differ by a row of
  * a table in hparams.c: rotary layout, biases, q/k norms, tied embeddings.
  *
- * Letters used for shapes everywhere: L layers, D embedding, H query heads, K kv heads, S head size,
- * F feed-forward, V vocabulary.  A weight matrix W (OUT, IN) is stored OUT rows of IN values.
+ * Letters used for shapes everywhere: L layers, D embedding, H query heads, K kv heads, S head
+ * size, F feed-forward, V vocabulary.  A weight matrix W (OUT, IN) is stored OUT rows of IN values.
  * Owner: whoever opened it; the tensors point into the gguf, which must outlive the model.
  */
 #ifndef RANKSERVE_MODEL_HPARAMS_H
