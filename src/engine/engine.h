@@ -1,0 +1,127 @@
+/* engine/engine.h - runs sequences on one rank: continuous batching over a backend.
+ *
+ * The engine owns the pool's books, the sequences and one compute thread.  The control thread (the
+ * rank's main loop) calls everything here; the compute thread only computes.
+ *
+ *            engine_add                    step by step                  last token
+ *   (new) ----------------> WAITING ---> RUNNING ------------------------> ended --> gone
+ *      `- IMPORT -> LOADING ---engine_import_done--^    |  PREFILL: prompt done
+ *                                  ^ preempted (recompute) `-> HOLDING --engine_drop--> gone
+ *
+ * Modes: LOCAL computes the prompt and generates.  PREFILL computes the prompt, draws the first
+ * token, and holds the KV until engine_drop.  IMPORT reserves blocks, receives KV through
+ * engine_import, and generates from the token after the first.
+ *
+ * Every step mixes decodes (first) with prefill chunks up to max_num_batched_tokens.  Admission needs
+ * the whole prompt's blocks.  When blocks run out the youngest sequence is preempted and recomputed.
+ * Full blocks stay cached by key after their sequence ended (LRU from the tail of a chain).
+ *
+ * Always true: free + held + cached == total blocks; every sequence ends exactly once.
+ * Not here: MPI and messages (src/mpi), which rank runs what (src/sched).
+ */
+#ifndef RANKSERVE_ENGINE_ENGINE_H
+#define RANKSERVE_ENGINE_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/check.h"
+#include "common/hash.h"
+#include "common/ident.h"
+#include "common/sampling.h"
+#include "engine/backend.h"
+
+struct engine;
+
+struct engine_config {
+    struct backend_config backend;
+    const struct backend *table;
+    struct hash_secret kv_secret;
+    uint32_t max_model_len;
+    uint32_t max_num_seqs;
+    uint32_t max_num_batched_tokens;
+    uint32_t long_prefill_token_threshold;  /* at most this many prompt tokens of one sequence in
+                                               a step; 0: no limit of its own               */
+    bool enable_chunked_prefill;      /* off: a prompt is one chunk                          */
+    bool enable_prefix_caching;
+};
+
+enum seq_mode { SEQ_LOCAL, SEQ_PREFILL, SEQ_IMPORT };
+
+struct seq_spec {
+    struct req_id req;
+    enum seq_mode mode;
+    const int32_t *ids;               /* copied; prompt, then output already emitted (recovery) */
+    uint32_t id_count, prompt_count;
+    struct sampling params;           /* copied */
+    const struct logit_bias *bias;    /* copied; params.bias_count                           */
+    uint64_t cache_salt;
+    int32_t priority;                 /* lower is earlier, as in vLLM; ties: first come      */
+};
+
+/* What the engine tells its owner, from inside engine_poll / engine_add / engine_drop. */
+struct engine_sink {
+    void *ctx;
+    /* A new token.  record->finish != FINISH_NONE: the sequence has ended and is gone (PREFILL mode:
+     * it is HOLDING; the owner drops it). `cached` is how many prompt tokens came from the cache. */
+    void (*token)(void *ctx, struct req_id req, const struct token_record *record,
+                  const struct top_logprob *top, uint32_t cached);
+    /* Scores of prompt positions (SAMPLING_PROMPT_LOGPROBS), in order; `tops` has record.top_count
+     * entries for each record, one after another. */
+    void (*scores)(void *ctx, struct req_id req, const struct token_record *records,
+                   uint32_t count, const struct top_logprob *tops);
+    /* KV of some PREFILL sequence advanced: look at engine_kv_tokens. */
+    void (*kv_progress)(void *ctx);
+    /* Blocks that can now be found by key, or no longer, in order. */
+    void (*stored)(void *ctx, struct hash128 key, struct hash128 parent);
+    void (*dropped)(void *ctx, struct hash128 key);
+};
+
+struct engine_stats {
+    uint32_t blocks_total, blocks_free, blocks_held, blocks_cached;
+    uint32_t seqs_waiting, seqs_running, seqs_holding, seqs_loading;
+    uint32_t tokens_waiting;          /* prompt tokens not computed yet                      */
+    uint64_t steps, preemptions;
+    uint64_t prompt_tokens, prompt_tokens_cached, output_tokens;
+    uint64_t step_ns_sum;             /* time inside steps                                   */
+    uint64_t step_started_ns;         /* 0: none running                                     */
+};
+
+/* Opens backend, pool and compute thread.  Fails with a line when a sequence of max_model_len could
+ * never fit the pool (and says the size that would do). */
+enum err engine_open(struct engine **out, const struct engine_config *c,
+                     const struct engine_sink *sink, struct why *why);
+/* Waits for the running step (bounded by one step), ends threads, frees everything. */
+void engine_close(struct engine *e);
+
+/* ERR_LIMIT: can never fit.  ERR_FULL: no room now (IMPORT: blocks; all: sequence slots).  ERR_STALE:
+ * this req is already here.  IMPORT sequences reserve their blocks now; `held_out` (may be NULL for
+ * the other modes) is how many leading tokens are in the cache already and need not be sent. */
+enum err engine_add(struct engine *e, const struct seq_spec *s, uint32_t *held_out);
+
+/* Ends a sequence in whatever state, its blocks go back (after the running step).  False: unknown. */
+bool engine_drop(struct engine *e, struct req_id req);
+
+/* PREFILL sequences: tokens from 0 whose KV is complete in this layer (0 when unknown). */
+uint32_t engine_kv_tokens(const struct engine *e, struct req_id req, uint32_t layer);
+bool engine_kv_read(struct engine *e, struct req_id req, uint32_t layer, uint32_t layers,
+                    uint32_t first, uint32_t count, void *out);
+
+/* IMPORT sequences: KV arrives; ranges are checked.  ERR_STALE: no such sequence loading here. */
+enum err engine_import(struct engine *e, struct req_id req, uint32_t layer, uint32_t layers,
+                       uint32_t first, uint32_t count, const void *bytes, uint64_t byte_count);
+/* All KV of the prompt is in place and this is the first token: the sequence starts to generate. */
+enum err engine_import_done(struct engine *e, struct req_id req, int32_t first_token);
+
+/* Readable (poll it) when engine_poll has something to do. */
+int engine_event_fd(const struct engine *e);
+/* Reports progress, collects a finished step, starts the next.  Never blocks.  True while a step is
+ * running. */
+bool engine_poll(struct engine *e);
+
+void engine_stats(const struct engine *e, struct engine_stats *out);
+const struct kv_shape *engine_kv_shape(const struct engine *e);
+/* Drops every cached (not held) block. */
+void engine_cache_clear(struct engine *e);
+
+#endif

@@ -1,0 +1,185 @@
+/* wire/msg.h - everything that rank 0 and the workers say to each other.
+ *
+ *   rank 0  --RUN----> worker          compute prompt and output here        (struct msg_seq)
+ *   rank 0  --EXPECT-> decode          reserve; KV comes from msg.peer       (struct msg_seq)
+ *   rank 0  --PREFILL> prefill         compute, push KV to msg.peer          (struct msg_seq)
+ *   rank 0  --CANCEL-> worker          drop it, whatever its state           (struct msg_req)
+ *   rank 0  --LOST---> worker          that rank is dead: no transfers       (struct msg_rank)
+ *   rank 0  --PING---> worker          liveness                              (struct msg_ping)
+ *   rank 0  --EXIT---> worker          leave with this code                  (struct msg_exit)
+ *   decode  --READY--> prefill, rank 0 reserved; holds this prefix           (struct msg_ready)
+ *   prefill --KV-----> decode          layers x tokens, on the data communicator (struct msg_kv)
+ *   prefill --KVEND--> decode          all sent; the first token             (struct msg_kvend)
+ *   worker  --UP-----> rank 0          engine is open                        (struct msg_up)
+ *   worker  --TOKENS-> rank 0          one per step, all its sequences       (struct msg_tokens)
+ *   worker  --SCORES-> rank 0          prompt_logprobs                       (struct msg_tokens)
+ *   worker  --REFUSE-> rank 0          cannot take it                        (struct msg_refuse)
+ *   worker  --GONE---> rank 0          holds nothing of this request now     (struct msg_req)
+ *   worker  --BLOCKS-> rank 0          keys stored and dropped, in order     (struct msg_blocks)
+ *   worker  --STATS--> rank 0          heartbeat with numbers                (struct msg_stats)
+ *   worker  --FATAL--> rank 0          one line, then it leaves              (struct msg_fatal)
+ *
+ * Layout is fixed, little-endian; bodies follow their struct.  Receive side: msg_as_* returns a
+ * typed pointer into the buffer or NULL when anything does not fit; nothing else may cast.
+ */
+#ifndef RANKSERVE_WIRE_MSG_H
+#define RANKSERVE_WIRE_MSG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/hash.h"
+#include "common/ident.h"
+#include "common/limits.h"
+#include "common/sampling.h"
+
+enum { MSG_MAGIC = 0x524b5331, MSG_VERSION = 1 };
+
+enum msg_type {
+    MSG_RUN = 1,
+    MSG_EXPECT,
+    MSG_PREFILL,
+    MSG_CANCEL,
+    MSG_LOST,
+    MSG_PING,
+    MSG_EXIT,
+    MSG_READY,
+    MSG_KV,
+    MSG_KVEND,
+    MSG_UP,
+    MSG_TOKENS,
+    MSG_SCORES,
+    MSG_REFUSE,
+    MSG_GONE,
+    MSG_BLOCKS,
+    MSG_STATS,
+    MSG_FATAL,
+    MSG_TYPE_COUNT
+};
+
+struct msg_head {
+    uint32_t magic;
+    uint16_t version, type;
+    uint32_t bytes;                   /* of the whole message, this head included  */
+    uint32_t seq;                     /* per edge, from 1; a gap is a bug          */
+    uint32_t epoch;                   /* of the sender's incarnation in the job    */
+    uint32_t reserved;
+};
+_Static_assert(sizeof(struct msg_head) == 24, "wire layout is fixed");
+
+struct msg_seq {                      /* RUN, EXPECT, PREFILL */
+    struct msg_head head;
+    struct req_id req;
+    uint64_t cache_salt;
+    int32_t peer;                     /* the other rank of the pair; -1 for RUN    */
+    int32_t priority;
+    uint32_t prompt_count, id_count;  /* ids = prompt, then output already emitted */
+    struct sampling params;
+    /* then params.bias_count struct logit_bias, then id_count int32_t ids */
+};
+const struct logit_bias *msg_seq_bias(const struct msg_seq *m);
+const int32_t *msg_seq_ids(const struct msg_seq *m);
+size_t msg_seq_bytes(uint32_t bias_count, uint32_t id_count);
+
+struct msg_req { struct msg_head head; struct req_id req; };                /* CANCEL, GONE */
+struct msg_rank { struct msg_head head; int32_t rank; uint32_t reserved; }; /* LOST */
+struct msg_ping { struct msg_head head; uint64_t sent_ns; };
+struct msg_exit { struct msg_head head; int32_t code; uint32_t reserved; };
+
+struct msg_ready {
+    struct msg_head head;
+    struct req_id req;
+    uint32_t held_tokens;             /* leading tokens decode already has         */
+    uint32_t reserved;
+};
+
+struct msg_kv {
+    struct msg_head head;             /* bytes: with the payload                   */
+    struct req_id req;
+    uint32_t layer, layers;
+    uint32_t first, count;            /* tokens                                    */
+    /* then layers * count * token_bytes of the backend's kv_read */
+};
+
+struct msg_kvend {
+    struct msg_head head;
+    struct req_id req;
+    int32_t first_token;
+    uint16_t finish;                  /* not NONE: nothing is left to generate     */
+    uint16_t reserved;
+};
+
+struct msg_up {
+    struct msg_head head;
+    uint32_t blocks_total, block_tokens;
+    uint32_t max_num_seqs, max_model_len;
+    uint64_t kv_token_bytes;          /* all layers                                */
+    struct hash128 model_digest;
+};
+
+/* TOKENS and SCORES: `count` times {struct msg_token, then record.top_count struct top_logprob},
+ * packed, walked with msg_token_next. */
+struct msg_tokens { struct msg_head head; uint32_t count, reserved; };
+struct msg_token {
+    struct req_id req;
+    uint32_t cached;                  /* prompt tokens that came from the cache    */
+    struct token_record record;
+};
+_Static_assert(sizeof(struct msg_token) == 32, "wire layout is fixed");
+/* *at starts at 0; copies the next record out and points *top at its alternatives (read them with
+ * memcpy); false at the end.  Bounds were checked by msg_as_tokens. */
+bool msg_token_next(const struct msg_tokens *m, size_t *at, struct msg_token *out,
+                    const void **top);
+
+struct msg_refuse {
+    struct msg_head head;
+    struct req_id req;
+    uint32_t err;                     /* enum err                                  */
+    uint32_t reserved;
+};
+
+struct msg_blocks {                   /* then count struct block_change */
+    struct msg_head head;
+    uint64_t stream_seq;              /* of the first change; consecutive          */
+    uint32_t count, reserved;
+};
+struct block_change { struct hash128 key, parent; uint64_t stored; /* 1 stored, 0 dropped */ };
+
+struct msg_stats {
+    struct msg_head head;
+    uint64_t ping_ns;                 /* sent_ns of the last PING seen             */
+    uint64_t step_age_ns;             /* how long the running step has run; 0 idle */
+    uint32_t blocks_total, blocks_free, blocks_held, blocks_cached;
+    uint32_t seqs_waiting, seqs_running, seqs_holding, seqs_loading;
+    uint32_t tokens_waiting, role;
+    uint64_t steps, preemptions, step_ns_sum;
+    uint64_t prompt_tokens, prompt_tokens_cached, output_tokens;
+    uint64_t kv_bytes_sent, kv_bytes_received;
+    uint64_t stale_refused, wakeups;
+};
+
+struct msg_fatal { struct msg_head head; char text[256]; };
+
+/* The head of a message to send: fills magic, version, type and bytes (seq, epoch: the port). */
+void msg_head_set(struct msg_head *h, enum msg_type type, size_t bytes);
+/* The type of a received message, or 0 when head and length do not agree. */
+enum msg_type msg_type_of(const void *data, size_t bytes);
+const char *msg_type_name(enum msg_type t);
+
+const struct msg_seq *msg_as_seq(const void *data, size_t bytes);
+const struct msg_req *msg_as_req(const void *data, size_t bytes);
+const struct msg_rank *msg_as_rank(const void *data, size_t bytes);
+const struct msg_ping *msg_as_ping(const void *data, size_t bytes);
+const struct msg_exit *msg_as_exit(const void *data, size_t bytes);
+const struct msg_ready *msg_as_ready(const void *data, size_t bytes);
+const struct msg_kv *msg_as_kv(const void *data, size_t bytes);   /* payload length: engine_import */
+const struct msg_kvend *msg_as_kvend(const void *data, size_t bytes);
+const struct msg_up *msg_as_up(const void *data, size_t bytes);
+const struct msg_tokens *msg_as_tokens(const void *data, size_t bytes);
+const struct msg_refuse *msg_as_refuse(const void *data, size_t bytes);
+const struct msg_blocks *msg_as_blocks(const void *data, size_t bytes);
+const struct msg_stats *msg_as_stats(const void *data, size_t bytes);
+const struct msg_fatal *msg_as_fatal(const void *data, size_t bytes);
+
+#endif
