@@ -1,0 +1,80 @@
+/* common/config.h - every setting of every program, in one table that parses, explains and prints.
+ *
+ * The table (config.c) has a row per option: name (as vLLM has it where vLLM has one), kind, field,
+ * default, bounds, which programs take it, the field of the InferenceService document it comes from,
+ * and why it exists.  --help and --print-config are made from it; what --print-config prints can be
+ * read back with --config.  Order, later wins: defaults, -f service.yaml, RANKSERVE_* environment
+ * (--max-model-len is RANKSERVE_MAX_MODEL_LEN), command line.
+ * Owner: main() of each program; read-only afterwards.
+ */
+#ifndef RANKSERVE_COMMON_CONFIG_H
+#define RANKSERVE_COMMON_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "common/check.h"
+
+enum program { PROGRAM_RANKSERVE = 1, PROGRAM_GATEWAY = 2, PROGRAM_CTL = 4 };
+
+struct config {
+    /* The model. */
+    const char *model;                /* path or URI; "" : the default model                  */
+    const char *served_model_name;    /* "": the file's own name, shortened                   */
+    uint64_t max_model_len;           /* 0: the model's context, capped by the KV pool        */
+
+    /* The job. */
+    uint64_t prefill, decode, both;   /* workers of each role                                 */
+    uint64_t spares;
+    uint64_t threads;                 /* compute threads per worker; 0: the host's cores      */
+    const char *backend;              /* cpu | cuda | null                                    */
+    const char *policy;
+    const char *run_dir;              /* sockets, secret, status; "": made by `up`            */
+    const char *link;                 /* rank 0 listens / gateway connects: unix path or HOST:PORT */
+    const char *secret_file;          /* 0600, the link's secret                              */
+    const char *status_file;          /* rank 0 writes how the job ended                      */
+    const char *job_id;
+
+    /* The engine, as in vLLM. */
+    uint64_t block_size;
+    uint64_t kv_cache_memory_bytes;   /* per worker                                           */
+    const char *kv_cache_dtype;       /* auto | f16 | f32 | int8 | fp8                        */
+    uint64_t max_num_seqs;
+    uint64_t max_num_batched_tokens;
+    uint64_t long_prefill_token_threshold;
+    bool enable_chunked_prefill;
+    bool enable_prefix_caching;
+    double gpu_memory_utilization;
+    uint64_t tensor_parallel_size;    /* 1 for now                                            */
+    uint64_t pipeline_parallel_size;  /* only 1 is accepted                                   */
+    const char *activations;          /* auto | float: plain-C oracle                         */
+    uint64_t max_queue;               /* waiting requests before 429                          */
+    uint64_t seed;                    /* default seed of requests without one; 0: random      */
+
+    /* HTTP. */
+    const char *listen;               /* HOST:PORT; port 0: any free one                      */
+    const char *uds;                  /* also listen on this Unix socket; "": no              */
+    const char *endpoint_file;
+    const char *api_key_file;         /* 0600; one key a line; "": RANKSERVE_API_KEY or none  */
+    const char *chat_template;        /* a file that replaces the model's own; "": its own    */
+    uint64_t max_logprobs;
+    bool debug_headers;
+    uint64_t drain_timeout_s;
+
+    const char *log_level;
+};
+
+/* Fills *c from defaults, environment and arguments for this program; keeps pointers into argv and
+ * into memory that lives as long as the process.  argv may hold positional words: they are moved to
+ * argv[1..] and counted in *words_out (NULL: none allowed).  --help prints and exits 0,
+ * --print-config prints and exits 0.  On failure: one line, with the nearest name for a typo. */
+enum err config_load(struct config *c, enum program program, int argc, char **argv, int *words_out,
+                     struct why *why);
+/* All options of the table, one `name = value` a line, in the form that --config reads. */
+void config_print(const struct config *c, enum program program, FILE *out);
+/* argv for another program of the suite: every option that `program` takes and that is not at its
+ * default, as "--name=value" texts appended to argv (NULL-terminated, the caller frees). */
+char **config_arguments(const struct config *c, enum program program);
+
+#endif
