@@ -1,0 +1,117 @@
+/* sched/sched.h - decides which worker does what.  Pure: events in, actions out.
+ *
+ * Knows no clock, socket, MPI, thread, file or heap: what it returns depends on its state and its
+ * arguments alone, so that a test or a simulator replays it.  Time comes in as a number; memory is
+ * the caller's, sized by sched_bytes.
+ *
+ * A request's life (sched/req.c checks every move):
+ *
+ *     QUEUED --place--> PREFILLING --first token--> DECODING --last token--> ENDED --all gone--> free
+ *        |                  |                          |                       ^
+ *        `--refuse, cancel, deadline, worker lost------+-----------------------'
+ *
+ * Always true: every request gets exactly one ACT_END, then exactly one ACT_FREE once no worker holds
+ * anything of it.  A worker's books (sequences, blocks) are charged when a request is placed and
+ * discharged when that worker said GONE, or was lost.
+ * Not here: prompts, tokens, messages (src/mpi), what is cached where (kv/index.h).
+ */
+#ifndef RANKSERVE_SCHED_SCHED_H
+#define RANKSERVE_SCHED_SCHED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/check.h"
+#include "common/ident.h"
+#include "common/limits.h"
+
+enum sched_policy { POLICY_COST, POLICY_LOAD_BASED, POLICY_ROUND_ROBIN, POLICY_RANDOM, POLICY_COUNT };
+/* "cost", "load-based", "round-robin", "random"; false when `name` is none of them. */
+bool sched_policy_find(const char *name, enum sched_policy *out);
+
+struct sched_config {
+    uint32_t rank_count;              /* ranks 1 .. rank_count-1 are workers */
+    uint32_t queue_max;               /* waiting requests; one more is refused */
+    uint32_t block_tokens;
+    enum sched_policy policy;
+    uint64_t seed;                    /* of POLICY_RANDOM */
+};
+
+enum sched_event_type {
+    EV_WORKER_UP,                     /* worker, role, blocks, seqs, max_tokens = its max_model_len */
+    EV_WORKER_LOST,                   /* worker                                         */
+    EV_REQUEST,                       /* req, prompt_tokens, max_tokens, priority, deadline_ns */
+    EV_CANCEL,                        /* req: the client went away                      */
+    EV_FIRST,                         /* req: its first token arrived                   */
+    EV_FINISHED,                      /* req, finish: its last token arrived            */
+    EV_GONE,                          /* req, worker: it holds nothing of req now       */
+    EV_REFUSED,                       /* req, worker, err: it could not take req        */
+    EV_DRAIN,                         /* no new requests; those waiting are served      */
+};
+
+struct sched_event {
+    enum sched_event_type type;
+    struct req_id req;
+    int32_t worker;                   /* rank */
+    enum role role;
+    uint32_t blocks, seqs;
+    uint32_t prompt_tokens, max_tokens;
+    int32_t priority;                 /* lower is earlier */
+    uint64_t deadline_ns;             /* 0: none */
+    uint16_t finish;                  /* enum finish */
+    enum err err;
+};
+
+enum sched_action_type {
+    ACT_RUN,                          /* worker computes req alone                      */
+    ACT_PAIR,                         /* prefill computes, pushes to decode             */
+    ACT_CANCEL,                       /* tell worker to drop req                        */
+    ACT_END,                          /* tell the gateway: code, finish, retry_after_s  */
+    ACT_FREE,                         /* nobody holds req: its slot may be used again   */
+};
+
+enum sched_end {                      /* why, for ACT_END; maps to enum link_code       */
+    END_DONE,
+    END_FULL,
+    END_TOO_LONG,
+    END_DRAINING,
+    END_WORKER_LOST,
+    END_DEADLINE,
+    END_CANCELLED,
+};
+
+struct sched_action {
+    enum sched_action_type type;
+    struct req_id req;
+    int32_t worker;                   /* RUN, CANCEL */
+    int32_t prefill, decode;          /* PAIR        */
+    enum sched_end end;
+    uint16_t finish;
+    uint32_t retry_after_s;
+};
+
+struct sched;
+size_t sched_bytes(const struct sched_config *c);
+/* `memory` is sched_bytes(c) bytes, aligned as malloc does; *c is copied. */
+struct sched *sched_init(void *memory, const struct sched_config *c);
+
+/* One event needs room for at most SCHED_ACTIONS_PER_EVENT actions besides placements, except a
+ * lost worker: so the caller gives room for ACTIONS_MAX and calls again (with no events) while the
+ * result equals out_max. */
+enum { SCHED_EVENTS_MAX = 256, SCHED_ACTIONS_MAX = 1024 };
+size_t sched_step(struct sched *s, uint64_t now_ns, const struct sched_event *in, size_t in_count,
+                  struct sched_action *out, size_t out_max);
+/* When sched_step must be called next though nothing happened (a deadline); UINT64_MAX: never. */
+uint64_t sched_wake_ns(const struct sched *s);
+
+struct sched_stats {
+    uint64_t decisions, ended, refused, workers_lost;
+    uint32_t waiting, prefilling, decoding, ending;
+    uint32_t prefill_alive, decode_alive; /* workers that can take that part (BOTH counts in both) */
+};
+void sched_stats(const struct sched *s, struct sched_stats *out);
+/* True when no request is alive: what a drain waits for. */
+bool sched_idle(const struct sched *s);
+
+#endif
