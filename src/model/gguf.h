@@ -69,6 +69,7 @@ bool gguf_get_u32(const struct gguf *g, const char *key, uint32_t *out);
 bool gguf_get_f32(const struct gguf *g, const char *key, float *out);
 bool gguf_get_bool(const struct gguf *g, const char *key, bool *out);
 bool gguf_get_text(const struct gguf *g, const char *key, struct gguf_text *out);
+bool gguf_has_key(const struct gguf *g, const char *key);   /* of any kind */
 
 /* Arrays: element count, then elements by index.  Zero / false when absent or of another kind. */
 uint64_t gguf_array_count(const struct gguf *g, const char *key);

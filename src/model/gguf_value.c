@@ -74,6 +74,11 @@ static const struct gguf_key *find_array(const struct gguf *g, const char *name)
     return key && key->is_array ? key : NULL;
 }
 
+bool gguf_has_key(const struct gguf *g, const char *name)
+{
+    return gguf_key_find(g, name) != NULL;
+}
+
 bool gguf_get_u32(const struct gguf *g, const char *name, uint32_t *out)
 {
     const struct gguf_key *key = find_one(g, name);
