@@ -96,9 +96,9 @@ size_t sched_bytes(const struct sched_config *c);
 /* `memory` is sched_bytes(c) bytes, aligned as malloc does; *c is copied. */
 struct sched *sched_init(void *memory, const struct sched_config *c);
 
-/* One event needs room for at most SCHED_ACTIONS_PER_EVENT actions besides placements, except a
- * lost worker: so the caller gives room for ACTIONS_MAX and calls again (with no events) while the
- * result equals out_max. */
+/* Takes the events, places what waits, and hands out up to out_max actions, in order.  The caller
+ * calls again (with no events) while the result equals out_max.  ACT_RUN and ACT_PAIR carry the
+ * request's current attempt: later events about it use that one. */
 enum { SCHED_EVENTS_MAX = 256, SCHED_ACTIONS_MAX = 1024 };
 size_t sched_step(struct sched *s, uint64_t now_ns, const struct sched_event *in, size_t in_count,
                   struct sched_action *out, size_t out_max);

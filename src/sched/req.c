@@ -1,0 +1,118 @@
+/* sched/req.c - the life of a request on rank 0, the queue it waits in, and what it is charged.
+ *
+ *   FREE --> QUEUED --> PREFILLING --> DECODING --> ENDED --> FREE
+ *              ^ |          | |            |          ^
+ *              | `----------|-+------------+----------'     (refused, cancelled, lost, done)
+ *              `-- RETRY <--'                               (a worker had no room after all)
+ */
+#include "sched/books.h"
+
+#define TO(state) (1u << (state))
+
+static const uint8_t next_ok[REQ_STATE_COUNT] = {
+    [REQ_FREE] = TO(REQ_QUEUED),
+    [REQ_QUEUED] = TO(REQ_PREFILLING) | TO(REQ_ENDED),
+    [REQ_PREFILLING] = TO(REQ_DECODING) | TO(REQ_RETRY) | TO(REQ_ENDED),
+    [REQ_DECODING] = TO(REQ_ENDED),
+    [REQ_RETRY] = TO(REQ_QUEUED) | TO(REQ_ENDED),
+    [REQ_ENDED] = TO(REQ_FREE),
+};
+
+static void request_check(const struct request *r)
+{
+    bool held = r->prefill != NO_WORKER || r->decode != NO_WORKER;
+    CHECK(r->state < REQ_STATE_COUNT);
+    if (r->state == REQ_FREE || r->state == REQ_QUEUED) CHECK(!held);
+    if (r->state == REQ_PREFILLING) CHECK(held);
+    CHECK(r->prefill != 0 && r->decode != 0);       /* rank 0 never runs the model */
+}
+
+void request_move(struct request *r, enum req_state to)
+{
+    CHECK(next_ok[r->state] & TO(to));
+    r->state = to;
+    request_check(r);
+}
+
+uint32_t request_blocks(const struct sched *s, uint32_t tokens)
+{
+    return (tokens + s->config.block_tokens - 1) / s->config.block_tokens;
+}
+
+static bool goes_before(const struct request *a, const struct request *b)
+{
+    if (a->priority != b->priority) return a->priority < b->priority;
+    return a->order < b->order;
+}
+
+void queue_insert(struct sched *s, struct request *r)
+{
+    uint16_t slot = r->id.slot, after = s->queue_tail;
+    while (after != NO_SLOT && goes_before(r, &s->requests[after]))
+        after = s->requests[after].previous;
+    r->previous = after;
+    r->next = after == NO_SLOT ? s->queue_head : s->requests[after].next;
+    if (r->previous == NO_SLOT) s->queue_head = slot;
+    else s->requests[r->previous].next = slot;
+    if (r->next == NO_SLOT) s->queue_tail = slot;
+    else s->requests[r->next].previous = slot;
+    s->queue_count++;
+}
+
+void queue_remove(struct sched *s, struct request *r)
+{
+    CHECK(s->queue_count > 0);
+    if (r->previous == NO_SLOT) s->queue_head = r->next;
+    else s->requests[r->previous].next = r->next;
+    if (r->next == NO_SLOT) s->queue_tail = r->previous;
+    else s->requests[r->next].previous = r->previous;
+    r->next = r->previous = NO_SLOT;
+    s->queue_count--;
+}
+
+void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode)
+{
+    struct worker *p = &s->workers[prefill], *d = &s->workers[decode];
+    CHECK(p->alive && d->alive);
+    uint32_t growth = r->max_tokens < 64 ? r->max_tokens : 64;
+    r->prefill = prefill;
+    r->decode = decode;
+    r->prefill_blocks = prefill == decode ? 0 : request_blocks(s, r->prompt_tokens);
+    r->decode_blocks = request_blocks(s, r->prompt_tokens + growth);
+    r->prompt_charged = true;
+    p->prompt_tokens_charged += r->prompt_tokens;
+    d->blocks_charged += r->decode_blocks;
+    d->seqs_charged++;
+    if (prefill == decode) return;
+    p->blocks_charged += r->prefill_blocks;
+    p->seqs_charged++;
+}
+
+void discharge_prompt(struct sched *s, struct request *r)
+{
+    if (!r->prompt_charged) return;
+    struct worker *p = &s->workers[r->prefill];
+    CHECK(p->prompt_tokens_charged >= r->prompt_tokens);
+    p->prompt_tokens_charged -= r->prompt_tokens;
+    r->prompt_charged = false;
+}
+
+static void discharge_seq(struct worker *w, uint32_t blocks)
+{
+    CHECK(w->seqs_charged > 0 && w->blocks_charged >= blocks);
+    w->seqs_charged--;
+    w->blocks_charged -= blocks;
+}
+
+void discharge(struct sched *s, struct request *r, int32_t worker)
+{
+    if (r->prefill == worker) {
+        discharge_prompt(s, r);
+        if (r->prefill != r->decode) discharge_seq(&s->workers[worker], r->prefill_blocks);
+        r->prefill = NO_WORKER;
+    }
+    if (r->decode == worker) {
+        discharge_seq(&s->workers[worker], r->decode_blocks);
+        r->decode = NO_WORKER;
+    }
+}

@@ -1,0 +1,291 @@
+/* sched/sched.c - one step: take events into the books, place what waits, hand actions out. */
+#include "sched/sched.h"
+
+#include <string.h>
+
+#include "common/sampling.h"
+#include "sched/books.h"
+
+/* How long a request that a worker refused waits before it is placed again. */
+#define RETRY_NS UINT64_C(20000000)
+
+size_t sched_bytes(const struct sched_config *c)
+{
+    (void)c;
+    return sizeof(struct sched) + sizeof(struct sched_action) * ACTION_ROOM;
+}
+
+struct sched *sched_init(void *memory, const struct sched_config *c)
+{
+    struct sched *s = memory;
+    CHECK(c->rank_count >= 1 && c->rank_count <= WORKER_COUNT_MAX + 1);
+    CHECK(c->block_tokens > 0 && c->queue_max <= REQ_COUNT_MAX);
+    memset(s, 0, sched_bytes(c));
+    s->config = *c;
+    s->queue_head = s->queue_tail = NO_SLOT;
+    s->random_state = c->seed;
+    s->wake_ns = UINT64_MAX;
+    for (uint32_t i = 0; i < REQ_COUNT_MAX; i++) {
+        s->requests[i].prefill = s->requests[i].decode = NO_WORKER;
+        s->requests[i].next = s->requests[i].previous = NO_SLOT;
+    }
+    return s;
+}
+
+static void act(struct sched *s, struct sched_action a)
+{
+    CHECK(s->action_count < ACTION_ROOM);
+    s->actions[(s->action_first + s->action_count) % ACTION_ROOM] = a;
+    s->action_count++;
+}
+
+/* The request an event speaks of, or NULL when it is stale. */
+static struct request *find(struct sched *s, struct req_id id)
+{
+    if (id.slot >= REQ_COUNT_MAX) return NULL;
+    struct request *r = &s->requests[id.slot];
+    return r->state != REQ_FREE && req_id_equal(r->id, id) ? r : NULL;
+}
+
+static bool held(const struct request *r)
+{
+    return r->prefill != NO_WORKER || r->decode != NO_WORKER;
+}
+
+static bool timed(const struct request *r)
+{
+    return r->deadline_ns != 0 || r->not_before_ns != 0;
+}
+
+static void free_if_gone(struct sched *s, struct request *r)
+{
+    if (r->state != REQ_ENDED || held(r)) return;
+    act(s, (struct sched_action){ .type = ACT_FREE, .req = r->id });
+    request_move(r, REQ_FREE);
+}
+
+static void cancel_holders(struct sched *s, const struct request *r)
+{
+    if (r->prefill != NO_WORKER)
+        act(s, (struct sched_action){ .type = ACT_CANCEL, .req = r->id, .worker = r->prefill });
+    if (r->decode != NO_WORKER && r->decode != r->prefill)
+        act(s, (struct sched_action){ .type = ACT_CANCEL, .req = r->id, .worker = r->decode });
+}
+
+static uint32_t retry_after_s(const struct sched *s)
+{
+    return 1 + s->queue_count / 256;
+}
+
+static void end(struct sched *s, struct request *r, enum sched_end why, uint16_t finish)
+{
+    if (r->state == REQ_ENDED) return;
+    if (r->state == REQ_QUEUED) queue_remove(s, r);
+    if (timed(r)) s->timed_count--;
+    if (why != END_DONE && r->state != REQ_RETRY) cancel_holders(s, r);
+    act(s, (struct sched_action){ .type = ACT_END, .req = r->id, .end = why, .finish = finish,
+                                  .prefill = r->prefill, .decode = r->decode,
+                                  .retry_after_s = why == END_FULL ? retry_after_s(s) : 0 });
+    if (why == END_FULL || why == END_TOO_LONG || why == END_DRAINING) s->stats.refused++;
+    s->stats.ended++;
+    request_move(r, REQ_ENDED);
+    free_if_gone(s, r);
+}
+
+static void on_request(struct sched *s, const struct sched_event *e)
+{
+    CHECK(e->req.slot < REQ_COUNT_MAX);
+    struct request *r = &s->requests[e->req.slot];
+    CHECK(r->state == REQ_FREE);
+    *r = (struct request){
+        .state = REQ_FREE, .id = e->req, .prompt_tokens = e->prompt_tokens,
+        .max_tokens = e->max_tokens, .priority = e->priority, .order = s->order_next++,
+        .deadline_ns = e->deadline_ns, .prefill = NO_WORKER, .decode = NO_WORKER,
+        .next = NO_SLOT, .previous = NO_SLOT,
+    };
+    if (timed(r)) s->timed_count++;
+    bool full = s->queue_count >= s->config.queue_max;
+    request_move(r, REQ_QUEUED);
+    queue_insert(s, r);
+    if (s->draining) end(s, r, END_DRAINING, FINISH_ERROR);
+    else if (!policy_fits(s, r->prompt_tokens)) end(s, r, END_TOO_LONG, FINISH_ERROR);
+    else if (full) end(s, r, END_FULL, FINISH_ERROR);
+}
+
+/* Back to the queue, once no worker holds anything of the attempt that failed. */
+static void requeue_if_gone(struct sched *s, struct request *r)
+{
+    if (r->state != REQ_RETRY || held(r)) return;
+    request_move(r, REQ_QUEUED);
+    queue_insert(s, r);
+}
+
+static void on_gone(struct sched *s, struct request *r, int32_t worker)
+{
+    discharge(s, r, worker);
+    bool running = r->state == REQ_PREFILLING || r->state == REQ_DECODING;
+    if (running && !held(r)) end(s, r, END_WORKER_LOST, FINISH_ERROR);
+    free_if_gone(s, r);
+    requeue_if_gone(s, r);
+}
+
+static void on_refused(struct sched *s, struct request *r, const struct sched_event *e,
+                       uint64_t now_ns)
+{
+    discharge(s, r, e->worker);
+    if (r->state == REQ_PREFILLING && e->err == ERR_FULL) {
+        if (!timed(r)) s->timed_count++;
+        r->not_before_ns = now_ns + RETRY_NS;
+        cancel_holders(s, r);
+        request_move(r, REQ_RETRY);
+    } else if (r->state == REQ_PREFILLING || r->state == REQ_DECODING) {
+        end(s, r, e->err == ERR_LIMIT ? END_TOO_LONG : END_WORKER_LOST, FINISH_ERROR);
+        return;
+    }
+    free_if_gone(s, r);
+    requeue_if_gone(s, r);
+}
+
+static void on_lost(struct sched *s, int32_t rank)
+{
+    struct worker *w = &s->workers[rank];
+    if (!w->alive) return;
+    s->stats.workers_lost++;
+    for (uint32_t i = 0; i < REQ_COUNT_MAX; i++) {
+        struct request *r = &s->requests[i];
+        if (r->state == REQ_FREE || (r->prefill != rank && r->decode != rank)) continue;
+        discharge(s, r, rank);
+        if (r->state == REQ_PREFILLING || r->state == REQ_DECODING)
+            end(s, r, END_WORKER_LOST, FINISH_ERROR);
+        else {
+            free_if_gone(s, r);
+            requeue_if_gone(s, r);
+        }
+    }
+    CHECK(w->seqs_charged == 0 && w->blocks_charged == 0 && w->prompt_tokens_charged == 0);
+    w->alive = false;
+}
+
+static void on_up(struct sched *s, const struct sched_event *e)
+{
+    CHECK(e->worker > 0 && (uint32_t)e->worker < s->config.rank_count);
+    s->workers[e->worker] = (struct worker){
+        .alive = true, .role = e->role, .blocks = e->blocks, .seqs = e->seqs,
+        .tokens_max = e->max_tokens,
+    };
+}
+
+static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_ns)
+{
+    struct request *r = find(s, e->req);
+    switch (e->type) {
+    case EV_WORKER_UP: on_up(s, e); return;
+    case EV_WORKER_LOST: on_lost(s, e->worker); return;
+    case EV_REQUEST: on_request(s, e); return;
+    case EV_DRAIN: s->draining = true; return;
+    case EV_CANCEL:
+        if (r) end(s, r, END_CANCELLED, FINISH_ABORT);
+        return;
+    case EV_FIRST:
+        if (!r || r->state != REQ_PREFILLING) return;
+        discharge_prompt(s, r);
+        request_move(r, REQ_DECODING);
+        return;
+    case EV_FINISHED:
+        if (r && (r->state == REQ_DECODING || r->state == REQ_PREFILLING))
+            end(s, r, END_DONE, e->finish);
+        return;
+    case EV_GONE:
+        if (r) on_gone(s, r, e->worker);
+        return;
+    case EV_REFUSED:
+        if (r) on_refused(s, r, e, now_ns);
+        return;
+    }
+    CHECK(!"an event of a known type");
+}
+
+/* Ends what is past its deadline, and finds when to look again. */
+static void expire(struct sched *s, uint64_t now_ns)
+{
+    s->wake_ns = UINT64_MAX;
+    if (s->timed_count == 0) return;
+    for (uint32_t i = 0; i < REQ_COUNT_MAX; i++) {
+        struct request *r = &s->requests[i];
+        if (r->state == REQ_FREE || r->state == REQ_ENDED || !timed(r)) continue;
+        if (r->deadline_ns && r->deadline_ns <= now_ns) {
+            end(s, r, END_DEADLINE, FINISH_ABORT);
+            continue;
+        }
+        if (r->deadline_ns && r->deadline_ns < s->wake_ns) s->wake_ns = r->deadline_ns;
+        if (r->state == REQ_QUEUED && r->not_before_ns > now_ns && r->not_before_ns < s->wake_ns)
+            s->wake_ns = r->not_before_ns;
+    }
+}
+
+static void place_waiting(struct sched *s, uint64_t now_ns)
+{
+    for (uint16_t slot = s->queue_head; slot != NO_SLOT;) {
+        struct request *r = &s->requests[slot];
+        int32_t prefill, decode;
+        slot = r->next;
+        if (r->not_before_ns > now_ns) continue;
+        if (!policy_place(s, r, &prefill, &decode)) return;  /* nobody overtakes the first */
+        queue_remove(s, r);
+        if (r->not_before_ns && !r->deadline_ns) s->timed_count--;
+        r->not_before_ns = 0;
+        charge(s, r, prefill, decode);
+        r->id.attempt++;                                     /* 0 until first placed */
+        request_move(r, REQ_PREFILLING);
+        s->stats.decisions++;
+        act(s, (struct sched_action){ .type = prefill == decode ? ACT_RUN : ACT_PAIR, .req = r->id,
+                                      .worker = prefill, .prefill = prefill, .decode = decode });
+    }
+}
+
+size_t sched_step(struct sched *s, uint64_t now_ns, const struct sched_event *in, size_t in_count,
+                  struct sched_action *out, size_t out_max)
+{
+    CHECK(in_count <= SCHED_EVENTS_MAX);
+    for (size_t i = 0; i < in_count; i++) on_event(s, &in[i], now_ns);
+    expire(s, now_ns);
+    place_waiting(s, now_ns);
+    size_t count = 0;
+    while (count < out_max && s->action_count > 0) {
+        out[count++] = s->actions[s->action_first];
+        s->action_first = (s->action_first + 1) % ACTION_ROOM;
+        s->action_count--;
+    }
+    return count;
+}
+
+uint64_t sched_wake_ns(const struct sched *s)
+{
+    return s->wake_ns;
+}
+
+void sched_stats(const struct sched *s, struct sched_stats *out)
+{
+    *out = s->stats;
+    out->waiting = s->queue_count;
+    out->prefilling = out->decoding = out->ending = out->prefill_alive = out->decode_alive = 0;
+    for (uint32_t i = 0; i < REQ_COUNT_MAX; i++) {
+        enum req_state state = s->requests[i].state;
+        if (state == REQ_PREFILLING || state == REQ_RETRY) out->prefilling++;
+        if (state == REQ_DECODING) out->decoding++;
+        if (state == REQ_ENDED) out->ending++;
+    }
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
+        const struct worker *w = &s->workers[rank];
+        if (!w->alive) continue;
+        if (w->role != ROLE_DECODE) out->prefill_alive++;
+        if (w->role != ROLE_PREFILL) out->decode_alive++;
+    }
+}
+
+bool sched_idle(const struct sched *s)
+{
+    struct sched_stats now;
+    sched_stats(s, &now);
+    return now.waiting + now.prefilling + now.decoding + now.ending == 0 && s->action_count == 0;
+}
