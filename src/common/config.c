@@ -263,6 +263,18 @@ static enum err check_workers(struct config *c, struct why *why)
     return OK;
 }
 
+/* file:///a/b is /a/b; the programs below open paths. */
+static enum err check_model(struct config *c, struct why *why)
+{
+    if (strncmp(c->model, "file://", 7) != 0) return OK;
+    if (c->model[7] != '/') {
+        return why_set(why, ERR_FORMAT, "--model is '%.80s'; a file URI has three slashes: "
+                       "file:///path", c->model);
+    }
+    c->model += 7;
+    return OK;
+}
+
 enum err config_check(struct config *c, struct why *why)
 {
     if (c->tensor_parallel_size != 1) {
@@ -284,6 +296,7 @@ enum err config_check(struct config *c, struct why *why)
                        (unsigned long long)c->max_num_seqs);
     }
     enum err e = check_listen(c->listen, why);
+    if (e == OK) e = check_model(c, why);
     return e == OK ? check_workers(c, why) : e;
 }
 
