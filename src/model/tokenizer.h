@@ -1,8 +1,8 @@
 /* model/tokenizer.h - text to token ids and back, from the vocabulary inside a GGUF.
  *
  * Byte-level BPE ("gpt2" in GGUF), with the pre-tokenizer that tokenizer.ggml.pre names: a row of
- * regular expressions a family (PCRE2, its Unicode tables).  SentencePiece-style ones come later and
- * are refused by name.
+ * regular expressions a family (PCRE2, its Unicode tables).  SentencePiece-style ones come later
+ * and are refused by name.
  * Owner: one tokenizer may be used by many threads at once (const after open).
  * Always true: special tokens come from user text only when `parse_special` is set.
  */
@@ -31,7 +31,8 @@ void token_list_add(struct token_list *l, int32_t id);
 
 /* Appends the ids of `text` (any bytes: invalid UTF-8 is tokenized byte by byte) to out.  With
  * `parse_special` the text of control tokens becomes their id (a rendered chat template); without
- * it, it is plain text.  Never adds BOS/EOS.  Fails with ERR_LIMIT beyond `count_max` tokens. */
+ * it, it is plain text.  Never adds BOS/EOS.  Bytes that the vocabulary has no token for give nothing.
+ * Fails with ERR_LIMIT, and `out` as it was, when this text gives more than `count_max` tokens. */
 enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
                           bool parse_special, size_t count_max, struct token_list *out);
 

@@ -102,20 +102,24 @@ class GGUFReader:
 
 # --- texts ----------------------------------------------------------------------------------
 
-PHRASES = """It's we'll THEY'RE I'D you've DON'T o'clock 'tis 'S 'Ll rock'n'roll |
-def f(x):\n    return x**2  # comment\n\n\nclass A:\n\tpass | for(int i=0;i<10;++i){a[i]+=1;} |
-3.14159 1,000,000 2024-11-25T12:00:00Z 0x1F 1e-9 12345678901234567890 ½ ² Ⅷ ٣٤٥ १२३ ①② |
-naïve café façade Straße ÆØÅ ÇA İstanbul ıI ſs 'ſ ǅ ǈ ʰʲ |
-Съешь же ещё этих мягких французских булок, да выпей чаю |
-Ελληνικά ΩΜΈΓΑ ὅὦᾳ | שלום עולם | مرحبا بالعالم، كيف حالك؟ | नमस्ते दुनिया क्षत्रिय | สวัสดีชาวโลก |
-こんにちは世界。カタカナ、ひらがな！ | 你好，世界！「引號」《書》 | 안녕하세요 세계 | 全角ＡＢＣ１２３！？ |
-👋🏽 👨‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇫🇷 ❤️ ☺︎ 🤷🏾‍♀️ | e\u0301 a\u0308\u0323 Z͑ͫ̓ͪ̂ͫ̽ | a\u00a0b \u2003x\u2009y\u3000z \u202f1 |
-tab\tand\ttabs  two   three    four | line\r\nline\r\n\r\nline\rline\n\n | trailing   | \x00\x01\x1b[0m\x7f\x85 |
-\u180e\u200b\u200d\ufeff\u2028\u2029 | a\u180eb \u180e c | http://user@example.com:80/p?q=1#f | {"k": [1, 2.5, null]} |
-<p class="x">&amp;</p> | $100 + 20% = £80 ~ €90 ^ | `code` ```c\nint x;\n``` | -- ... !!! ??? ---- ==== | //// path/to\n/x |
-HTTPServer camelCaseWord XMLHttpRequest iPhone ABCdef | \n\n  indented\n    more\n | a  \n  b | x\n y\n\n z | ŉ ﬁ ﬆ""".split("|")
+PHRASES = """\
+It's we'll THEY'RE I'D you've DON'T o'clock 'tis 'S 'Ll rock'n'roll |\
+def f(x):\n    return x**2  # comment\n\n\nclass A:\n\tpass | for(int i=0;i<10;++i){a[i]+=1;} |\
+3.14159 1,000,000 2024-11-25T12:00:00Z 0x1F 1e-9 12345678901234567890 ½ ² Ⅷ ٣٤٥ १२३ ①② |\
+naïve café façade Straße ÆØÅ ÇA İstanbul ıI ſs 'ſ ǅ ǈ ʰʲ |\
+Съешь же ещё этих мягких французских булок, да выпей чаю |Ελληνικά ΩΜΈΓΑ ὅὦᾳ | שלום עולם |\
+ مرحبا بالعالم، كيف حالك؟ | नमस्ते दुनिया क्षत्रिय | สวัสดีชาวโลก |こんにちは世界。カタカナ、ひらがな！ |\
+ 你好，世界！「引號」《書》 | 안녕하세요 세계 | 全角ＡＢＣ１２３！？ |👋🏽 👨‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇫🇷 ❤️ ☺︎ 🤷🏾‍♀️ |\
+ e\u0301 a\u0308\u0323 Z͑ͫ̓ͪ̂ͫ̽ | a\u00a0b \u2003x\u2009y\u3000z \u202f1 |\
+tab\tand\ttabs  two   three    four | line\r\nline\r\n\r\nline\rline\n\n | trailing   |\
+ \x00\x01\x1b[0m\x7f\x85 |\u180e\u200b\u200d\ufeff\u2028\u2029 | a\u180eb \u180e c |\
+ http://user@example.com:80/p?q=1#f | {"k": [1, 2.5, null]} |<p class="x">&amp;</p> |\
+ $100 + 20% = £80 ~ €90 ^ | `code` ```c\nint x;\n``` | -- ... !!! ??? ---- ==== |\
+ //// path/to\n/x |HTTPServer camelCaseWord XMLHttpRequest iPhone ABCdef |\
+ \n\n  indented\n    more\n | a  \n  b | x\n y\n\n z | ŉ ﬁ ﬆ""".split("|")
 
-SPACES = [" ", " ", " ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", " \n", "\n ", "\u00a0", "\u3000", ""]
+SPACES = [" ", " ", " ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", " \n", "\n ", "\u00a0", "\u3000",
+          ""]
 
 
 def known(c):
@@ -125,8 +129,9 @@ def known(c):
 
 
 ANY = [c for c in map(chr, range(0x30000)) if known(c)]
-BLOCKS = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x5D0, 0x700), (0x900, 0xE00), (0x2000, 0x2070),
-          (0x3040, 0x3100), (0x4E00, 0x5200), (0xAC00, 0xAD00), (0xFF00, 0xFF70), (0x1F600, 0x1F650)]
+BLOCKS = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x5D0, 0x700), (0x900, 0xE00),
+          (0x2000, 0x2070), (0x3040, 0x3100), (0x4E00, 0x5200), (0xAC00, 0xAD00),
+          (0xFF00, 0xFF70), (0x1F600, 0x1F650)]
 BLOCKS = [[c for c in map(chr, range(a, b)) if known(c) or a > 0xFFFF] for a, b in BLOCKS]
 
 
@@ -138,7 +143,8 @@ def random_text(r):
         block = r.choice(BLOCKS)
         return "".join(r.choice(block + SPACES) for _ in range(r.randrange(1, 40)))
     if kind == 2:
-        return "".join(r.choice("aB1 \n\r\t'.sS/_-(\u00a0é中\u0301") for _ in range(r.randrange(1, 40)))
+        few = "aB1 \n\r\t'.sS/_-(\u00a0é中\u0301"
+        return "".join(r.choice(few) for _ in range(r.randrange(1, 40)))
     words = [w for p in r.sample(PHRASES, 3) for w in p.split(" ")]
     r.shuffle(words)
     return "".join(w + r.choice(SPACES) for w in words)
@@ -146,9 +152,10 @@ def random_text(r):
 
 def texts(count, seed):
     r = random.Random(seed)
-    fixed = ["", *PHRASES, *(p.upper() for p in PHRASES), *(p * 3 for p in PHRASES), "a" * 5000, " " * 5000,
-             "ab " * 2000, "\n" * 3000, " \n" * 1500, "9" * 3000, "!" * 3000, "中" * 2000, "éE" * 1000]
-    made = fixed + [random_text(r) for _ in range(count)]
+    fixed = ["", *PHRASES, *(p.upper() for p in PHRASES), *(p * 3 for p in PHRASES)]
+    runs = ["a" * 5000, " " * 5000, "ab " * 2000, "\n" * 3000, " \n" * 1500, "9" * 3000, "!" * 3000,
+            "中" * 2000, "éE" * 1000]
+    made = fixed + runs + [random_text(r) for _ in range(count)]
     return [t for t in made if MARK not in t]
 
 
@@ -166,7 +173,8 @@ def compare(reference, model, mark, samples):
     for text, a, b in zip(samples, ours, theirs):
         if a != b:
             shown = [reference.decode([i]) for i in a], [reference.decode([i]) for i in b]
-            raise AssertionError("%r\n ours  %r\n theirs %r" % (text[:200], shown[0][:60], shown[1][:60]))
+            raise AssertionError("%r\n ours  %r\n theirs %r"
+                                 % (text[:200], shown[0][:60], shown[1][:60]))
 
 
 # --- every family ---------------------------------------------------------------------------
@@ -175,13 +183,14 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 GPT4 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 HIGH, LOW = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-WORDS = r"[^\r\n\p{L}\p{N}]?" + HIGH + "*" + LOW + r"+%s|[^\r\n\p{L}\p{N}]?" + HIGH + "+" + LOW + "*%s"
+WORDS = (r"[^\r\n\p{L}\p{N}]?" + HIGH + "*" + LOW + r"+%s"
+         r"|[^\r\n\p{L}\p{N}]?" + HIGH + "+" + LOW + "*%s")
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TAIL = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 CASED = (r"A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅ"
-         r"Ὀ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉ"
-         r"ⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃")
+         r"Ὀ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ"
+         r"\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃")
 
 # Name in the file; the reference's Split expressions in turn; does a whole token beat merges?
 FAMILIES = [
@@ -206,7 +215,8 @@ FAMILIES = [
                      r"|\s*[\r\n]+|\s+(?!\S)|\s+"], False),
     ("deepseek-llm", [r"[\r\n]", r"\s?[" + CASED + "]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
                       r"\s+$", "[一-龥ࠀ-一가-퟿]+", r"\p{N}+"], False),
-    ("deepseek-coder", [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"], False),
+    ("deepseek-coder", [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"],
+     False),
     ("falcon", [r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"], False),
     ("default", [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"], False),
     ("bloom", [BLOOM], False),
@@ -231,14 +241,16 @@ def trained():
     t.train_from_iterator(PHRASES * 3 + texts(300, 7), trainer)
     model = json.loads(t.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
-    return tokens, [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    return tokens, merges
 
 
 def vocabulary_file(path, pre, tokens, merges, special=(), **more):
     kinds = dict(special)
     types = [kinds.get(t, NORMAL) for t in tokens]
-    keys = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre,
-            "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types,
+    keys = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": types,
             "tokenizer.ggml.merges": [" ".join(m) for m in merges]}
     gguf_write(path, keys | more)
     return path
@@ -249,7 +261,8 @@ def test_family_gives_the_same_ids(tmp_path, trained, pre, expressions, whole):
     tokens, merges = trained
     tokens = tokens + [MARK]
     path = vocabulary_file(tmp_path / "v.gguf", pre, tokens, merges, [(MARK, CONTROL)])
-    reference = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=whole))
+    vocabulary = {t: i for i, t in enumerate(tokens)}
+    reference = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole))
     reference.pre_tokenizer = splits(expressions)
     compare(reference, path, len(tokens) - 1, texts(1500, 11))
 
@@ -264,7 +277,8 @@ def test_whole_tokens_beat_merges_only_where_the_family_says_so(tmp_path, traine
 
 def test_unknown_family_is_refused_by_name(tmp_path, trained):
     path = vocabulary_file(tmp_path / "v.gguf", "made-up", *trained)
-    done = subprocess.run([CTL, "tokenize", "--model", path], input=b"x", capture_output=True, timeout=60)
+    done = subprocess.run([CTL, "tokenize", "--model", path], input=b"x", capture_output=True,
+                          timeout=60)
     assert done.returncode != 0 and b"made-up" in done.stderr and b"smollm" in done.stderr
 
 
