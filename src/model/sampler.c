@@ -206,12 +206,16 @@ static double weight_of(float logit, float best, double per_degree)
     return logit == best ? 1.0 : exp_same(((double)logit - (double)best) * per_degree);
 }
 
-/* Puts every candidate that min_p leaves into its bucket. */
+/* Sorts the candidates that min_p leaves into their buckets, and counts them. */
 static void fill_buckets(struct sampler *s, const float *logits, float best, double per_degree,
                          double min_p)
 {
-    double low = (double)best - DEPTH_MAX / per_degree, scale = BUCKETS / DEPTH_MAX * per_degree;
-    memset(s->weight, 0, sizeof s->weight);
+    /* Below the power of two under min_p nothing need be weighed. */
+    int exponent;
+    frexp(min_p, &exponent);
+    double depth_max = min_p > 0 ? 1e-3 + (1 - exponent) * 0.6931471805599453 : DEPTH_MAX;
+    if (depth_max > DEPTH_MAX) depth_max = DEPTH_MAX;
+    double low = (double)best - depth_max / per_degree, scale = BUCKETS / depth_max * per_degree;
     memset(s->members, 0, sizeof s->members);
     s->buckets = BUCKETS;
     s->sorted_bucket = NO_BUCKET;
@@ -219,17 +223,29 @@ static void fill_buckets(struct sampler *s, const float *logits, float best, dou
         float logit = logits[i];
         s->bucket_of[i] = DROPPED;
         if (!((double)logit >= low)) continue;
-        double weight = weight_of(logit, best, per_degree);
-        if (weight < min_p) continue;
+        if (min_p > 0 && weight_of(logit, best, per_degree) < min_p) continue;
         /* Two infinities have no difference. */
         double depth = logit == best ? 0 : ((double)best - (double)logit) * scale;
         int bucket = depth < BUCKETS - 1 ? (int)depth : BUCKETS - 1;
         s->bucket_of[i] = (uint16_t)bucket;
         s->members[bucket]++;
-        s->weight[bucket] += weight;
+    }
+}
+
+/* Sums the weights of what is left: the last bucket may have been cut to its best members. */
+static void weigh_buckets(struct sampler *s, const float *logits, float best, double per_degree)
+{
+    int last = s->buckets - 1, whole = s->sorted_bucket == last ? last : s->buckets;
+    memset(s->weight, 0, sizeof s->weight);
+    for (uint32_t i = 0; i < s->vocab; i++) {
+        int bucket = s->bucket_of[i];
+        if (bucket < whole) s->weight[bucket] += weight_of(logits[i], best, per_degree);
+    }
+    for (uint32_t i = 0; whole == last && i < s->members[last]; i++) {
+        s->weight[last] += weight_of(s->sorted[i].logit, best, per_degree);
     }
     s->total = 0;
-    for (int b = 0; b < BUCKETS; b++) s->total += s->weight[b];
+    for (int b = 0; b < s->buckets; b++) s->total += s->weight[b];
 }
 
 static bool comes_before(struct candidate a, struct candidate b)
@@ -277,31 +293,17 @@ static void gather(struct sampler *s, const float *logits, int bucket)
     s->sorted_bucket = bucket;
 }
 
-/* What is left ends with the first `members` of `bucket`, before which lie buckets of `before`. */
-static void cut(struct sampler *s, int bucket, uint32_t members, double weight, double before)
+/* Only counts matter here: it comes before the weighing, which then has little to weigh. */
+static void keep_top_k(struct sampler *s, const float *logits, uint32_t k)
 {
-    s->buckets = bucket + 1;
-    s->members[bucket] = members;
-    s->weight[bucket] = weight;
-    s->total = before + weight;
-}
-
-static void keep_top_k(struct sampler *s, const float *logits, float best, double per_degree,
-                       uint32_t k)
-{
-    double before = 0;
     for (int b = 0; b < s->buckets; b++) {
         if (s->members[b] < k) {
             k -= s->members[b];
-            before += s->weight[b];
             continue;
         }
         gather(s, logits, b);
-        double weight = 0;
-        for (uint32_t i = 0; i < k; i++) {
-            weight += weight_of(s->sorted[i].logit, best, per_degree);
-        }
-        cut(s, b, k, weight, before);
+        s->members[b] = k;
+        s->buckets = b + 1;
         return;
     }
 }
@@ -334,7 +336,10 @@ static void keep_top_p(struct sampler *s, const float *logits, float best, doubl
     while (kept < s->members[bucket] && (kept == 0 || before + weight < enough)) {
         weight += weight_of(s->sorted[kept++].logit, best, per_degree);
     }
-    cut(s, bucket, kept, weight, before);
+    s->buckets = bucket + 1;
+    s->members[bucket] = kept;
+    s->weight[bucket] = weight;
+    s->total = before + weight;
 }
 
 static int32_t draw(struct sampler *s, const float *logits, float best, double per_degree,
@@ -363,8 +368,9 @@ static int32_t choose(struct sampler *s, const struct sample_input *in)
     double per_degree = 1.0 / degrees;
     fill_buckets(s, logits, best, per_degree, p->min_p < 1 ? (double)p->min_p : 1.0);
     if (p->top_k > 0 && (uint32_t)p->top_k < s->vocab) {
-        keep_top_k(s, logits, best, per_degree, (uint32_t)p->top_k);
+        keep_top_k(s, logits, (uint32_t)p->top_k);
     }
+    weigh_buckets(s, logits, best, per_degree);
     if (p->top_p < 1) keep_top_p(s, logits, best, per_degree, (double)p->top_p);
     return draw(s, logits, best, per_degree, uniform(p->seed, in->history_count));
 }
