@@ -1,0 +1,122 @@
+/* engine/compute.c - the compute thread, and the event that wakes the control thread.
+ *
+ * The control thread gives a step under the lock and never waits for it; the compute thread sleeps
+ * on the condition when it has none, and says "finished" through the event.  event_rung makes many
+ * rings one write.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "engine/state.h"
+
+void event_ring(struct engine *e)
+{
+    if (atomic_exchange(&e->event_rung, true)) return;
+    uint64_t one = 1;
+    ssize_t wrote = write(e->event_fd, &one, sizeof one);
+    CHECK(wrote == sizeof one);
+}
+
+/* First the count, then the flag: a ring in between is seen now, since the caller looks at
+ * everything after this. */
+void event_take(struct engine *e)
+{
+    uint64_t count;
+    ssize_t got = read(e->event_fd, &count, sizeof count);
+    CHECK(got == sizeof count || errno == EAGAIN || errno == EINTR);
+    atomic_store(&e->event_rung, false);
+}
+
+static void layer_done(void *ctx)
+{
+    event_ring(ctx);
+}
+
+static void compute_step(struct engine *e)
+{
+    struct engine_step *b = &e->step;
+    b->err = e->config.table->step(e->backend, &b->step);
+    if (b->err == OK && b->step.logit_count)
+        b->err = e->config.table->sample(e->backend, b->jobs, b->step.logit_count);
+    b->ended_ns = clock_now_ns();
+    atomic_store(&e->step_finished, true);
+    event_ring(e);
+}
+
+static void *compute_main(void *ctx)
+{
+    struct engine *e = ctx;
+    pthread_setname_np(pthread_self(), "compute");
+    /* On Linux this is the calling thread's own.  A refusal only costs fairness. */
+    int nice_by = e->config.backend.low_priority;
+    if (nice_by) setpriority(PRIO_PROCESS, 0, nice_by);
+    for (;;) {
+        pthread_mutex_lock(&e->lock);
+        while (!e->step_given && !e->leave) pthread_cond_wait(&e->wake, &e->lock);
+        bool given = e->step_given;
+        e->step_given = false;
+        pthread_mutex_unlock(&e->lock);
+        if (!given) return NULL;
+        compute_step(e);
+    }
+}
+
+void compute_start(struct engine *e)
+{
+    struct engine_step *b = &e->step;
+    b->step.ids = b->ids;
+    b->step.seqs = b->seqs;
+    b->step.logit_rows = b->logit_rows;
+    b->step.layers_done = &e->layers_done;
+    b->step.notify = b->prefill ? layer_done : NULL;
+    b->step.notify_ctx = e;
+    b->started_ns = clock_now_ns();
+    e->layers_seen = 0;
+    atomic_store(&e->layers_done, 0);
+    atomic_store(&e->step_finished, false);
+    e->step_running = true;
+    pthread_mutex_lock(&e->lock);
+    e->step_given = true;
+    pthread_cond_signal(&e->wake);
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* Signals stay with the control thread. */
+static int thread_start(struct engine *e)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(&e->thread, NULL, compute_main, e);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed;
+}
+
+enum err compute_open(struct engine *e, struct why *why)
+{
+    e->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (e->event_fd < 0) return why_set(why, ERR_IO, "eventfd: %s", strerror(errno));
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->wake, NULL);
+    int failed = thread_start(e);
+    if (!failed) return OK;
+    close(e->event_fd);
+    return why_set(why, ERR_IO, "compute thread: %s", strerror(failed));
+}
+
+void compute_close(struct engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    e->leave = true;
+    pthread_cond_signal(&e->wake);
+    pthread_mutex_unlock(&e->lock);
+    pthread_join(e->thread, NULL);
+    pthread_cond_destroy(&e->wake);
+    pthread_mutex_destroy(&e->lock);
+    close(e->event_fd);
+}
