@@ -1,0 +1,113 @@
+/* ctl/launch.c - see launch.h. */
+#include "ctl/launch.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/config_table.h"
+#include "common/mem.h"
+
+/* The programs of the suite are where this one is. */
+static enum err beside(const char *name, char *out, size_t bytes, struct why *why)
+{
+    char self[PATH_MAX];
+    ssize_t got = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (got < 0) return why_set(why, ERR_IO, "/proc/self/exe: %s", strerror(errno));
+    self[got] = '\0';
+    *strrchr(self, '/') = '\0';
+    int wrote = snprintf(out, bytes, "%s/%s", self, name);
+    if (wrote < 0 || (size_t)wrote >= bytes) return why_set(why, ERR_LIMIT, "path too long");
+    if (access(out, X_OK) == 0) return OK;
+    return why_set(why, ERR_IO, "%.400s: %s (make builds it)", out, strerror(errno));
+}
+
+static bool in_path(const char *name)
+{
+    const char *path = getenv("PATH");
+    for (const char *at = path ? path : ""; *at;) {
+        char file[PATH_MAX];
+        int bytes = (int)strcspn(at, ":");
+        snprintf(file, sizeof file, "%.*s/%s", bytes, at, name);
+        if (access(file, X_OK) == 0) return true;
+        at += bytes + (at[bytes] == ':');
+    }
+    return false;
+}
+
+enum err launch_check(struct why *why)
+{
+    char path[PATH_MAX];
+    enum err e = beside("rankserve", path, sizeof path, why);
+    if (e == OK) e = beside("rankserve-gateway", path, sizeof path, why);
+    if (e == OK && !in_path("mpirun")) {
+        e = why_set(why, ERR_IO, "mpirun is not in PATH (package openmpi-bin, or `make deps`)");
+    }
+    return e;
+}
+
+/* For Open MPI 4.1 and 5; what a person has set stays. */
+static void set_environment(void)
+{
+    static const char *const settings[][2] = {
+        { "OMPI_MCA_mpi_yield_when_idle", "0" },             /* we sleep in epoll instead       */
+        { "OMPI_MCA_btl_vader_single_copy_mechanism", "none" },  /* CMA fails in containers     */
+        { "OMPI_MCA_btl_base_warn_peer_error", "0" },        /* a dead peer is our own business */
+        { "OMPI_MCA_hwloc_base_binding_policy", "none" },
+        { "OMPI_MCA_pml", "ob1" },                           /* survives a peer's death         */
+        { "OMPI_MCA_btl", "self,vader" },                    /* one host: no network looked for */
+    };
+    static const char *const root[] = {
+        "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
+        "PRTE_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM",
+    };
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        setenv(settings[i][0], settings[i][1], 0);
+    }
+    for (size_t i = 0; i < 4 && geteuid() == 0; i++) setenv(root[i], "1", 0);
+    config_forget_environment();      /* everything goes as arguments */
+}
+
+static enum err start(const struct config *c, enum program program, char **before, size_t count,
+                      const char *name, bool pipe_out, struct child *out, struct why *why)
+{
+    char **options = config_arguments(c, program);
+    size_t option_count = 0;
+    while (options[option_count]) option_count++;
+    char **argv = mem_array(count + option_count + 1, sizeof *argv);
+    memcpy(argv, before, count * sizeof *argv);
+    memcpy(argv + count, options, option_count * sizeof *argv);
+    enum err e = child_start(out, name, argv, pipe_out, why);
+    for (size_t i = 0; i < option_count; i++) free(options[i]);
+    free(options);
+    free(argv);
+    return e;
+}
+
+enum err launch_job(const struct config *c, struct child *out, struct why *why)
+{
+    char path[PATH_MAX], ranks[24];
+    enum err e = beside("rankserve", path, sizeof path, why);
+    if (e != OK) return e;
+    snprintf(ranks, sizeof ranks, "%llu",
+             (unsigned long long)(1 + c->prefill + c->decode + c->both + c->spares));
+    char *mpirun[] = { "mpirun", "-q", "--enable-recovery", "--oversubscribe", "--bind-to", "none",
+                       "-np", ranks, path };
+    set_environment();
+    return start(c, PROGRAM_RANKSERVE, mpirun, sizeof mpirun / sizeof *mpirun, "mpirun", false, out,
+                 why);
+}
+
+enum err launch_gateway(const struct config *c, struct child *out, struct why *why)
+{
+    char path[PATH_MAX];
+    enum err e = beside("rankserve-gateway", path, sizeof path, why);
+    if (e != OK) return e;
+    struct config mine = *c;
+    mine.endpoint_file = "";          /* up writes it: it knows more */
+    char *before[] = { path };
+    return start(&mine, PROGRAM_GATEWAY, before, 1, "rankserve-gateway", true, out, why);
+}

@@ -1,0 +1,15 @@
+/* ctl/launch.h - the command lines of the job and the gateway on this machine. */
+#ifndef RANKSERVE_CTL_LAUNCH_H
+#define RANKSERVE_CTL_LAUNCH_H
+
+#include "common/check.h"
+#include "common/config.h"
+#include "ctl/child.h"
+
+/* Are the programs and mpirun there? */
+enum err launch_check(struct why *why);
+enum err launch_job(const struct config *c, struct child *out, struct why *why);
+/* out->out reads its standard output. */
+enum err launch_gateway(const struct config *c, struct child *out, struct why *why);
+
+#endif
