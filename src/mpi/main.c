@@ -1,0 +1,99 @@
+/* mpi/main.c - rankserve: starts a rank, gives it its role, and sees that a failure ends the job.
+ *
+ * Before MPI_Init only the first rank speaks: all ranks get the same arguments and find the same
+ * mistakes.  Signals are blocked from the first line on: one that arrives while MPI starts would
+ * kill some ranks and leave the others waiting.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "mpi/job.h"
+#include "mpi/rank0.h"
+#include "mpi/weights.h"
+#include "mpi/worker.h"
+
+enum { START_S = 600 };               /* a start that hangs ends here */
+
+static struct job job;
+static bool mpi_runs;
+
+static bool first_rank(void)
+{
+    static const char *const names[] = { "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID" };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const char *text = getenv(names[i]);
+        if (text) return strcmp(text, "0") == 0;
+    }
+    return true;
+}
+
+static void fatal(int code)
+{
+    if (job.rank == 0 && mpi_runs)
+        rank0_status_file(&job.config, code, "stopped by an error that the log names");
+    if (mpi_runs) MPI_Abort(MPI_COMM_WORLD, code); /* with recovery the others see our sockets end */
+    _exit(code);
+}
+
+static void on_alarm(int number)
+{
+    (void)number;
+    static const char line[] = "rankserve: the job did not start in time\n";
+    if (write(STDERR_FILENO, line, sizeof line - 1) < 0) _exit(1);
+    _exit(1);
+}
+
+static void block_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    sigaddset(&set, SIGUSR2);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL); /* threads inherit it */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGALRM, on_alarm);
+    alarm(START_S);
+}
+
+/* A start that failed, on every rank alike. */
+_Noreturn static void leave_start(const struct why *why)
+{
+    if (job.rank == 0) {
+        fprintf(stderr, "rankserve: %s\n", why->text);
+        rank0_status_file(&job.config, 1, why->text);
+    }
+    job_leave_together(1);
+}
+
+int main(int argc, char **argv)
+{
+    struct why why = { 0 };
+    struct weights weights = { 0 };
+    job.started_ns = clock_now_ns();
+    block_signals();
+    bool speaks = first_rank();
+    if (!speaks) { /* --help, once */
+        int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+        if (null >= 0) dup2(null, STDOUT_FILENO);
+    }
+    if (config_load(&job.config, PROGRAM_RANKSERVE, argc, argv, NULL, &why)) {
+        if (speaks) fprintf(stderr, "rankserve: %s\n", why.text);
+        return 1;
+    }
+    log_set_level(job.config.log_level);
+    fatal_hook = fatal;
+    if (job_open(&job, &why)) leave_start(&why);
+    mpi_runs = true;
+    if (weights_open(&weights, &job, &why)) leave_start(&why);
+    if (job.rank == 0) rank0_run(&job, &weights);
+    worker_run(&job, &weights);
+}

@@ -1,0 +1,355 @@
+/* mpi/port.c - packets, edges, and the order in which they move; see port.h.
+ *
+ * Two traps of the library shape this file.  A probe first matches and then makes progress, so one
+ * that finds nothing may just have pulled a message in: two in a row must find nothing, and all
+ * that a bell has counted must have come.  And a large message moves only while both ends poll: so
+ * with anything outstanding a rank naps instead of sleeping.
+ */
+#include "mpi/port.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/limits.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "mpi/bell.h"
+
+enum {
+    TAG = 1,
+    SENDING_MAX = 16,                 /* posted and not finished, per rank and kind  */
+    BULK_SENDING_MAX = 4,             /* the same, where port_has_room says no       */
+    RECEIVING_MAX = 256,              /* matched and not complete, over all ranks    */
+    SPARES_MAX = 8,                   /* bulk packets kept                           */
+    EPOCH = 1,
+};
+#define NAP_FIRST_NS UINT64_C(30000)
+#define NAP_LATER_NS UINT64_C(250000)
+#define NAP_LONG_NS UINT64_C(5000000)
+#define NUDGE_NS UINT64_C(5000000)
+
+struct packet {
+    struct packet *next;
+    MPI_Request request;
+    uint32_t bytes;
+    bool bulk;
+    _Alignas(16) uint8_t data[];
+};
+
+struct list { struct packet *first, *last; uint32_t count; };
+
+struct edge {                         /* one rank, one kind */
+    struct list queued, sending;      /* out */
+    struct list receiving;            /* in, in the order they were matched */
+    uint32_t sent, matched, rung, delivered;
+};
+
+struct peer {
+    struct edge edges[PORT_KINDS];
+    uint64_t heard_ns;
+    bool dead;
+};
+
+struct port {
+    const struct job *job;
+    struct port_sink sink;
+    struct bells *bells;
+    MPI_Comm comms[PORT_KINDS];
+    struct peer *peers;
+    struct packet *spares;
+    uint32_t spare_count;
+    uint32_t sending_count, receiving_count; /* over all living ranks */
+    uint64_t busy_since_ns, nudged_ns;
+    struct port_stats stats;
+};
+
+/* -- packets ---------------------------------------------------------------------------------- */
+
+static struct packet *packet_make(struct port *p, size_t bytes)
+{
+    CHECK(bytes <= KV_MSG_BYTES_MAX);
+    bool bulk = bytes > 65536 && bytes <= PORT_BULK_BYTES;
+    struct packet *k = bulk ? p->spares : NULL;
+    if (k) {
+        p->spares = k->next;
+        p->spare_count--;
+    } else {
+        k = malloc(sizeof *k + (bulk ? PORT_BULK_BYTES : bytes));
+        if (!k) die("out of memory for a message of %zu bytes", bytes);
+    }
+    k->next = NULL;
+    k->request = MPI_REQUEST_NULL;
+    k->bytes = (uint32_t)bytes;
+    k->bulk = bulk;
+    return k;
+}
+
+static void packet_free(struct port *p, struct packet *k)
+{
+    if (!k->bulk || p->spare_count == SPARES_MAX) {
+        free(k);
+        return;
+    }
+    k->next = p->spares;
+    p->spares = k;
+    p->spare_count++;
+}
+
+static void list_add(struct list *l, struct packet *k)
+{
+    if (l->last) l->last->next = k;
+    else l->first = k;
+    l->last = k;
+    l->count++;
+}
+
+static struct packet *list_take(struct list *l)
+{
+    struct packet *k = l->first;
+    l->first = k->next;
+    if (!l->first) l->last = NULL;
+    l->count--;
+    k->next = NULL;
+    return k;
+}
+
+/* -- sending ---------------------------------------------------------------------------------- */
+
+static void ring(struct port *p, int to)
+{
+    const struct peer *peer = &p->peers[to];
+    bell_ring(p->bells, to, (uint32_t[2]){ peer->edges[0].sent, peer->edges[1].sent });
+}
+
+static bool start_queued(struct port *p, int to, enum port_kind kind)
+{
+    struct edge *e = &p->peers[to].edges[kind];
+    bool started = false;
+    while (e->queued.count && e->sending.count < SENDING_MAX) {
+        struct packet *k = list_take(&e->queued);
+        struct msg_head *h = (void *)k->data;
+        h->seq = ++e->sent;
+        h->epoch = EPOCH;
+        int rc = MPI_Isend(k->data, (int)k->bytes, MPI_BYTE, to, TAG, p->comms[kind], &k->request);
+        if (rc != MPI_SUCCESS) { /* the bell's end will tell */
+            log_warn("send to=%d failed mpi_error=%d", to, rc);
+            packet_free(p, k);
+            return started;
+        }
+        list_add(&e->sending, k);
+        p->sending_count++;
+        started = true;
+    }
+    return started;
+}
+
+static void finish_sends(struct port *p, struct edge *e)
+{
+    while (e->sending.count) {
+        int done = 0;
+        if (MPI_Test(&e->sending.first->request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
+        if (!done) return;
+        packet_free(p, list_take(&e->sending));
+        p->sending_count--;
+    }
+}
+
+void *port_message(struct port *p, enum msg_type type, size_t bytes)
+{
+    struct packet *k = packet_make(p, bytes);
+    memset(k->data, 0, bytes < 4096 ? bytes : 4096); /* every struct, not every payload */
+    msg_head_set((void *)k->data, type, bytes);
+    return k->data;
+}
+
+void port_send(struct port *p, int to, enum port_kind kind, void *message)
+{
+    struct packet *k = (void *)((uint8_t *)message - offsetof(struct packet, data));
+    CHECK(to >= 0 && to < p->job->size && to != p->job->rank);
+    struct peer *peer = &p->peers[to];
+    if (peer->dead) {
+        packet_free(p, k);
+        return;
+    }
+    p->stats.sent += k->bytes;
+    list_add(&peer->edges[kind].queued, k);
+    if (start_queued(p, to, kind)) ring(p, to);
+    finish_sends(p, &peer->edges[kind]); /* most are done at once: no nap for them */
+}
+
+void port_send_copy(struct port *p, int to, const void *message, enum msg_type type, size_t bytes)
+{
+    void *m = port_message(p, type, bytes);
+    memcpy((uint8_t *)m + sizeof(struct msg_head),
+           (const uint8_t *)message + sizeof(struct msg_head), bytes - sizeof(struct msg_head));
+    port_send(p, to, PORT_CONTROL, m);
+}
+
+bool port_has_room(const struct port *p, int to)
+{
+    const struct edge *e = &p->peers[to].edges[PORT_DATA];
+    return p->peers[to].dead || e->queued.count + e->sending.count < BULK_SENDING_MAX;
+}
+
+bool port_sent_all(const struct port *p)
+{
+    if (p->sending_count) return false;
+    for (int i = 0; i < p->job->size; i++)
+        for (int kind = 0; kind < PORT_KINDS; kind++)
+            if (!p->peers[i].dead && p->peers[i].edges[kind].queued.count) return false;
+    return true;
+}
+
+/* -- receiving -------------------------------------------------------------------------------- */
+
+static bool match_one(struct port *p, enum port_kind kind)
+{
+    if (p->receiving_count >= RECEIVING_MAX) return false;
+    int found = 0, bytes = 0;
+    MPI_Message message;
+    MPI_Status status;
+    int rc = MPI_Improbe(MPI_ANY_SOURCE, TAG, p->comms[kind], &found, &message, &status);
+    if (rc != MPI_SUCCESS || !found) return false;
+    MPI_Get_count(&status, MPI_BYTE, &bytes);
+    CHECK(bytes >= 0 && bytes <= KV_MSG_BYTES_MAX);
+    struct peer *peer = &p->peers[status.MPI_SOURCE];
+    struct packet *k = packet_make(p, (size_t)bytes);
+    rc = MPI_Imrecv(k->data, bytes, MPI_BYTE, &message, &k->request);
+    if (rc != MPI_SUCCESS || peer->dead) return true; /* abandoned, memory and all */
+    peer->edges[kind].matched++;
+    list_add(&peer->edges[kind].receiving, k);
+    p->receiving_count++;
+    return true;
+}
+
+static void deliver(struct port *p, int from, struct edge *e, struct packet *k)
+{
+    struct peer *peer = &p->peers[from];
+    const struct msg_head *h = (void *)k->data;
+    bool fits = msg_type_of(k->data, k->bytes) && h->seq == ++e->delivered && h->epoch == EPOCH;
+    peer->heard_ns = clock_now_ns();
+    p->stats.received += k->bytes;
+    if (fits) {
+        p->sink.message(p->sink.ctx, from, k->data, k->bytes);
+    } else {
+        p->stats.refused++;
+        log_error("message from=%d breaks the protocol bytes=%u", from, k->bytes);
+        p->sink.ended(p->sink.ctx, from);
+    }
+    packet_free(p, k);
+}
+
+static void deliver_complete(struct port *p, int from, struct edge *e)
+{
+    while (e->receiving.count) {
+        int done = 0;
+        if (MPI_Test(&e->receiving.first->request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
+        if (!done) return;
+        struct packet *k = list_take(&e->receiving);
+        p->receiving_count--;
+        deliver(p, from, e, k);
+    }
+}
+
+static void on_rung(void *ctx, int rank, const uint32_t counts[2])
+{
+    struct port *p = ctx;
+    struct peer *peer = &p->peers[rank];
+    peer->heard_ns = clock_now_ns();
+    for (int kind = 0; kind < PORT_KINDS; kind++)
+        if ((int32_t)(counts[kind] - peer->edges[kind].rung) > 0)
+            peer->edges[kind].rung = counts[kind];
+}
+
+static void on_ended(void *ctx, int rank)
+{
+    struct port *p = ctx;
+    p->sink.ended(p->sink.ctx, rank);
+}
+
+void port_poll(struct port *p)
+{
+    for (int misses = 0; misses < 2;) {
+        bool got = match_one(p, PORT_CONTROL);
+        if (match_one(p, PORT_DATA)) got = true;
+        misses = got ? 0 : misses + 1;
+    }
+    for (int i = 0; i < p->job->size; i++) {
+        for (int kind = 0; kind < PORT_KINDS; kind++) {
+            struct edge *e = &p->peers[i].edges[kind];
+            if (e->receiving.count) deliver_complete(p, i, e);
+            if (e->sending.count) finish_sends(p, e);
+            if (e->queued.count && start_queued(p, i, (enum port_kind)kind)) ring(p, i);
+        }
+    }
+}
+
+/* A rung message that does not come may be stuck at its sender, which sleeps: wake it. */
+static bool waits_for_rung(struct port *p, uint64_t now_ns)
+{
+    bool due = false;
+    bool nudge = now_ns - p->nudged_ns > NUDGE_NS && p->busy_since_ns &&
+                 now_ns - p->busy_since_ns > NUDGE_NS;
+    for (int i = 0; i < p->job->size; i++) {
+        const struct peer *peer = &p->peers[i];
+        if (peer->dead) continue;
+        bool here = false;
+        for (int kind = 0; kind < PORT_KINDS; kind++)
+            if ((int32_t)(peer->edges[kind].rung - peer->edges[kind].matched) > 0) here = true;
+        if (here && nudge) ring(p, i);
+        due = due || here;
+    }
+    if (due && nudge) p->nudged_ns = now_ns;
+    return due;
+}
+
+uint64_t port_nap_ns(struct port *p, uint64_t now_ns)
+{
+    bool due = waits_for_rung(p, now_ns);
+    if (!due && p->sending_count == 0 && p->receiving_count == 0) {
+        p->busy_since_ns = 0;
+        return UINT64_MAX;
+    }
+    if (p->busy_since_ns == 0) p->busy_since_ns = now_ns;
+    uint64_t busy = now_ns - p->busy_since_ns;
+    return busy < 2 * NS_PER_MS ? NAP_FIRST_NS : busy < 50 * NS_PER_MS ? NAP_LATER_NS : NAP_LONG_NS;
+}
+
+/* -- the dead --------------------------------------------------------------------------------- */
+
+void port_abandon(struct port *p, int rank)
+{
+    struct peer *peer = &p->peers[rank];
+    if (peer->dead) return;
+    peer->dead = true;
+    for (int kind = 0; kind < PORT_KINDS; kind++) {
+        struct edge *e = &peer->edges[kind];
+        p->sending_count -= e->sending.count;
+        p->receiving_count -= e->receiving.count;
+        e->sending = e->receiving = (struct list){ 0 }; /* MPI may still touch these: never freed */
+        while (e->queued.count) packet_free(p, list_take(&e->queued));
+    }
+    bell_cut(p->bells, rank);
+}
+
+uint64_t port_heard_ns(const struct port *p, int rank)
+{
+    return p->peers[rank].heard_ns;
+}
+
+void port_stats(const struct port *p, struct port_stats *out)
+{
+    *out = p->stats;
+}
+
+enum err port_open(struct port **out, const struct job *j, struct loop *l,
+                   const struct port_sink *sink, struct why *why)
+{
+    struct port *p = mem_alloc(sizeof *p);
+    *p = (struct port){ .job = j, .sink = *sink, .comms = { j->control, j->data } };
+    p->peers = mem_array((size_t)j->size, sizeof *p->peers);
+    struct bell_sink bell = { .ctx = p, .rung = on_rung, .ended = on_ended };
+    *out = p;
+    return bells_open(&p->bells, j, l, &bell, why);
+}

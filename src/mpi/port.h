@@ -1,0 +1,60 @@
+/* mpi/port.h - messages between ranks over MPI, that never block and never spin.
+ *
+ * Every send is MPI_Isend and then a ring of the receiver's bell; every receive is MPI_Improbe,
+ * MPI_Imrecv and MPI_Test.  Messages of one sender and one kind arrive in order, complete, once.
+ * A dead peer's requests and buffers are abandoned: MPI may still write into them.
+ * Not here: what messages mean (wire/msg.h), who is dead (rank0.c).
+ */
+#ifndef RANKSERVE_MPI_PORT_H
+#define RANKSERVE_MPI_PORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/check.h"
+#include "mpi/job.h"
+#include "mpi/loop.h"
+#include "wire/msg.h"
+
+enum port_kind { PORT_CONTROL, PORT_DATA, PORT_KINDS };
+
+/* A message of at most this many bytes is bulk: its memory is kept for the next one. */
+enum { PORT_BULK_BYTES = (1 << 20) + 256 };
+
+struct port_sink {
+    void *ctx;
+    /* `data` is aligned for any struct of wire/msg.h and valid until the call returns. */
+    void (*message)(void *ctx, int from, const void *data, size_t bytes);
+    /* The connection with `rank` ended, or it broke the protocol. */
+    void (*ended)(void *ctx, int rank);
+};
+
+struct port_stats { uint64_t sent, received, refused; };
+
+struct port;
+/* Collective, at start. */
+enum err port_open(struct port **out, const struct job *j, struct loop *l,
+                   const struct port_sink *sink, struct why *why);
+
+/* Memory for a message, its head set; never NULL.  Then port_send, which takes it over. */
+void *port_message(struct port *p, enum msg_type type, size_t bytes);
+void port_send(struct port *p, int to, enum port_kind kind, void *message);
+/* A message that has no body beyond its struct. */
+void port_send_copy(struct port *p, int to, const void *message, enum msg_type type, size_t bytes);
+
+/* Takes in what has arrived, finishes and starts sends.  Call it after every wait. */
+void port_poll(struct port *p);
+/* How long the caller may sleep, as far as MPI is concerned; UINT64_MAX: until a bell rings. */
+uint64_t port_nap_ns(struct port *p, uint64_t now_ns);
+/* Room for one more bulk message to this rank before earlier ones have left. */
+bool port_has_room(const struct port *p, int to);
+/* True when nothing waits to be sent to any living rank. */
+bool port_sent_all(const struct port *p);
+/* No more from or to this rank. */
+void port_abandon(struct port *p, int rank);
+/* When this rank last gave a sign of life. */
+uint64_t port_heard_ns(const struct port *p, int rank);
+void port_stats(const struct port *p, struct port_stats *out);
+
+#endif

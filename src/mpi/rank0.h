@@ -1,0 +1,130 @@
+/* mpi/rank0.h - the rank that schedules: gateways on one side, workers on the other.
+ *
+ *   rank0.c           the loop, workers' messages, heartbeats, how the job ends
+ *   rank0_requests.c  the table of requests: prompts, emitted tokens, order of tokens
+ *   rank0_act.c       events to the scheduler, its actions to workers and gateways
+ *   rank0_link.c      gateways: handshake, frames in, frames out
+ *
+ * Always true: every REQUEST of a gateway is answered with exactly one END while that gateway stays
+ * connected; a slot is free again only when no worker holds anything of its request.
+ */
+#ifndef RANKSERVE_MPI_RANK0_H
+#define RANKSERVE_MPI_RANK0_H
+
+#include "mpi/job.h"
+#include "mpi/loop.h"
+#include "mpi/port.h"
+#include "mpi/weights.h"
+#include "sched/sched.h"
+#include "wire/link.h"
+
+/* A worker is asked this often, and lost when it was silent between four of our own ticks in a
+ * row: when rank 0 itself was late, only one tick has passed. */
+#define TICK_NS (200 * NS_PER_MS)
+enum { TICKS_SILENT_MAX = 4 };
+
+struct peer_worker {
+    bool alive, up;
+    uint32_t silent_ticks;
+    uint64_t heard_ns;                /* at the last tick */
+    struct msg_up about;
+    struct msg_stats stats;
+};
+
+struct early {                        /* a token that came before the one in front of it */
+    struct early *next;
+    struct token_record record;
+    struct top_logprob top[];
+};
+
+struct request {
+    bool used;
+    bool ended;                       /* its last token has passed, or END */
+    bool answered;                    /* END has passed */
+    struct req_id id;
+    int gateway;                      /* index; -1: it has gone */
+    uint64_t stream;
+    int32_t *ids;                     /* prompt, then all that was emitted */
+    uint32_t id_count, id_room, prompt_count;
+    uint32_t score_next;              /* position of the next prompt score to pass on */
+    uint32_t cached;
+    uint64_t cache_salt;
+    int32_t priority;
+    struct sampling params;
+    struct logit_bias *bias;
+    int32_t prefill, decode;          /* -1: none yet */
+    uint64_t arrived_ns;
+    struct early *early;              /* ascending positions */
+};
+
+struct gateway;
+
+struct rank0 {
+    struct job *job;
+    struct loop loop;
+    struct port *port;
+    struct weights weights;
+    struct watch signals;
+    struct sched *sched;
+    struct sched_event *events;       /* not yet shown to the scheduler */
+    uint32_t event_count, event_room;
+    struct peer_worker *workers;      /* by rank */
+    struct request *requests;         /* REQ_COUNT_MAX */
+    uint16_t *free_slots;
+    uint32_t free_count;
+    struct gateway *gateways;         /* GATEWAY_COUNT_MAX */
+    struct watch listener;
+    char *link_path;                  /* Unix socket to remove at the end */
+    enum job_state state;
+    bool draining, rank_lost, over;
+    int over_code;
+    char over_why[256];
+    uint32_t max_model_len;           /* the smallest of the workers */
+    uint32_t signal_count;
+    uint64_t signal_ns, drain_end_ns, tick_ns, state_ns;
+    uint64_t workers_lost, stale;
+    struct { uint64_t preemptions, prompt, cached, output, kv, step_ns, stale, wakeups; } past;
+};
+
+_Noreturn void rank0_run(struct job *j, const struct weights *w);
+/* The job will end with this code and line; the first reason stays. */
+void rank0_over(struct rank0 *z, int code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void rank0_lost(struct rank0 *z, int rank, const char *how);
+/* Writes {"code":..,"why":".."} where the configuration says, whole or not at all. */
+void rank0_status_file(const struct config *c, int code, const char *why);
+
+/* rank0_requests.c */
+void requests_open(struct rank0 *z);
+/* NULL: all slots are taken. */
+struct request *request_add(struct rank0 *z, int gateway, const struct link_request *m);
+struct request *request_find(struct rank0 *z, struct req_id id);
+struct request *request_of_stream(struct rank0 *z, int gateway, uint64_t stream);
+void request_free(struct rank0 *z, struct request *r);
+void requests_on_tokens(struct rank0 *z, int from, const struct msg_tokens *m);
+void requests_on_scores(struct rank0 *z, const struct msg_tokens *m);
+
+/* rank0_act.c */
+/* Only queues: nothing is freed or sent before act_step. */
+void act_event(struct rank0 *z, struct sched_event e);
+/* Runs the scheduler over all events and carries out what it wants. */
+void act_step(struct rank0 *z);
+void act_cancel(struct rank0 *z, const struct request *r, int worker);
+void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finish finish,
+             uint32_t retry_after_s);
+
+/* rank0_link.c */
+enum err links_open(struct rank0 *z, struct why *why);
+void links_close(struct rank0 *z);
+/* Sends what is queued and takes leave of gateways that broke; call it once per turn of the loop. */
+void links_turn(struct rank0 *z);
+/* Ends handshakes that take too long. */
+void links_tick(struct rank0 *z, uint64_t now_ns);
+bool links_connected(const struct rank0 *z);
+bool links_sent_all(const struct rank0 *z);
+/* Queues a frame for a gateway (index; -1 and gone ones are ignored). */
+void links_send(struct rank0 *z, int gateway, const void *frame, size_t bytes);
+/* STATE to every gateway. */
+void links_state(struct rank0 *z);
+
+#endif

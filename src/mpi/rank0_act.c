@@ -1,0 +1,120 @@
+/* mpi/rank0_act.c - between the scheduler, which only decides, and everything that acts. */
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "mpi/rank0.h"
+
+void act_event(struct rank0 *z, struct sched_event e)
+{
+    if (z->event_count == z->event_room) {
+        z->event_room = z->event_room ? 2 * z->event_room : SCHED_EVENTS_MAX;
+        z->events = mem_resize(z->events, z->event_room, sizeof *z->events);
+    }
+    z->events[z->event_count++] = e;
+}
+
+/* -- to workers ------------------------------------------------------------------------------- */
+
+static void send_seq(struct rank0 *z, const struct request *r, enum msg_type type, int to, int peer)
+{
+    struct msg_seq *m = port_message(z->port, type, msg_seq_bytes(r->params.bias_count, r->id_count));
+    m->req = r->id;
+    m->cache_salt = r->cache_salt;
+    m->peer = peer;
+    m->priority = r->priority;
+    m->prompt_count = r->prompt_count;
+    m->id_count = r->id_count;
+    m->params = r->params;
+    if (r->bias) memcpy(m + 1, r->bias, r->params.bias_count * sizeof *r->bias);
+    memcpy((char *)(m + 1) + r->params.bias_count * sizeof *r->bias, r->ids,
+           r->id_count * sizeof *r->ids);
+    port_send(z->port, to, PORT_CONTROL, m);
+}
+
+void act_cancel(struct rank0 *z, const struct request *r, int worker)
+{
+    struct msg_req m = { .req = r->id };
+    port_send_copy(z->port, worker, &m, MSG_CANCEL, sizeof m);
+}
+
+static void place(struct rank0 *z, struct request *r, const struct sched_action *a)
+{
+    bool alone = a->type == ACT_RUN;
+    r->id = a->req; /* its attempt counts up */
+    r->prefill = alone ? a->worker : a->prefill;
+    r->decode = alone ? a->worker : a->decode;
+    log_info("placed req=%u.%u attempt=%u prefill=%d decode=%d prompt=%u", r->id.slot,
+             r->id.generation, r->id.attempt, r->prefill, r->decode, r->prompt_count);
+    if (alone) {
+        send_seq(z, r, MSG_RUN, a->worker, -1);
+        return;
+    }
+    send_seq(z, r, MSG_EXPECT, a->decode, a->prefill);
+    send_seq(z, r, MSG_PREFILL, a->prefill, a->decode);
+}
+
+/* -- to gateways ------------------------------------------------------------------------------ */
+
+void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finish finish,
+             uint32_t retry_after_s)
+{
+    struct link_end m = {
+        .code = (uint16_t)code, .finish = (uint16_t)finish, .retry_after_s = retry_after_s,
+        .prompt_tokens = r->prompt_count, .cached_tokens = r->cached,
+        .output_tokens = r->id_count - r->prompt_count,
+        .prefill_rank = r->prefill, .decode_rank = r->decode,
+    };
+    link_head_set(&m.head, LINK_END, r->stream, sizeof m);
+    links_send(z, r->gateway, &m, sizeof m);
+    r->ended = r->answered = true;
+    log_info("finished req=%u.%u code=%d finish=%d output=%u ms=%.1f", r->id.slot,
+             r->id.generation, code, finish, m.output_tokens,
+             (double)(clock_now_ns() - r->arrived_ns) / 1e6);
+}
+
+static enum link_code link_code_of(enum sched_end end)
+{
+    switch (end) {
+    case END_DONE: return LINK_OK;
+    case END_FULL: return LINK_REFUSED_FULL;
+    case END_TOO_LONG: return LINK_REFUSED_LENGTH;
+    case END_DRAINING: return LINK_REFUSED_STATE;
+    case END_WORKER_LOST: return LINK_WORKER_LOST;
+    case END_DEADLINE: return LINK_TIMEOUT;
+    case END_CANCELLED: return LINK_CANCELLED;
+    }
+    CHECK(!"an end of a known kind");
+    return LINK_WORKER_LOST;
+}
+
+static void carry_out(struct rank0 *z, const struct sched_action *a)
+{
+    struct request *r = &z->requests[a->req.slot];
+    CHECK(r->used && r->id.generation == a->req.generation);
+    switch (a->type) {
+    case ACT_RUN:
+    case ACT_PAIR: place(z, r, a); return;
+    case ACT_CANCEL: act_cancel(z, r, a->worker); return;
+    case ACT_END: act_end(z, r, link_code_of(a->end), (enum finish)a->finish, a->retry_after_s);
+        return;
+    case ACT_FREE: request_free(z, r); return;
+    }
+}
+
+void act_step(struct rank0 *z)
+{
+    struct sched_action actions[SCHED_ACTIONS_MAX];
+    uint32_t at = 0;
+    size_t count;
+    do {
+        uint32_t some = z->event_count - at;
+        if (some > SCHED_EVENTS_MAX) some = SCHED_EVENTS_MAX;
+        count = sched_step(z->sched, clock_now_ns(), z->events + at, some, actions,
+                           SCHED_ACTIONS_MAX);
+        at += some;
+        for (size_t i = 0; i < count; i++) carry_out(z, &actions[i]);
+    } while (at < z->event_count || count == SCHED_ACTIONS_MAX);
+    z->event_count = 0;
+}

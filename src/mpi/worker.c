@@ -1,0 +1,263 @@
+/* mpi/worker.c - the control thread of a rank that computes; see worker.h. */
+#include "mpi/worker.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/limits.h"
+#include "common/log.h"
+
+/* A rung bell may be lost to a bug of the library: look by ourselves now and then. */
+#define LOOK_BUSY_NS (50 * NS_PER_MS)
+#define LOOK_IDLE_NS (1000 * NS_PER_MS)
+enum { PREFILL_NICE = 5 };
+
+static void send_stats(struct worker *w)
+{
+    struct engine_stats e;
+    engine_stats(w->engine, &e);
+    uint64_t now = clock_now_ns();
+    struct msg_stats m = {
+        .ping_ns = w->ping_ns,
+        .step_age_ns = e.step_started_ns ? now - e.step_started_ns : 0,
+        .blocks_total = e.blocks_total, .blocks_free = e.blocks_free,
+        .blocks_held = e.blocks_held, .blocks_cached = e.blocks_cached,
+        .seqs_waiting = e.seqs_waiting, .seqs_running = e.seqs_running,
+        .seqs_holding = e.seqs_holding, .seqs_loading = e.seqs_loading,
+        .tokens_waiting = e.tokens_waiting, .role = (uint32_t)w->job->role,
+        .steps = e.steps, .preemptions = e.preemptions, .step_ns_sum = e.step_ns_sum,
+        .prompt_tokens = e.prompt_tokens, .prompt_tokens_cached = e.prompt_tokens_cached,
+        .output_tokens = e.output_tokens, .kv_bytes_sent = w->kv_sent,
+        .kv_bytes_received = w->kv_received, .stale_refused = w->stale,
+        .wakeups = w->loop.wakeups,
+    };
+    port_send_copy(w->port, 0, &m, MSG_STATS, sizeof m);
+}
+
+static void on_ping(struct worker *w, const struct msg_ping *m)
+{
+    w->ping_ns = m->sent_ns;
+    send_stats(w);
+}
+
+static void on_exit_message(struct worker *w, const struct msg_exit *m)
+{
+    w->leaving = true;
+    w->exit_code = m->code;
+}
+
+/* False: no message of this type with this content comes from there. */
+static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
+{
+    const struct msg_seq *seq = msg_as_seq(data, bytes);
+    const struct msg_req *req = msg_as_req(data, bytes);
+    const struct msg_rank *rank = msg_as_rank(data, bytes);
+    const struct msg_ping *ping = msg_as_ping(data, bytes);
+    const struct msg_exit *leave = msg_as_exit(data, bytes);
+    switch (msg_type_of(data, bytes)) {
+    case MSG_RUN: return seq && (worker_on_run(w, seq), true);
+    case MSG_EXPECT: return seq && (worker_on_expect(w, seq), true);
+    case MSG_PREFILL: return seq && (worker_on_prefill(w, seq), true);
+    case MSG_CANCEL: return req && (worker_on_cancel(w, req->req), true);
+    case MSG_LOST:
+        return rank && rank->rank > 0 && rank->rank < w->job->size &&
+               rank->rank != w->job->rank && (worker_on_lost(w, rank->rank), true);
+    case MSG_PING: return ping && (on_ping(w, ping), true);
+    case MSG_EXIT: return leave && (on_exit_message(w, leave), true);
+    default: return false;
+    }
+}
+
+static bool dispatch_peer(struct worker *w, int from, const void *data, size_t bytes)
+{
+    const struct msg_ready *ready = msg_as_ready(data, bytes);
+    const struct msg_kv *kv = msg_as_kv(data, bytes);
+    const struct msg_kvend *end = msg_as_kvend(data, bytes);
+    switch (msg_type_of(data, bytes)) {
+    case MSG_READY: return ready && (worker_on_ready(w, from, ready), true);
+    case MSG_KV: return kv && (worker_on_kv(w, from, kv), true);
+    case MSG_KVEND: return end && (worker_on_kvend(w, from, end), true);
+    default: return false;
+    }
+}
+
+static void on_message(void *ctx, int from, const void *data, size_t bytes)
+{
+    struct worker *w = ctx;
+    bool known = from == 0 ? dispatch_zero(w, data, bytes) : dispatch_peer(w, from, data, bytes);
+    if (known) return;
+    w->stale++;
+    log_warn("refused message from=%d type=%s bytes=%zu", from,
+             msg_type_name(msg_type_of(data, bytes)), bytes);
+}
+
+static void on_ended(void *ctx, int rank)
+{
+    (void)ctx;
+    if (rank != 0) return; /* rank 0 decides who is dead */
+    log_warn("rank 0 is gone: leaving");
+    job_leave_alone(1);
+}
+
+static void on_engine(struct watch *watch, uint32_t events)
+{
+    (void)watch, (void)events; /* the loop polls the engine after every wait */
+}
+
+static void nothing(void *ctx)
+{
+    (void)ctx;
+}
+
+static void nothing_stored(void *ctx, struct hash128 key, struct hash128 parent)
+{
+    (void)ctx, (void)key, (void)parent;
+}
+
+static void nothing_dropped(void *ctx, struct hash128 key)
+{
+    (void)ctx, (void)key;
+}
+
+/* -- start ------------------------------------------------------------------------------------ */
+
+static enum kv_type kv_type_named(const char *name)
+{
+    if (strcmp(name, "f32") == 0) return KV_F32;
+    if (strcmp(name, "int8") == 0) return KV_INT8;
+    if (strcmp(name, "fp8") == 0) return KV_FP8;
+    return KV_F16;
+}
+
+static uint32_t kv_element_bytes(enum kv_type t)
+{
+    return t == KV_F32 ? 4 : t == KV_F16 ? 2 : 1;
+}
+
+/* The model's context, or what one sequence can have of the pool. */
+static uint32_t model_len(const struct config *c, const struct hparams *h, enum kv_type type)
+{
+    if (c->max_model_len) return (uint32_t)c->max_model_len;
+    uint64_t token = model_kv_token_bytes(h, kv_element_bytes(type)) * h->layers;
+    uint64_t fits = c->kv_cache_memory_bytes / (token * c->block_size) * c->block_size;
+    uint64_t len = h->context < SEQ_TOKENS_MAX ? h->context : SEQ_TOKENS_MAX;
+    if (fits < len) len = fits;
+    return (uint32_t)(len ? len : 1);
+}
+
+static bool shares_host_with_decode(const struct job *j)
+{
+    for (int i = 1; i < j->size; i++)
+        if (j->host_of[i] == j->host_of[j->rank] && job_role_of(j, i) != ROLE_PREFILL) return true;
+    return false;
+}
+
+static enum err open_engine(struct worker *w, struct why *why)
+{
+    const struct config *c = &w->job->config;
+    const struct hparams *h = &w->weights.model->h;
+    enum kv_type type = kv_type_named(c->kv_cache_dtype);
+    uint32_t length = model_len(c, h, type);
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    uint64_t threads = c->threads ? c->threads : (uint64_t)(cores > 0 ? cores : 1);
+    bool modest = w->job->role == ROLE_PREFILL && shares_host_with_decode(w->job);
+    struct engine_config e = {
+        .backend = {
+            .model = w->weights.model, .packed = w->weights.packed, .isa = w->weights.isa,
+            .threads = (uint32_t)(threads < THREAD_COUNT_MAX ? threads : THREAD_COUNT_MAX),
+            .float_activations = strcmp(c->activations, "float") == 0, .kv_type = type,
+            .block_tokens = (uint32_t)c->block_size, .kv_bytes = c->kv_cache_memory_bytes,
+            .step_tokens_max = (uint32_t)c->max_num_batched_tokens,
+            .step_seqs_max = (uint32_t)c->max_num_seqs, .seq_tokens_max = length,
+            .low_priority = modest ? PREFILL_NICE : 0,
+            .gpu_memory_utilization = (float)c->gpu_memory_utilization,
+        },
+        .table = w->weights.table, .kv_secret = w->job->kv_secret, .max_model_len = length,
+        .max_num_seqs = (uint32_t)c->max_num_seqs,
+        .max_num_batched_tokens = (uint32_t)c->max_num_batched_tokens,
+        .long_prefill_token_threshold = (uint32_t)c->long_prefill_token_threshold,
+        .enable_chunked_prefill = c->enable_chunked_prefill,
+        .enable_prefix_caching = c->enable_prefix_caching,
+    };
+    struct engine_sink sink = { .ctx = w, .token = worker_token, .scores = worker_scores,
+                                .kv_progress = nothing, .stored = nothing_stored,
+                                .dropped = nothing_dropped };
+    enum err err = engine_open(&w->engine, &e, &sink, why);
+    if (err) return err;
+    const struct kv_shape *shape = engine_kv_shape(w->engine);
+    struct msg_up up = {
+        .blocks_total = shape->block_count, .block_tokens = shape->block_tokens,
+        .max_num_seqs = e.max_num_seqs, .max_model_len = length,
+        .kv_token_bytes = shape->token_bytes * shape->layers,
+        .model_digest = w->weights.model->digest,
+    };
+    port_send_copy(w->port, 0, &up, MSG_UP, sizeof up);
+    return OK;
+}
+
+/* -- the loop --------------------------------------------------------------------------------- */
+
+static void wait_for_work(struct worker *w, bool busy)
+{
+    uint64_t nap = port_nap_ns(w->port, clock_now_ns());
+    uint64_t look = busy || w->pushes ? LOOK_BUSY_NS : LOOK_IDLE_NS;
+    loop_wait(&w->loop, nap < look ? nap : look);
+}
+
+_Noreturn static void leave(struct worker *w)
+{
+    uint64_t end = clock_now_ns() + NS_PER_S;
+    while (!port_sent_all(w->port) && clock_now_ns() < end) {
+        loop_wait(&w->loop, NS_PER_MS);
+        port_poll(w->port);
+    }
+    if (w->rank_lost || w->exit_code != 0) job_leave_alone(w->exit_code);
+    engine_close(w->engine);
+    job_leave_together(0);
+}
+
+/* Rank 0 hears why, ends the job, and we go with it. */
+_Noreturn static void leave_failed(struct worker *w, const struct why *why)
+{
+    struct msg_fatal m = { 0 };
+    memcpy(m.text, why->text, sizeof m.text - 1);
+    port_send_copy(w->port, 0, &m, MSG_FATAL, sizeof m);
+    for (uint64_t end = clock_now_ns() + 5 * NS_PER_S; clock_now_ns() < end && !w->leaving;) {
+        loop_wait(&w->loop, 10 * NS_PER_MS);
+        port_poll(w->port);
+    }
+    job_leave_alone(1);
+}
+
+_Noreturn void worker_run(struct job *j, const struct weights *weights)
+{
+    struct worker *w = mem_alloc(sizeof *w);
+    struct why why = { 0 };
+    w->job = j;
+    w->weights = *weights;
+    w->seqs = mem_array(REQ_COUNT_MAX, sizeof *w->seqs);
+    loop_open(&w->loop);
+    struct port_sink sink = { .ctx = w, .message = on_message, .ended = on_ended };
+    if (port_open(&w->port, j, &w->loop, &sink, &why)) job_leave_alone(1);
+    if (open_engine(w, &why)) leave_failed(w, &why);
+    alarm(0);
+    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); /* naps of 30 us should not take 80 */
+    w->engine_watch = (struct watch){ .fd = engine_event_fd(w->engine), .call = on_engine,
+                                      .ctx = w };
+    loop_add(&w->loop, &w->engine_watch, EPOLLIN);
+    log_info("up role=%s blocks=%u threads=%llu isa=%s", role_name(j->role),
+             engine_kv_shape(w->engine)->block_count, (unsigned long long)j->config.threads,
+             isa_name(w->weights.isa));
+    bool busy = false;
+    while (!w->leaving) {
+        wait_for_work(w, busy);
+        port_poll(w->port);
+        busy = engine_poll(w->engine);
+        push_all(w);
+        worker_flush(w);
+    }
+    leave(w);
+}

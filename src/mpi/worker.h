@@ -1,0 +1,83 @@
+/* mpi/worker.h - a rank that computes: messages in, engine, messages out.
+ *
+ *   worker.c       the loop, the dispatch, heartbeats
+ *   worker_seq.c   sequences from first message to GONE
+ *   worker_push.c  KV to the decode rank while later layers compute
+ *
+ * Always true: for each (request, attempt) that rank 0 sent here there is exactly one REFUSE or
+ * exactly one GONE, unless the job ends first; GONE comes after the request's last token.
+ */
+#ifndef RANKSERVE_MPI_WORKER_H
+#define RANKSERVE_MPI_WORKER_H
+
+#include "common/mem.h"
+#include "engine/engine.h"
+#include "mpi/job.h"
+#include "mpi/loop.h"
+#include "mpi/port.h"
+#include "mpi/weights.h"
+
+struct push;
+
+struct wseq {                         /* by slot */
+    struct req_id req;                /* generation 0: nothing here */
+    enum seq_mode mode;
+    int32_t peer;
+    bool in_engine;                   /* the engine still knows it */
+    bool complete;                    /* IMPORT: all KV is here */
+    struct push *push;                /* PREFILL */
+    struct req_id ready;              /* a READY that came before its PREFILL */
+    uint32_t ready_held;
+};
+
+struct worker {
+    struct job *job;
+    struct loop loop;
+    struct port *port;
+    struct weights weights;
+    struct engine *engine;
+    struct watch engine_watch;
+    struct wseq *seqs;                /* REQ_COUNT_MAX */
+    struct push *pushes;              /* all, in the order they are served */
+    struct buf tokens;                /* records not sent yet */
+    uint32_t token_count;
+    struct req_id *gone;              /* to be said after the tokens */
+    uint32_t gone_count, gone_room;
+    bool rank_lost;                   /* some rank died: leave without MPI */
+    bool leaving;
+    int exit_code;
+    uint64_t stale, kv_sent, kv_received;
+    uint64_t ping_ns;
+};
+
+_Noreturn void worker_run(struct job *j, const struct weights *w);
+
+/* worker_seq.c */
+void worker_on_run(struct worker *w, const struct msg_seq *m);
+void worker_on_expect(struct worker *w, const struct msg_seq *m);
+void worker_on_prefill(struct worker *w, const struct msg_seq *m);
+void worker_on_cancel(struct worker *w, struct req_id req);
+void worker_on_kv(struct worker *w, int from, const struct msg_kv *m);
+void worker_on_kvend(struct worker *w, int from, const struct msg_kvend *m);
+void worker_on_ready(struct worker *w, int from, const struct msg_ready *m);
+void worker_on_lost(struct worker *w, int rank);
+void worker_token(void *ctx, struct req_id req, const struct token_record *record,
+                  const struct top_logprob *top, uint32_t cached);
+void worker_scores(void *ctx, struct req_id req, const struct token_record *records,
+                   uint32_t count, const struct top_logprob *tops);
+/* The sequence here with this id, or NULL. */
+struct wseq *worker_find(struct worker *w, struct req_id req);
+/* Drops it from the engine and says GONE. */
+void worker_end(struct worker *w, struct wseq *s);
+/* Sends what the last calls left: tokens, then GONEs. */
+void worker_flush(struct worker *w);
+
+/* worker_push.c */
+void push_open(struct worker *w, struct wseq *s, uint32_t total);
+void push_ready(struct wseq *s, uint32_t held);
+void push_first_token(struct wseq *s, const struct token_record *record);
+void push_close(struct worker *w, struct wseq *s);
+/* Sends whatever is complete and has room. */
+void push_all(struct worker *w);
+
+#endif
