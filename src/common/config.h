@@ -1,10 +1,11 @@
 /* common/config.h - every setting of every program, in one table that parses, explains and prints.
  *
- * The table (config.c) has a row per option: name (as vLLM has it where vLLM has one), kind, field,
- * default, bounds, which programs take it, the field of the InferenceService document it comes from,
- * and why it exists.  --help and --print-config are made from it; what --print-config prints can be
- * read back with --config.  Order, later wins: defaults, -f service.yaml, RANKSERVE_* environment
- * (--max-model-len is RANKSERVE_MAX_MODEL_LEN), command line.
+ * The table (config_table.c) has a row per option: name (as vLLM has it where vLLM has one), kind,
+ * field, default, bounds, which programs take it, and why it exists; service.c maps the fields of
+ * the InferenceService document to it.  --help and --print-config are made from it; what
+ * --print-config prints can be read back with --config.  Order, later wins: defaults,
+ * -f service.yaml, --config FILE, RANKSERVE_* environment (--max-model-len is
+ * RANKSERVE_MAX_MODEL_LEN), command line.
  * Owner: main() of each program; read-only afterwards.
  */
 #ifndef RANKSERVE_COMMON_CONFIG_H
@@ -31,7 +32,7 @@ struct config {
     const char *backend;              /* cpu | cuda | null                                    */
     const char *policy;
     const char *run_dir;              /* sockets, secret, status; "": made by `up`            */
-    const char *link;                 /* rank 0 listens / gateway connects: unix path or HOST:PORT */
+    const char *link;                 /* rank 0 listens / gateway connects: path or HOST:PORT */
     const char *secret_file;          /* 0600, the link's secret                              */
     const char *status_file;          /* rank 0 writes how the job ended                      */
     const char *job_id;

@@ -56,9 +56,9 @@ void config_help(enum program program, FILE *out)
         [PROGRAM_CTL] = "rankservectl up [-f service.yaml] [options]",
     };
     fprintf(out, "usage: %s\n\n", usage[program]);
-    fputs("Settings come from, later wins: defaults, -f service.yaml, --config FILE, the environment\n"
+    fputs("Settings come from, later wins: defaults, -f service.yaml, --config FILE, environment\n"
           "(--max-model-len is RANKSERVE_MAX_MODEL_LEN), these options (--name VALUE or\n"
-          "--name=VALUE; counts may end in k, m, g = powers of 1000 or K, M, G = powers of 1024):\n\n"
+          "--name=VALUE; counts may end in k, m, g = powers of 1000, K, M, G = of 1024):\n\n"
           "  -f, --file FILE                   an InferenceService document, as for Kubernetes\n"
           "  --config FILE                     settings as --print-config prints them\n"
           "  --print-config                    print all settings and exit\n"

@@ -161,7 +161,7 @@ const char *config_keep(const char *text, size_t bytes)
 }
 
 /* How much a suffix multiplies: as vLLM has it, small letters are powers of 1000, capitals of
- * 1024; for bytes also Ki/KiB and kB/KB, as Kubernetes and people write them.  0: no such suffix. */
+ * 1024; for bytes also Ki/KiB and kB/KB, as Kubernetes and people write it.  0: no such suffix. */
 static double suffix_scale(const char *suffix, bool bytes)
 {
     static const char letters[] = "kmgt";
@@ -221,7 +221,8 @@ static enum err set_count(struct config *c, const struct option *o, const char *
     if (o->zero_word && strcmp(text, o->zero_word) == 0) text = "0";
     if (!parse_count(text, o->kind == OPTION_BYTES, &value)) {
         const char *hint = o->kind == OPTION_BYTES ? "1073741824, 512MiB or 2G" : "8192, 8k or 8K";
-        if (*text == '-' && isdigit((unsigned char)text[1])) return range_error(o, label, text, why);
+        bool negative = *text == '-' && isdigit((unsigned char)text[1]);
+        if (negative) return range_error(o, label, text, why);
         return why_set(why, ERR_FORMAT, "%s is '%.40s'; it must be a whole number, like %s", label,
                        text, hint);
     }

@@ -14,7 +14,7 @@
 enum err run_dir_make(struct config *c, bool *given, struct why *why);
 void run_dir_remove(const struct config *c, bool given);
 
-/* How rank 0 says the job ended: its line in `out`, its code as the result; -1 when it said nothing. */
+/* How rank 0 says the job ended: its line in `out`, its code as the result; -1: it said nothing. */
 int run_dir_status(const struct config *c, char *out, size_t bytes);
 
 #endif

@@ -29,7 +29,7 @@
 enum { GATEWAY, JOB, CHILD_COUNT };
 enum {
     START_SECONDS_MAX = 900,          /* a large model from a slow disk */
-    JOB_END_SECONDS_MAX = 10,         /* from the drain signal, or from the status file, to the end */
+    JOB_END_SECONDS_MAX = 10,         /* from the drain signal to the end */
     GATEWAY_END_SECONDS_EXTRA = 5,
     TICK_MS = 1000,
 };

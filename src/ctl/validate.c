@@ -1,4 +1,4 @@
-/* ctl/validate.c - rankservectl validate: reads a service file as `up` would, and starts nothing. */
+/* ctl/validate.c - rankservectl validate: reads a service file as `up` does, starts nothing. */
 #include <stdio.h>
 #include <string.h>
 

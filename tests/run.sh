@@ -1,0 +1,101 @@
+#!/bin/bash
+# tests/run.sh - runs every test; the last line is `N passed, N failed, N skipped`.
+#   run.sh          the tests of `make check`
+#   run.sh --long   also full counts (RANKSERVE_TEST_LONG=1) and the sanitizer builds
+# A test that fails shows its output.  Exit 1 when one failed.
+cd "$(dirname "$0")/.." || exit 1
+long=
+[ "$1" = --long ] && long=1
+passed=0 failed=0 skipped=0
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+unit_seconds=120 service_seconds=2400
+[ -n "$long" ] && export RANKSERVE_TEST_LONG=1 unit_seconds=900 service_seconds=7200
+
+export RANKSERVECTL=${RANKSERVECTL:-$PWD/build/rankservectl}
+if [ -z "$RANKSERVE_TEST_MODEL" ] && [ -x "$RANKSERVECTL" ]; then
+    model=$(timeout 600 "$RANKSERVECTL" pull) && export RANKSERVE_TEST_MODEL=$model
+    [ -n "$model" ] || echo "no default model: the tests that need it are skipped"
+fi
+
+# One program, tests counted by their TAP lines; one that ends badly after them counts as well.
+unit() {
+    local program=$1 name=$2 log=$work/log code ok bad skip seen plan
+    CMOCKA_MESSAGE_OUTPUT=TAP timeout -k 5 "$unit_seconds" "$program" > "$log" 2>&1 < /dev/null
+    code=$?
+    skip=$(grep -cE '^ok .*# SKIP' "$log")
+    ok=$(($(grep -cE '^ok ' "$log") - skip))
+    bad=$(grep -cE '^not ok ' "$log")
+    plan=$(sed -n 's/^1\.\.\([0-9]*\).*/\1/p' "$log" | head -n 1)
+    seen=$((ok + bad + skip))
+    if [ "$bad" = 0 ] && { [ "$code" != 0 ] || [ "$seen" != "${plan:-none}" ]; }; then bad=1; fi
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+    if [ "$bad" != 0 ]; then
+        echo "FAILED $name (exit code $code)"
+        tail -n 60 "$log" | sed 's/^/    /'
+    else
+        echo "ok     $name ($ok)"
+    fi
+}
+
+# Counts of a JUnit file: passed failed skipped.
+junit_counts() {
+    python3 - "$1" << 'PYTHON'
+import sys, xml.etree.ElementTree as tree
+total = bad = skip = 0
+for suite in tree.parse(sys.argv[1]).getroot().iter("testsuite"):
+    total += int(suite.get("tests"))
+    bad += int(suite.get("failures")) + int(suite.get("errors"))
+    skip += int(suite.get("skipped"))
+print(total - bad - skip, bad, skip)
+PYTHON
+}
+
+service() {
+    local log=$work/pytest.log xml=$work/pytest.xml code ok bad skip
+    [ -n "$(find tests/service -name 'test_*.py' 2> /dev/null)" ] || return
+    if [ ! -x build/venv/bin/python ]; then
+        echo "FAILED tests/service: no build/venv (tests/deps.sh test makes it)"
+        failed=$((failed + 1))
+        return
+    fi
+    timeout -k 20 "$service_seconds" build/venv/bin/python -m pytest -q -ra --tb=short \
+        -p no:cacheprovider --junitxml="$xml" tests/service > "$log" 2>&1 < /dev/null
+    code=$?
+    if ! read -r ok bad skip < <(junit_counts "$xml" 2> /dev/null); then ok=0 bad=1 skip=0; fi
+    if [ "$bad" = 0 ] && [ "$code" != 0 ] && [ "$code" != 5 ]; then bad=1; fi
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+    if [ "$bad" != 0 ]; then
+        echo "FAILED tests/service (exit code $code)"
+        tail -n 300 "$log" | sed 's/^/    /'
+    else
+        echo "ok     tests/service ($ok)"
+        grep '^SKIPPED' "$log" | sed 's/^/    /'
+    fi
+}
+
+if tests/tidy.sh > "$work/tidy"; then
+    passed=$((passed + 1))
+    echo "ok     tidy"
+else
+    failed=$((failed + 1))
+    echo "FAILED tidy"
+    sed 's/^/    /' "$work/tidy"
+fi
+
+for source in tests/unit/*_test.c; do
+    name=$(basename "$source" .c)
+    unit "build/unit/$name" "$name"
+done
+
+if [ -n "$long" ]; then
+    make -s SAN=address,undefined unit || failed=$((failed + 1))
+    for source in tests/unit/*_test.c; do
+        name=$(basename "$source" .c)
+        unit "build/san-address-undefined/unit/$name" "$name (sanitizers)"
+    done
+fi
+
+service
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
