@@ -23,7 +23,8 @@
 
 enum kv_type { KV_F16, KV_F32, KV_INT8, KV_FP8 };
 
-enum isa { ISA_PLAIN, ISA_AVX2, ISA_AVX512, ISA_COUNT };   /* ascending: the job takes the minimum */
+/* Ascending: the job takes the minimum. */
+enum isa { ISA_PLAIN, ISA_AVX2, ISA_AVX512, ISA_COUNT };
 
 struct backend_config {
     const struct model *model;        /* outlives the backend                                */
@@ -60,7 +61,7 @@ struct step {
     uint32_t token_count, seq_count;
     const struct step_seq *seqs;
     const uint32_t *logit_rows;       /* ascending indices into ids: logits wanted for these */
-    uint32_t logit_count;
+    uint32_t logit_count;             /* <= step_seqs_max, prompt scores included            */
     /* After each layer: layers whose KV is complete for every token of this step.  `notify` (may be
      * NULL) is then called from the compute thread; it must be quick and must not call back. */
     _Atomic uint32_t *layers_done;

@@ -12,8 +12,9 @@
  * token, and holds the KV until engine_drop.  IMPORT reserves blocks, receives KV through
  * engine_import, and generates from the token after the first.
  *
- * Every step mixes decodes (first) with prefill chunks up to max_num_batched_tokens.  Admission needs
- * the whole prompt's blocks.  When blocks run out the youngest sequence is preempted and recomputed.
+ * Every step mixes decodes (first) with prefill chunks up to max_num_batched_tokens.  Admission
+ * needs the whole prompt's blocks, and nobody overtakes within a priority.  When blocks run out the
+ * youngest sequence is preempted and recomputed.  Without chunked prefill whole prompts go first.
  * Full blocks stay cached by key after their sequence ended (LRU from the tail of a chain).
  *
  * Always true: free + held + cached == total blocks; every sequence ends exactly once.
@@ -59,11 +60,14 @@ struct seq_spec {
     int32_t priority;                 /* lower is earlier, as in vLLM; ties: first come      */
 };
 
-/* What the engine tells its owner, from inside engine_poll / engine_add / engine_drop. */
+/* What the engine tells its owner, from inside engine_poll / engine_add / engine_import_done.
+ * From inside token, scores and kv_progress anything but engine_poll and engine_close may be
+ * called; from inside stored and dropped nothing.  All but token may be NULL. */
 struct engine_sink {
     void *ctx;
-    /* A new token.  record->finish != FINISH_NONE: the sequence has ended and is gone (PREFILL mode:
-     * it is HOLDING; the owner drops it). `cached` is how many prompt tokens came from the cache. */
+    /* A new token.  record->finish != FINISH_NONE: the sequence has ended and is gone (PREFILL
+     * mode: it is HOLDING after its one token; the owner drops it).  FINISH_ERROR: the backend
+     * failed, and id is -1.  `cached` is how many prompt tokens came from the cache. */
     void (*token)(void *ctx, struct req_id req, const struct token_record *record,
                   const struct top_logprob *top, uint32_t cached);
     /* Scores of prompt positions (SAMPLING_PROMPT_LOGPROBS), in order; `tops` has record.top_count
@@ -82,7 +86,8 @@ struct engine_stats {
     uint32_t seqs_waiting, seqs_running, seqs_holding, seqs_loading;
     uint32_t tokens_waiting;          /* prompt tokens not computed yet                      */
     uint64_t steps, preemptions;
-    uint64_t prompt_tokens, prompt_tokens_cached, output_tokens;
+    uint64_t prompt_tokens, prompt_tokens_cached;   /* of LOCAL and PREFILL, once a sequence */
+    uint64_t output_tokens;           /* drawn here */
     uint64_t step_ns_sum;             /* time inside steps                                   */
     uint64_t step_started_ns;         /* 0: none running                                     */
 };
@@ -94,12 +99,14 @@ enum err engine_open(struct engine **out, const struct engine_config *c,
 /* Waits for the running step (bounded by one step), ends threads, frees everything. */
 void engine_close(struct engine *e);
 
-/* ERR_LIMIT: can never fit.  ERR_FULL: no room now (IMPORT: blocks; all: sequence slots).  ERR_STALE:
- * this req is already here.  IMPORT sequences reserve their blocks now; `held_out` (may be NULL for
+/* ERR_LIMIT: can never fit, or nothing is left to generate.  ERR_FULL: no room now (IMPORT: blocks;
+ * all: sequence slots).  ERR_STALE: this req is already here.  ERR_FORMAT: counts, ids or
+ * parameters that cannot be.  IMPORT sequences reserve their blocks now; `held_out` (may be NULL for
  * the other modes) is how many leading tokens are in the cache already and need not be sent. */
 enum err engine_add(struct engine *e, const struct seq_spec *s, uint32_t *held_out);
 
-/* Ends a sequence in whatever state, its blocks go back (after the running step).  False: unknown. */
+/* Ends a sequence in whatever state; its blocks go back (after the running step).  Nothing more is
+ * reported of it.  False: unknown. */
 bool engine_drop(struct engine *e, struct req_id req);
 
 /* PREFILL sequences: tokens from 0 whose KV is complete in this layer (0 when unknown). */
@@ -107,10 +114,12 @@ uint32_t engine_kv_tokens(const struct engine *e, struct req_id req, uint32_t la
 bool engine_kv_read(struct engine *e, struct req_id req, uint32_t layer, uint32_t layers,
                     uint32_t first, uint32_t count, void *out);
 
-/* IMPORT sequences: KV arrives; ranges are checked.  ERR_STALE: no such sequence loading here. */
+/* IMPORT sequences: KV arrives, in each layer in order from held_out to id_count.  ERR_FORMAT:
+ * not so, or byte_count is not layers * count * token_bytes.  ERR_STALE: none such loads here. */
 enum err engine_import(struct engine *e, struct req_id req, uint32_t layer, uint32_t layers,
                        uint32_t first, uint32_t count, const void *bytes, uint64_t byte_count);
-/* All KV of the prompt is in place and this is the first token: the sequence starts to generate. */
+/* All KV is in place and this is the first token: the sequence starts to generate.  ERR_FORMAT: KV
+ * is missing.  ERR_LIMIT: that token was the last allowed; nothing changed, drop it. */
 enum err engine_import_done(struct engine *e, struct req_id req, int32_t first_token);
 
 /* Readable (poll it) when engine_poll has something to do. */

@@ -1,7 +1,7 @@
 /* engine/transfer.c - KV that leaves a PREFILL sequence and KV that enters an IMPORT sequence.
  *
- * What is read is complete in its layer; what is written goes only to blocks that are the sequence's
- * own.  So both may run beside a step: the backend is never asked for a position it is writing.
+ * What is read is complete in its layer; what is written goes only to blocks that are the
+ * sequence's own.  So both may run beside a step: no position is touched that the step writes.
  * What is moved is the KV of all ids that engine_add was given (recovery: prompt and output).
  */
 #include "engine/state.h"

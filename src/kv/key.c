@@ -6,7 +6,7 @@
 #include "common/check.h"
 #include "common/limits.h"
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys hash little-endian bytes as stored");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "keys hash little-endian bytes");
 
 struct root_bytes {
     struct hash128 model_digest;

@@ -3,8 +3,8 @@
  *   root   = H(secret; model digest, KV type, block size, cache_salt)
  *   key[i] = H(secret; key[i-1], ids of block i as little-endian int32)
  *
- * H is SipHash-2-4-128.  Gateway, ranks and the shared view compute the same keys.  Equal keys are a
- * hint, not a proof: whoever reuses a block also compares its ids.
+ * H is SipHash-2-4-128.  Gateway, ranks and the shared view compute the same keys.  Equal keys are
+ * a hint, not a proof: whoever reuses a block also compares its ids.
  */
 #ifndef RANKSERVE_KV_KEY_H
 #define RANKSERVE_KV_KEY_H

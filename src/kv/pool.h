@@ -12,10 +12,10 @@
  *
  * Always true: free + held + cached == total.  Whoever holds a stored block holds its parent too
  * (kv_pool_store sees to it by handing back the block that is already known), and releases children
- * first: so the oldest cached block never has a stored child, eviction takes chains from their tail,
- * and when a block of a prompt is not found none after it is.
+ * first.  So the oldest cached block never has a stored child, eviction takes chains from their
+ * tail, and when a block of a prompt is not found none after it is.
  * A key is a hint: kv_pool_find compares parent and ids as well, so by induction the whole prefix.
- * Not here: which ids and keys a sequence has (engine/seq.c), the shared index of all ranks (sched).
+ * Not here: which ids and keys a sequence has (engine/seq.c), the index of all ranks (sched).
  */
 #ifndef RANKSERVE_KV_POOL_H
 #define RANKSERVE_KV_POOL_H
@@ -53,15 +53,15 @@ void kv_pool_hold(struct kv_pool *p, uint32_t block);
 /* One holder less, for each of blocks[0..count), which is a chain: the last goes first. */
 void kv_pool_release(struct kv_pool *p, const uint32_t *blocks, uint32_t count);
 
-/* The stored block with this key, this parent block and these block_tokens ids, or KV_BLOCK_NONE. */
+/* The stored block with this key, this parent block and these block_tokens ids, or NONE. */
 uint32_t kv_pool_find(const struct kv_pool *p, struct hash128 key, uint32_t parent,
                       const int32_t *ids);
 bool kv_pool_is_held(const struct kv_pool *p, uint32_t block);
 
 /* Makes a held, full block findable.  `parent` is stored and held by the caller, or KV_BLOCK_NONE.
- * Returns the block to use from now on: `block`; or the one already stored with equal contents (the
- * caller's reference has moved to it, `block` was released); or KV_BLOCK_NONE when another block has
- * this key: nothing changed, and this sequence stores no more. */
+ * Returns the block to use from now on: `block`; or the one already stored with equal contents
+ * (the caller's reference has moved to it, `block` was released); or KV_BLOCK_NONE when another
+ * block has this key: nothing changed, and this sequence stores no more. */
 uint32_t kv_pool_store(struct kv_pool *p, uint32_t block, uint32_t parent, struct hash128 key,
                        struct hash128 parent_key, const int32_t *ids);
 
