@@ -1,0 +1,132 @@
+/* engine/cpu/attend.c - attention over paged KV: which thread does which queries and tiles.
+ *
+ * An item is some rows of one sequence for one kv head, with all its query heads.  It walks the
+ * tiles upwards and merges each into the queries' running softmax.
+ */
+#include <math.h>
+
+#include "engine/cpu/cpu.h"
+
+static uint32_t query_heads(const struct cpu *u)         /* per kv head */
+{
+    return u->model->h.heads / u->model->h.kv_heads;
+}
+
+void attend_plan(struct cpu *u, const struct step_seq *seqs, uint32_t count)
+{
+    uint32_t kv_heads = u->model->h.kv_heads, rows = QUERIES_MAX / query_heads(u);
+    if (rows == 0) rows = 1;
+    u->item_count = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        /* Last rows first: they see the most positions, and long items should not come last. */
+        for (uint32_t left = seqs[i].count; left > 0;) {
+            uint32_t n = left < rows ? left : rows;
+            left -= n;
+            for (uint32_t head = 0; head < kv_heads; head++) {
+                u->items[u->item_count++] =
+                    (struct attend_item){ .row = seqs[i].row + left, .rows = n, .head = head };
+            }
+        }
+    }
+}
+
+bool attend_stores(const struct cpu *u)
+{
+    return query_heads(u) * u->model->h.head_dim % 32 == 0;
+}
+
+struct attend_call {
+    struct cpu *u;
+    uint32_t layer;
+};
+
+/* The queries of an item, rows ascending: what each is, how far it sees, where its result goes. */
+struct queries {
+    uint32_t count;
+    const float *q[QUERIES_MAX];
+    uint32_t seen[QUERIES_MAX];
+    struct partial state[QUERIES_MAX];
+    float *out[QUERIES_MAX];
+};
+
+static void gather(const struct cpu *u, const struct attend_item *it, uint32_t first_head,
+                   uint32_t heads, struct attend_scratch *s, struct queries *qs)
+{
+    const struct hparams *h = &u->model->h;
+    uint32_t size = h->head_dim, stride = (h->heads + 2 * h->kv_heads) * size;
+    qs->count = 0;
+    for (uint32_t r = it->row; r < it->row + it->rows; r++) {
+        for (uint32_t i = first_head; i < first_head + heads; i++) {
+            uint32_t n = qs->count++;
+            qs->q[n] = u->qkv + (uint64_t)r * stride + i * size;
+            qs->seen[n] = u->row[r].position + 1;
+            qs->out[n] = u->heads_out + ((uint64_t)r * h->heads + i) * size;
+            qs->state[n] = (struct partial){ .max = -INFINITY, .out = s->outs + n * size };
+        }
+    }
+}
+
+/* One tile for queries first .. first+count-1. */
+static void one_set(const struct cpu *u, const struct kv_view *kv, struct queries *qs,
+                    uint32_t tile, uint32_t first, uint32_t count, float *outs)
+{
+    uint32_t visible[QUERY_SET], size = kv->head_dim;
+    struct partial part[QUERY_SET];
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t past = qs->seen[first + i] - tile * KV_TILE_TOKENS;
+        visible[i] = past < KV_TILE_TOKENS ? past : KV_TILE_TOKENS;
+        part[i].out = tile == 0 ? qs->state[first + i].out : outs + i * size;
+    }
+    u->k->tile(kv, tile, qs->q + first, visible, count, part);
+    for (uint32_t i = 0; i < count; i++) {
+        if (tile == 0) {
+            qs->state[first + i] = part[i];
+        } else {
+            u->k->merge(&qs->state[first + i], &part[i], size);
+        }
+    }
+}
+
+static void walk(const struct cpu *u, const struct attend_item *it, uint32_t layer,
+                 struct queries *qs, struct attend_scratch *s)
+{
+    uint32_t size = u->model->h.head_dim, last = qs->seen[qs->count - 1];
+    struct kv_view kv = kv_view(u, layer, it->head, u->row[it->row].blocks);
+    for (uint32_t tile = 0, from = 0; tile * KV_TILE_TOKENS < last; tile++) {
+        while (qs->seen[from] <= tile * KV_TILE_TOKENS) from++;
+        for (uint32_t i = from; i < qs->count; i += QUERY_SET) {
+            uint32_t n = qs->count - i < QUERY_SET ? qs->count - i : QUERY_SET;
+            one_set(u, &kv, qs, tile, i, n, s->tile_outs);
+        }
+    }
+    for (uint32_t i = 0; i < qs->count; i++) {
+        float inverse = 1 / qs->state[i].sum;
+        for (uint32_t d = 0; d < size; d++) qs->out[i][d] = qs->state[i].out[d] * inverse;
+    }
+}
+
+static void attend_one(void *ctx, uint32_t item, uint32_t worker)
+{
+    const struct attend_call *c = ctx;
+    struct cpu *u = c->u;
+    const struct attend_item *it = &u->items[item];
+    struct attend_scratch *s = &u->scratch[worker];
+    uint32_t heads = query_heads(u);
+    for (uint32_t done = 0; done < heads; done += QUERIES_MAX) {
+        uint32_t n = heads - done < QUERIES_MAX ? heads - done : QUERIES_MAX;
+        struct queries qs;
+        gather(u, it, it->head * heads + done, n, s, &qs);
+        walk(u, it, c->layer, &qs, s);
+    }
+    uint32_t width = heads * u->model->h.head_dim, first = it->head * width;
+    for (uint32_t r = it->row; attend_stores(u) && r < it->row + it->rows; r++) {
+        const float *out = u->heads_out + (uint64_t)r * u->attended.k + first;
+        acts_store(u, out, width, &u->attended, r, first);
+    }
+}
+
+void attend(struct cpu *u, uint32_t layer)
+{
+    struct attend_call c = { u, layer };
+    pool_run(u->pool, attend_one, &c, u->item_count);
+}

@@ -1,0 +1,119 @@
+/* engine/cpu/cpu.h - the CPU backend's parts: state, KV pool, the phases of a step.
+ *
+ * cpu.c opens and closes; step.c runs layers; attend.c the attention; kv.c the pool's layout;
+ * head.c logits and sampling.  Rows are a step's tokens; a step of more than ROWS_MAX rows runs as
+ * several passes over the layers, which changes no bit.
+ */
+#ifndef RANKSERVE_ENGINE_CPU_CPU_H
+#define RANKSERVE_ENGINE_CPU_CPU_H
+
+#include "engine/backend.h"
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/pack.h"
+#include "engine/cpu/threads.h"
+#include "model/sampler.h"
+
+enum {
+    ROWS_MAX = 1024,                  /* rows in one pass over the layers                     */
+    LOGIT_BYTES = 12 << 20,           /* of the logits buffer, if 16 rows fit                 */
+    QUERIES_MAX = 32,                 /* of one attention item                                */
+};
+
+struct layer_floats {                 /* small vectors, as floats; NULL: none                 */
+    float *attn_norm, *ffn_norm;
+    float *q_bias, *k_bias, *v_bias, *q_norm, *k_norm, *o_bias;
+};
+
+struct row {
+    uint32_t position;
+    const uint32_t *blocks;
+};
+
+struct attend_item {
+    uint32_t row, rows, head;         /* rows of one sequence; kv head                        */
+};
+
+struct attend_scratch {               /* one per thread */
+    float *outs;                      /* (QUERIES_MAX, S) */
+    float *tile_outs;                 /* (QUERY_SET, S)   */
+};
+
+struct cpu {
+    struct backend_config c;
+    const struct model *model;
+    const struct kernels *k;
+    struct layout *layout;
+    void *own_packed;                 /* NULL when the image is shared                        */
+    struct layer_floats *floats;
+    float *output_norm;
+    struct pool *pool;
+    bool priority_set;
+
+    uint8_t *kv;                      /* see kv.c                                             */
+    uint64_t kv_bytes;
+    struct kv_shape shape;
+    uint32_t kv_lanes, kv_element;    /* tokens side by side in K; bytes of an element        */
+
+    /* One pass: `rows` rows. */
+    uint32_t rows, rows_max;
+    const int32_t *ids;
+    struct row *row;                  /* (rows_max)                                           */
+    float *cosines, *sines;           /* (rows_max, rope_dims/2)                              */
+    float *x;                         /* (rows_max, D) residual                               */
+    float *qkv;                       /* (rows_max, (H + 2K)*S)                               */
+    float *heads_out;                 /* (rows_max, H*S)                                      */
+    struct acts normed, attended, hidden;
+    struct attend_item *items;
+    uint32_t item_count;
+    struct attend_scratch *scratch;   /* (threads)                                            */
+    float **tiles;                    /* (threads): a work item's outputs                     */
+    float *split_outs;                /* tiles of few deep queries, see attend.c              */
+    struct partial *split;
+    uint32_t split_max;               /* entries of split                                     */
+
+    /* Logits. */
+    float *final;                     /* (step_tokens_max, D): normed rows whose logits are wanted */
+    uint32_t final_count;
+    struct acts head_in;
+    float *logits;                    /* (logit_rows_max, V)                                  */
+    uint32_t logit_rows_max;
+    struct sampler **samplers;        /* (threads)                                            */
+};
+
+/* Memory straight from the kernel: zero, aligned, and paid for when touched.  Dies without. */
+void *pages_take(uint64_t bytes);
+void pages_give(void *at, uint64_t bytes);
+/* Lets the kernel take back the pages of a read-only file mapping; does nothing to other memory. */
+void pages_release_file(const void *at, uint64_t bytes);
+
+enum err kv_open(struct cpu *u, struct why *why);
+void kv_close(struct cpu *u);
+struct kv_view kv_view(const struct cpu *u, uint32_t layer, uint32_t head, const uint32_t *blocks);
+/* Stores the key and value rows (K*S each) of one position. */
+void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *k, const float *v);
+void cpu_kv_read(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,
+                 uint32_t first, uint32_t count, void *out);
+void cpu_kv_write(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,
+                  uint32_t first, uint32_t count, const void *in);
+
+/* Lists the pass's attention items; `seqs` are cut to the pass. */
+void attend_plan(struct cpu *u, const struct step_seq *seqs, uint32_t count);
+void attend(struct cpu *u, uint32_t layer);
+/* Does attend() also put its result into u->attended?  (When a kv head's width is whole blocks.) */
+bool attend_stores(const struct cpu *u);
+
+enum err cpu_step(void *self, const struct step *s);
+enum err cpu_sample(void *self, struct sample_job *jobs, uint32_t count);
+
+/* Puts n values into whatever forms `a` has. */
+static inline void acts_store(const struct cpu *u, const float *x, uint32_t n,
+                              const struct acts *a, uint32_t row, uint32_t first)
+{
+    if (a->f) {
+        float *to = a->f + (uint64_t)row * a->k + first;
+        for (uint32_t i = 0; i < n; i++) to[i] = x[i];
+    }
+    if (a->q) u->k->quantize(x, n, a, row, first);
+}
+
+#endif

@@ -1,0 +1,73 @@
+/* engine/cpu/kernels.h - the arithmetic of one instruction set: a table of row and tile operations.
+ *
+ * Three tables: plain C (the oracle), AVX2, AVX-512 with VNNI.  Every operation gives each row (and
+ * each query) the same bits whatever other rows are computed beside it: sums over K, over positions
+ * and over lanes have one fixed order.  Threads, phases and memory are elsewhere (step.c).
+ */
+#ifndef RANKSERVE_ENGINE_CPU_KERNELS_H
+#define RANKSERVE_ENGINE_CPU_KERNELS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/limits.h"
+#include "engine/backend.h"
+#include "engine/cpu/pack.h"
+
+enum {
+    ROW_GROUP = 16,                   /* rows whose 8-bit activations lie side by side        */
+    QUERY_SET = 4,                    /* queries that one attention tile call works on        */
+    HEAD_DIM_MAX = 512,
+};
+
+/* 32 values of each of 16 rows, so that a kernel reaches all of them from one pointer. */
+struct act_block {
+    int8_t q[ROW_GROUP][32];
+    float scale[ROW_GROUP];           /* x ~ scale * q                                        */
+    float sum[ROW_GROUP];             /* scale * (q0 + .. + q31), for weights w = d*q + m     */
+};
+
+/* The input rows of a matrix product: in F32, in 8 bits, or both, as its matrices want. */
+struct acts {
+    uint32_t k;                       /* values per row                                       */
+    float *f;                         /* (rows, k); NULL: no matrix wants it                  */
+    struct act_block *q;              /* (rows/16, k/32); NULL: no matrix wants it            */
+};
+
+/* K of a head's block lies as (tokens/lanes, S, lanes), V as (tokens, S): see kv.h. */
+struct kv_view {
+    const uint8_t *pool;              /* this layer, this head                                */
+    const uint32_t *blocks;           /* of the sequence                                      */
+    uint64_t block_stride;            /* bytes                                                */
+    uint32_t block_tokens, lanes, head_dim;
+    bool half;
+};
+
+/* A softmax in progress: sum and out are relative to exp(max). */
+struct partial {
+    float max, sum;
+    float *out;                       /* (S)                                                  */
+};
+
+struct kernels {
+    void (*norm)(const float *x, const float *weight, float eps, uint32_t n, float *out);
+    /* Row `row` of acts from n values starting at column `first` (a multiple of 32). */
+    void (*quantize)(const float *x, uint32_t n, const struct acts *a, uint32_t row,
+                     uint32_t first);
+    void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);
+    void (*to_half)(const float *x, uint32_t n, uint16_t *out);
+    /* out(r, c) for rows row0 .. (row0 a multiple of 16) and the outputs of some panels; `out` is
+     * the place of row0 and of the first panel's first output.  `add`: added to what is there. */
+    void (*gemm)(const struct matrix *m, const struct acts *a, uint32_t row0, uint32_t rows,
+                 uint32_t panel0, uint32_t panels, float *out, uint64_t stride, bool add);
+    /* Positions tile*256 .. of a sequence, for up to QUERY_SET queries (already scaled); query i
+     * sees the first visible[i] (1..256) of them. */
+    void (*tile)(const struct kv_view *kv, uint32_t tile, const float *const *queries,
+                 const uint32_t *visible, uint32_t count, struct partial *out);
+    /* Adds a later tile to what came before. */
+    void (*merge)(struct partial *into, const struct partial *tile, uint32_t head_dim);
+};
+
+extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
+
+#endif

@@ -1,0 +1,140 @@
+/* engine/cpu/plain.c - the oracle: float arithmetic in simple loops, no special instructions.
+ *
+ * Loops run over independent outputs inside, so the compiler may use vectors without changing any
+ * sum's order.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "engine/cpu/kernels.h"
+#include "model/quant.h"
+
+static void norm(const float *x, const float *weight, float eps, uint32_t n, float *out)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
+    float inverse = (float)(1 / sqrt(sum / n + (double)eps));
+    for (uint32_t i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
+}
+
+static void swiglu(const float *gate, const float *up, uint32_t n, float *out)
+{
+    for (uint32_t i = 0; i < n; i++) out[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
+}
+
+static void to_half(const float *x, uint32_t n, uint16_t *out)
+{
+    for (uint32_t i = 0; i < n; i++) out[i] = float_to_half(x[i]);
+}
+
+/* Four rows of one panel at a time. */
+static void panel_rows(const float *w, uint32_t k, const float *const x[4], float acc[4][PANEL])
+{
+    memset(acc, 0, sizeof(float[4][PANEL]));
+    for (uint32_t i = 0; i < k; i++) {
+        for (int r = 0; r < 4; r++) {
+            float value = x[r][i];
+            for (int o = 0; o < PANEL; o++) acc[r][o] += value * w[(uint64_t)i * PANEL + o];
+        }
+    }
+}
+
+static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, uint32_t rows,
+                 uint32_t panel0, uint32_t panels, float *out, uint64_t stride, bool add)
+{
+    CHECK(m->kind == PANEL_F32);
+    for (uint32_t p = 0; p < panels; p++) {
+        const float *w = (const float *)(m->data + (panel0 + p) * m->panel_bytes);
+        uint32_t columns = m->out - (panel0 + p) * PANEL;
+        if (columns > PANEL) columns = PANEL;
+        for (uint32_t r = 0; r < rows; r += 4) {
+            const float *x[4];
+            float acc[4][PANEL];
+            for (uint32_t i = 0; i < 4; i++) {
+                x[i] = a->f + (uint64_t)(row0 + (r + i < rows ? r + i : r)) * a->k;
+            }
+            panel_rows(w, m->in, x, acc);
+            for (uint32_t i = 0; i < 4 && r + i < rows; i++) {
+                float *to = out + (r + i) * stride + (uint64_t)p * PANEL;
+                for (uint32_t o = 0; o < columns; o++) to[o] = add ? to[o] + acc[i][o] : acc[i][o];
+            }
+        }
+    }
+}
+
+static float element(const struct kv_view *kv, const uint8_t *base, uint64_t i)
+{
+    if (!kv->half) {
+        float f;
+        memcpy(&f, base + 4 * i, 4);
+        return f;
+    }
+    uint16_t h;
+    memcpy(&h, base + 2 * i, 2);
+    return half_to_float(h);
+}
+
+/* Key and value of one position as floats. */
+static void fetch(const struct kv_view *kv, uint32_t position, float *key, float *value)
+{
+    uint32_t in_block = position % kv->block_tokens, size = kv->head_dim;
+    const uint8_t *block = kv->pool +
+                           (uint64_t)kv->blocks[position / kv->block_tokens] * kv->block_stride;
+    uint64_t k_at = (uint64_t)(in_block / kv->lanes) * kv->lanes * size + in_block % kv->lanes;
+    uint64_t v_at = ((uint64_t)kv->block_tokens + in_block) * size;
+    for (uint32_t s = 0; s < size; s++) {
+        key[s] = element(kv, block, k_at + (uint64_t)s * kv->lanes);
+        value[s] = element(kv, block, v_at + s);
+    }
+}
+
+static float dot(const float *a, const float *b, uint32_t n)
+{
+    float lanes[8] = { 0 }, sum = 0;
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        for (int j = 0; j < 8; j++) lanes[j] += a[i + (uint32_t)j] * b[i + (uint32_t)j];
+    }
+    for (; i < n; i++) sum += a[i] * b[i];
+    for (int j = 0; j < 8; j++) sum += lanes[j];
+    return sum;
+}
+
+static void tile(const struct kv_view *kv, uint32_t tile_index, const float *const *queries,
+                 const uint32_t *visible, uint32_t count, struct partial *out)
+{
+    float scores[QUERY_SET][KV_TILE_TOKENS], values[KV_TILE_TOKENS][HEAD_DIM_MAX];
+    float key[HEAD_DIM_MAX];
+    uint32_t longest = 0, size = kv->head_dim;
+    for (uint32_t i = 0; i < count; i++) longest = visible[i] > longest ? visible[i] : longest;
+    for (uint32_t t = 0; t < longest; t++) {
+        fetch(kv, tile_index * KV_TILE_TOKENS + t, key, values[t]);
+        for (uint32_t i = 0; i < count; i++) scores[i][t] = dot(queries[i], key, size);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        float max = -INFINITY, sum = 0;
+        for (uint32_t t = 0; t < visible[i]; t++) max = scores[i][t] > max ? scores[i][t] : max;
+        memset(out[i].out, 0, size * sizeof(float));
+        for (uint32_t t = 0; t < visible[i]; t++) {
+            float p = expf(scores[i][t] - max);
+            sum += p;
+            for (uint32_t s = 0; s < size; s++) out[i].out[s] += p * values[t][s];
+        }
+        out[i].max = max;
+        out[i].sum = sum;
+    }
+}
+
+static void merge(struct partial *into, const struct partial *later, uint32_t head_dim)
+{
+    float max = into->max > later->max ? into->max : later->max;
+    float a = expf(into->max - max), b = expf(later->max - max);
+    into->max = max;
+    into->sum = into->sum * a + later->sum * b;
+    for (uint32_t s = 0; s < head_dim; s++) into->out[s] = into->out[s] * a + later->out[s] * b;
+}
+
+const struct kernels kernels_plain = {
+    .norm = norm, .swiglu = swiglu, .to_half = to_half, .gemm = gemm, .tile = tile,
+    .merge = merge,
+};

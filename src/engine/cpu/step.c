@@ -1,0 +1,354 @@
+/* engine/cpu/step.c - one pass over the layers: the phases, and how each is cut into work items.
+ *
+ * A layer is eight phases: norm; q, k, v; rope and KV; attention; output product; norm; gate, up
+ * and SwiGLU; down product.  Items of a product are (64 rows) x (some panels), so a small step
+ * reads each weight once, and a large one keeps its rows in cache.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "engine/cpu/cpu.h"
+#include "model/quant.h"
+
+enum { TILE_ROWS = 64, CHUNK_BYTES = 24 << 10, CHUNK_PANELS_MAX = 8, FFN_COLUMNS = 32 };
+
+/* Up to three products of the same input in one phase. */
+struct product {
+    const struct matrix *m[3];
+    float *out[3];                     /* of row 0, column 0 */
+    const float *bias[3];
+    uint64_t stride;
+    bool add;
+    uint32_t count, chunk, items[3];   /* panels per item; items per row tile */
+};
+
+struct phase {
+    struct cpu *u;
+    uint32_t layer, rows_each;
+    const float *weight;
+    struct product p;
+};
+
+static uint32_t row_items(struct phase *f)
+{
+    uint32_t each = f->u->rows / (pool_threads(f->u->pool) * 4);
+    f->rows_each = each < 1 ? 1 : each > 16 ? 16 : each;
+    return (f->u->rows + f->rows_each - 1) / f->rows_each;
+}
+
+static uint32_t row_end(const struct phase *f, uint32_t item)
+{
+    uint32_t end = (item + 1) * f->rows_each;
+    return end < f->u->rows ? end : f->u->rows;
+}
+
+static uint32_t row_tiles(const struct cpu *u)
+{
+    return (u->rows + TILE_ROWS - 1) / TILE_ROWS;
+}
+
+static uint32_t tile_rows(const struct cpu *u, uint32_t tile)
+{
+    uint32_t left = u->rows - tile * TILE_ROWS;
+    return left < TILE_ROWS ? left : TILE_ROWS;
+}
+
+/* --- rows in --------------------------------------------------------------------------------- */
+
+static void angles(struct cpu *u, uint32_t r)
+{
+    const struct hparams *h = &u->model->h;
+    uint32_t half = h->rope_dims / 2;
+    for (uint32_t i = 0; i < half; i++) {
+        double angle = (double)u->row[r].position * (double)h->rope_freq[i];
+        u->cosines[(uint64_t)r * half + i] = (float)cos(angle);
+        u->sines[(uint64_t)r * half + i] = (float)sin(angle);
+    }
+}
+
+static void embed_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    (void)worker;
+    struct phase *f = ctx;
+    struct cpu *u = f->u;
+    const struct gguf_tensor *t = u->model->embedding;
+    uint32_t dim = u->model->h.dim;
+    uint64_t row_bytes = (uint64_t)dim / tensor_block_values(t->type) * tensor_block_bytes(t->type);
+    for (uint32_t r = item * f->rows_each; r < row_end(f, item); r++) {
+        CHECK(u->ids[r] >= 0 && (uint32_t)u->ids[r] < u->model->h.vocab);
+        const uint8_t *from = (const uint8_t *)t->data + (uint64_t)u->ids[r] * row_bytes;
+        tensor_dequantize(t->type, from, u->x + (uint64_t)r * dim, dim);
+        angles(u, r);
+    }
+}
+
+static void norm_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    struct phase *f = ctx;
+    struct cpu *u = f->u;
+    uint32_t dim = u->model->h.dim;
+    for (uint32_t r = item * f->rows_each; r < row_end(f, item); r++) {
+        float *normed = u->tiles[worker];
+        u->k->norm(u->x + (uint64_t)r * dim, f->weight, u->model->h.norm_eps, dim, normed);
+        acts_store(u, normed, dim, &u->normed, r, 0);
+    }
+}
+
+static void norm_phase(struct cpu *u, const float *weight)
+{
+    struct phase f = { .u = u, .weight = weight };
+    pool_run(u->pool, norm_item, &f, row_items(&f));
+}
+
+/* --- products -------------------------------------------------------------------------------- */
+
+
+static void product_add(struct product *p, const struct matrix *m, float *out, const float *bias)
+{
+    p->m[p->count] = m;
+    p->out[p->count] = out;
+    p->bias[p->count++] = bias;
+}
+
+static uint32_t product_items(struct product *p)
+{
+    uint64_t chunk = CHUNK_BYTES / p->m[0]->panel_bytes, items = 0;
+    p->chunk = chunk < 1 ? 1 : chunk > CHUNK_PANELS_MAX ? CHUNK_PANELS_MAX : (uint32_t)chunk;
+    for (uint32_t i = 0; i < p->count; i++) {
+        p->items[i] = (matrix_panels(p->m[i]) + p->chunk - 1) / p->chunk;
+        items += p->items[i];
+    }
+    return (uint32_t)items;
+}
+
+struct product_call {
+    struct cpu *u;
+    const struct acts *in;
+    struct product *p;
+    uint32_t items;                    /* per row tile */
+};
+
+static void product_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    (void)worker;
+    const struct product_call *c = ctx;
+    const struct product *p = c->p;
+    uint32_t tile = item / c->items, which = 0, chunk = item % c->items;
+    while (chunk >= p->items[which]) chunk -= p->items[which++];
+    const struct matrix *m = p->m[which];
+    uint32_t panel = chunk * p->chunk, panels = matrix_panels(m) - panel;
+    if (panels > p->chunk) panels = p->chunk;
+    uint32_t row0 = tile * TILE_ROWS, rows = tile_rows(c->u, tile);
+    uint32_t column = panel * PANEL, columns = panels * PANEL;
+    if (columns > m->out - column) columns = m->out - column;
+    float *out = p->out[which] + row0 * p->stride + column;
+    c->u->k->gemm(m, c->in, row0, rows, panel, panels, out, p->stride, p->add);
+    for (uint32_t r = 0; p->bias[which] && r < rows; r++) {
+        for (uint32_t i = 0; i < columns; i++) out[r * p->stride + i] += p->bias[which][column + i];
+    }
+}
+
+static void product_run(struct cpu *u, const struct acts *in, struct product *p)
+{
+    struct product_call c = { .u = u, .in = in, .p = p, .items = product_items(p) };
+    pool_run(u->pool, product_item, &c, c.items * row_tiles(u));
+}
+
+static void qkv_phase(struct cpu *u, uint32_t layer)
+{
+    const struct hparams *h = &u->model->h;
+    const struct layer_matrices *y = &u->layout->layers[layer];
+    const struct layer_floats *w = &u->floats[layer];
+    uint32_t q = h->heads * h->head_dim, k = h->kv_heads * h->head_dim;
+    struct product p = { .stride = q + 2 * k };
+    product_add(&p, &y->q, u->qkv, w->q_bias);
+    product_add(&p, &y->k, u->qkv + q, w->k_bias);
+    product_add(&p, &y->v, u->qkv + q + k, w->v_bias);
+    product_run(u, &u->normed, &p);
+}
+
+static void residual_phase(struct cpu *u, const struct acts *in, const struct matrix *m,
+                           const float *bias)
+{
+    struct product p = { .stride = u->model->h.dim, .add = true };
+    product_add(&p, m, u->x, bias);
+    product_run(u, in, &p);
+}
+
+/* 32 hidden values of 64 rows: gate, up, SwiGLU, and into the form the down product reads. */
+static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    struct phase *f = ctx;
+    struct cpu *u = f->u;
+    const struct layer_matrices *y = &u->layout->layers[f->layer];
+    uint32_t chunks = (y->gate.out + FFN_COLUMNS - 1) / FFN_COLUMNS;
+    uint32_t tile = item / chunks, chunk = item % chunks;
+    uint32_t row0 = tile * TILE_ROWS, rows = tile_rows(u, tile);
+    uint32_t panel = chunk * (FFN_COLUMNS / PANEL), panels = matrix_panels(&y->gate) - panel;
+    if (panels > FFN_COLUMNS / PANEL) panels = FFN_COLUMNS / PANEL;
+    uint32_t column = panel * PANEL, columns = y->gate.out - column;
+    if (columns > FFN_COLUMNS) columns = FFN_COLUMNS;
+    float *gate = u->tiles[worker], *up = gate + TILE_ROWS * FFN_COLUMNS;
+    u->k->gemm(&y->gate, &u->normed, row0, rows, panel, panels, gate, FFN_COLUMNS, false);
+    u->k->gemm(&y->up, &u->normed, row0, rows, panel, panels, up, FFN_COLUMNS, false);
+    for (uint32_t r = 0; r < rows; r++) {
+        float *g = gate + r * FFN_COLUMNS;
+        u->k->swiglu(g, up + r * FFN_COLUMNS, columns, g);
+        acts_store(u, g, columns, &u->hidden, row0 + r, column);
+    }
+}
+
+static void ffn_phase(struct cpu *u, uint32_t layer)
+{
+    struct phase f = { .u = u, .layer = layer };
+    uint32_t chunks = (u->model->h.ffn_dim + FFN_COLUMNS - 1) / FFN_COLUMNS;
+    pool_run(u->pool, ffn_item, &f, chunks * row_tiles(u));
+}
+
+/* --- rope, KV, attention --------------------------------------------------------------------- */
+
+static void rotate(const struct hparams *h, const float *cosines, const float *sines, float *x)
+{
+    uint32_t half = h->rope_dims / 2;
+    bool pairs = h->rope == ROPE_PAIRS;
+    for (uint32_t i = 0; i < half; i++) {
+        float *a = pairs ? x + 2 * i : x + i, *b = pairs ? a + 1 : x + i + half;
+        float p = *a, q = *b;
+        *a = p * cosines[i] - q * sines[i];
+        *b = p * sines[i] + q * cosines[i];
+    }
+}
+
+/* Norms (Qwen3) and rotates the query and key heads of a row; queries take the softmax's scale. */
+static void rope_row(struct cpu *u, const struct layer_floats *w, uint32_t r, float *qkv)
+{
+    const struct hparams *h = &u->model->h;
+    uint64_t angle = (uint64_t)r * (h->rope_dims / 2);
+    for (uint32_t head = 0; head < h->heads + h->kv_heads; head++) {
+        float *x = qkv + head * h->head_dim;
+        bool query = head < h->heads;
+        const float *weight = query ? w->q_norm : w->k_norm;
+        if (weight) u->k->norm(x, weight, h->norm_eps, h->head_dim, x);
+        rotate(h, u->cosines + angle, u->sines + angle, x);
+        for (uint32_t i = 0; query && i < h->head_dim; i++) x[i] *= h->attention_scale;
+    }
+}
+
+static void rope_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    (void)worker;
+    struct phase *f = ctx;
+    struct cpu *u = f->u;
+    const struct hparams *h = &u->model->h;
+    uint32_t q = h->heads * h->head_dim, k = h->kv_heads * h->head_dim;
+    for (uint32_t r = item * f->rows_each; r < row_end(f, item); r++) {
+        float *qkv = u->qkv + (uint64_t)r * (q + 2 * k);
+        rope_row(u, &u->floats[f->layer], r, qkv);
+        kv_store(u, f->layer, &u->row[r], qkv + q, qkv + q + k);
+    }
+}
+
+static void rope_phase(struct cpu *u, uint32_t layer)
+{
+    struct phase f = { .u = u, .layer = layer };
+    pool_run(u->pool, rope_item, &f, row_items(&f));
+}
+
+static void attended_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    (void)worker;
+    struct phase *f = ctx;
+    struct cpu *u = f->u;
+    for (uint32_t r = item * f->rows_each; r < row_end(f, item); r++) {
+        acts_store(u, u->heads_out + (uint64_t)r * u->attended.k, u->attended.k, &u->attended, r,
+                   0);
+    }
+}
+
+static void attend_phase(struct cpu *u, uint32_t layer)
+{
+    attend(u, layer);
+    if (attend_stores(u)) return;
+    struct phase f = { .u = u };
+    pool_run(u->pool, attended_item, &f, row_items(&f));
+}
+
+/* --- a step ---------------------------------------------------------------------------------- */
+
+static void run_layers(struct cpu *u, const struct step *s, bool last)
+{
+    struct phase f = { .u = u };
+    pool_run(u->pool, embed_item, &f, row_items(&f));
+    for (uint32_t i = 0; i < u->model->h.layers; i++) {
+        const struct layer_matrices *y = &u->layout->layers[i];
+        norm_phase(u, u->floats[i].attn_norm);
+        qkv_phase(u, i);
+        rope_phase(u, i);
+        if (last && s->layers_done) {
+            atomic_store(s->layers_done, i + 1);
+            if (s->notify) s->notify(s->notify_ctx);
+        }
+        attend_phase(u, i);
+        residual_phase(u, &u->attended, &y->o, u->floats[i].o_bias);
+        norm_phase(u, u->floats[i].ffn_norm);
+        ffn_phase(u, i);
+        residual_phase(u, &u->hidden, &y->down, NULL);
+    }
+}
+
+/* Keeps the normed rows whose logits are wanted. */
+static void keep_final(struct cpu *u, const struct step *s, uint32_t first)
+{
+    uint32_t dim = u->model->h.dim;
+    while (u->final_count < s->logit_count) {
+        uint32_t r = s->logit_rows[u->final_count];
+        CHECK(r >= first && r < s->token_count);
+        if (r >= first + u->rows) break;
+        u->k->norm(u->x + (uint64_t)(r - first) * dim, u->output_norm, u->model->h.norm_eps, dim,
+                   u->final + (uint64_t)u->final_count++ * dim);
+    }
+}
+
+/* The part of a sequence that lies in rows first .. first+rows-1; false: none. */
+static bool cut(const struct step_seq *s, uint32_t first, uint32_t rows, struct step_seq *out)
+{
+    uint32_t from = s->row > first ? s->row : first;
+    uint32_t end = s->row + s->count < first + rows ? s->row + s->count : first + rows;
+    if (from >= end) return false;
+    *out = (struct step_seq){ .first = s->first + (from - s->row), .count = end - from,
+                              .row = from - first, .blocks = s->blocks };
+    return true;
+}
+
+static void pass(struct cpu *u, const struct step *s, uint32_t first)
+{
+    struct step_seq part[ROWS_MAX];
+    uint32_t parts = 0, covered = 0;
+    u->rows = s->token_count - first < u->rows_max ? s->token_count - first : u->rows_max;
+    u->ids = s->ids + first;
+    for (uint32_t i = 0; i < s->seq_count; i++) {
+        struct step_seq c;
+        if (!cut(&s->seqs[i], first, u->rows, &c)) continue;
+        CHECK(parts < ROWS_MAX && c.first + c.count <= u->c.seq_tokens_max);
+        for (uint32_t t = 0; t < c.count; t++) {
+            u->row[c.row + t] = (struct row){ .position = c.first + t, .blocks = c.blocks };
+        }
+        part[parts++] = c;
+        covered += c.count;
+    }
+    CHECK(covered == u->rows);
+    attend_plan(u, part, parts);
+    run_layers(u, s, first + u->rows == s->token_count);
+    keep_final(u, s, first);
+}
+
+enum err cpu_step(void *self, const struct step *s)
+{
+    struct cpu *u = self;
+    CHECK(s->token_count <= u->c.step_tokens_max && s->logit_count <= s->token_count);
+    if (!u->priority_set) pool_lower_priority(u->c.low_priority);
+    u->priority_set = true;
+    u->final_count = 0;
+    for (uint32_t first = 0; first < s->token_count; first += u->rows) pass(u, s, first);
+    return OK;
+}

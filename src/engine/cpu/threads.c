@@ -1,0 +1,206 @@
+/* engine/cpu/threads.c - see threads.h.
+ *
+ * `ticket` is one word: generation, item count, next item.  Claiming is one fetch_add, and its
+ * result says to which operation the claimed item belongs.  An operation cannot end before its
+ * claimed items are done, so fn and ctx are stable while a claimed item is in hand, and a thread
+ * that wakes late finds either nothing or a later operation's item, never a stale one.
+ */
+#include "engine/cpu/threads.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/limits.h"
+#include "common/mem.h"
+
+/* Long enough for the end of a phase whose items are a few microseconds each. */
+enum { SPIN_NS = 8000 };
+enum { ITEM_BITS = 22 };
+#define ITEM_MASK ((UINT64_C(1) << ITEM_BITS) - 1)
+
+struct worker {
+    struct pool *pool;
+    pthread_t thread;
+    uint32_t index;
+};
+
+struct pool {
+    uint32_t threads;
+    int nice;
+    struct worker *workers;            /* threads - 1 of them */
+    pool_fn *fn;
+    void *ctx;
+    _Alignas(64) _Atomic uint64_t ticket;
+    _Alignas(64) _Atomic uint32_t done;
+    _Atomic bool caller_sleeps;
+    _Alignas(64) _Atomic uint32_t bell;    /* changes with each operation; sleepers wait on it */
+    _Atomic uint32_t sleepers;
+    _Atomic bool closing;
+};
+
+static void futex_wait(_Atomic uint32_t *at, uint32_t seen)
+{
+    syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+
+static void futex_wake(_Atomic uint32_t *at, int count)
+{
+    syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
+}
+
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static uint32_t ticket_next(uint64_t t)
+{
+    return (uint32_t)(t & ITEM_MASK);
+}
+
+static uint32_t ticket_count(uint64_t t)
+{
+    return (uint32_t)(t >> ITEM_BITS & ITEM_MASK);
+}
+
+/* Claims and runs items until none is left. */
+static void work(struct pool *p, uint32_t worker)
+{
+    for (;;) {
+        uint64_t t = atomic_load(&p->ticket);
+        if (ticket_next(t) >= ticket_count(t)) return;
+        t = atomic_fetch_add(&p->ticket, 1);
+        uint32_t count = ticket_count(t);
+        if (ticket_next(t) >= count) return;
+        p->fn(p->ctx, ticket_next(t), worker);
+        if (atomic_fetch_add(&p->done, 1) + 1 == count && atomic_load(&p->caller_sleeps)) {
+            futex_wake(&p->done, 1);
+        }
+    }
+}
+
+static bool has_work(const struct pool *p)
+{
+    uint64_t t = atomic_load(&p->ticket);
+    return ticket_next(t) < ticket_count(t) || atomic_load(&p->closing);
+}
+
+static void wait_for_work(struct pool *p)
+{
+    uint64_t until = clock_now_ns() + SPIN_NS;
+    do {
+        for (int i = 0; i < 16; i++) {
+            if (has_work(p)) return;
+            relax();
+        }
+    } while (clock_now_ns() < until);
+    uint32_t bell = atomic_load(&p->bell);
+    atomic_fetch_add(&p->sleepers, 1);
+    if (!has_work(p)) futex_wait(&p->bell, bell);
+    atomic_fetch_sub(&p->sleepers, 1);
+}
+
+static void *worker_main(void *arg)
+{
+    struct worker *w = arg;
+    pool_lower_priority(w->pool->nice);
+    while (!atomic_load(&w->pool->closing)) {
+        work(w->pool, w->index);
+        wait_for_work(w->pool);
+    }
+    return NULL;
+}
+
+void pool_lower_priority(int nice)
+{
+    if (nice <= 0) return;
+    id_t self = (id_t)syscall(SYS_gettid);
+    errno = 0;
+    int now = getpriority(PRIO_PROCESS, self);
+    if (errno == 0) setpriority(PRIO_PROCESS, self, now + nice);
+}
+
+struct pool *pool_open(uint32_t threads, int nice)
+{
+    CHECK(threads >= 1 && threads <= THREAD_COUNT_MAX);
+    struct pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
+    if (!p) die("out of memory: thread pool");
+    *p = (struct pool){ .threads = threads, .nice = nice };
+    p->workers = mem_array(threads, sizeof *p->workers);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);     /* signals are the main thread's */
+    for (uint32_t i = 1; i < threads; i++) {
+        struct worker *w = &p->workers[i];
+        *w = (struct worker){ .pool = p, .index = i };
+        if (pthread_create(&w->thread, NULL, worker_main, w) != 0) {
+            die("cannot start compute thread %u of %u", i + 1, threads);
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return p;
+}
+
+void pool_close(struct pool *p)
+{
+    if (!p) return;
+    atomic_store(&p->closing, true);
+    atomic_fetch_add(&p->bell, 1);
+    futex_wake(&p->bell, INT_MAX);
+    for (uint32_t i = 1; i < p->threads; i++) pthread_join(p->workers[i].thread, NULL);
+    free(p->workers);
+    free(p);
+}
+
+uint32_t pool_threads(const struct pool *p)
+{
+    return p->threads;
+}
+
+static void wait_for_end(struct pool *p, uint32_t count)
+{
+    uint64_t until = clock_now_ns() + SPIN_NS;
+    do {
+        for (int i = 0; i < 16; i++) {
+            if (atomic_load(&p->done) == count) return;
+            relax();
+        }
+    } while (clock_now_ns() < until);
+    atomic_store(&p->caller_sleeps, true);
+    for (;;) {
+        uint32_t done = atomic_load(&p->done);
+        if (done == count) break;
+        futex_wait(&p->done, done);
+    }
+    atomic_store(&p->caller_sleeps, false);
+}
+
+void pool_run(struct pool *p, pool_fn *fn, void *ctx, uint32_t count)
+{
+    CHECK(count < ITEM_MASK - 2 * THREAD_COUNT_MAX);
+    if (p->threads == 1 || count <= 1) {
+        for (uint32_t i = 0; i < count; i++) fn(ctx, i, 0);
+        return;
+    }
+    p->fn = fn;
+    p->ctx = ctx;
+    atomic_store(&p->done, 0);
+    atomic_store(&p->ticket, (uint64_t)count << ITEM_BITS);
+    atomic_fetch_add(&p->bell, 1);
+    if (atomic_load(&p->sleepers)) futex_wake(&p->bell, INT_MAX);
+    work(p, 0);
+    wait_for_end(p, count);
+}

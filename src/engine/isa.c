@@ -1,0 +1,45 @@
+/* engine/isa.c - which instruction set the kernels use; see backend.h.
+ *
+ * ISA_AVX512 needs VNNI: without it the 8-bit dot products would be slower than AVX2's.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/backend.h"
+
+static const char *const names[ISA_COUNT] = {
+    [ISA_PLAIN] = "plain", [ISA_AVX2] = "avx2", [ISA_AVX512] = "avx512",
+};
+
+static enum isa isa_of_cpu(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return ISA_PLAIN;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni")) {
+        return ISA_AVX512;
+    }
+    return ISA_AVX2;
+#else
+    return ISA_PLAIN;
+#endif
+}
+
+enum isa isa_best(void)
+{
+    enum isa best = isa_of_cpu();
+    const char *wanted = getenv("RANKSERVE_ISA");
+    if (!wanted || !*wanted) return best;
+    for (int i = 0; i < ISA_COUNT; i++) {
+        if (strcmp(wanted, names[i]) == 0) return (enum isa)i < best ? (enum isa)i : best;
+    }
+    die("RANKSERVE_ISA is '%s': it must be plain, avx2 or avx512", wanted);
+}
+
+const char *isa_name(enum isa isa)
+{
+    CHECK((unsigned)isa < ISA_COUNT);
+    return names[isa];
+}
