@@ -101,7 +101,7 @@ void engine_close(struct engine *e);
 
 /* ERR_LIMIT: can never fit, or nothing is left to generate.  ERR_FULL: no room now (IMPORT: blocks;
  * all: sequence slots).  ERR_STALE: this req is already here.  ERR_FORMAT: counts, ids or
- * parameters that cannot be.  IMPORT sequences reserve their blocks now; `held_out` (may be NULL for
+ * parameters that cannot be.  IMPORT sequences reserve their blocks now; `held_out` (or NULL for
  * the other modes) is how many leading tokens are in the cache already and need not be sent. */
 enum err engine_add(struct engine *e, const struct seq_spec *s, uint32_t *held_out);
 

@@ -3,7 +3,7 @@
  * What Hugging Face's apply_chat_template runs: trim_blocks and lstrip_blocks on, the globals
  * raise_exception, strftime_now, namespace, range, dict, cycler, joiner; loops with `loop`,
  * conditions, set (and blocks), macros, filters, tests, slices, string and list methods, `tojson`,
- * inline if; {% generation %} ignored.  Compiled once, rendered many times, by many threads at once.
+ * inline if; {% generation %} ignored.  Compiled once, rendered often, by many threads at once.
  * Always true: rendering ends within TEMPLATE_STEPS_MAX steps, TEMPLATE_OUTPUT_BYTES_MAX bytes and
  * TEMPLATE_DEPTH_MAX nesting, whatever the template; all memory of a rendering is freed with it.
  */

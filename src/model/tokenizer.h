@@ -31,7 +31,7 @@ void token_list_add(struct token_list *l, int32_t id);
 
 /* Appends the ids of `text` (any bytes: invalid UTF-8 is tokenized byte by byte) to out.  With
  * `parse_special` the text of control tokens becomes their id (a rendered chat template); without
- * it, it is plain text.  Never adds BOS/EOS.  Bytes that the vocabulary has no token for give nothing.
+ * it, it is plain text.  Never adds BOS/EOS.  Bytes that the vocabulary lacks give nothing.
  * Fails with ERR_LIMIT, and `out` as it was, when this text gives more than `count_max` tokens. */
 enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
                           bool parse_special, size_t count_max, struct token_list *out);

@@ -6,12 +6,12 @@
  *
  * A request's life (sched/req.c checks every move):
  *
- *     QUEUED --place--> PREFILLING --first token--> DECODING --last token--> ENDED --all gone--> free
- *        |                  |                          |                       ^
- *        `--refuse, cancel, deadline, worker lost------+-----------------------'
+ *     QUEUED -place-> PREFILLING -first token-> DECODING -last token-> ENDED -all gone-> free
+ *        |                |                        |                     ^
+ *        `--refuse, cancel, deadline, worker lost--+---------------------'
  *
- * Always true: every request gets exactly one ACT_END, then exactly one ACT_FREE once no worker holds
- * anything of it.  A worker's books (sequences, blocks) are charged when a request is placed and
+ * Always true: every request gets exactly one ACT_END, then exactly one ACT_FREE once no worker
+ * holds anything of it.  A worker's books (sequences, blocks) are charged when a request is placed and
  * discharged when that worker said GONE, or was lost.
  * Not here: prompts, tokens, messages (src/mpi), what is cached where (kv/index.h).
  */
@@ -26,7 +26,13 @@
 #include "common/ident.h"
 #include "common/limits.h"
 
-enum sched_policy { POLICY_COST, POLICY_LOAD_BASED, POLICY_ROUND_ROBIN, POLICY_RANDOM, POLICY_COUNT };
+enum sched_policy {
+    POLICY_COST,
+    POLICY_LOAD_BASED,
+    POLICY_ROUND_ROBIN,
+    POLICY_RANDOM,
+    POLICY_COUNT
+};
 /* "cost", "load-based", "round-robin", "random"; false when `name` is none of them. */
 bool sched_policy_find(const char *name, enum sched_policy *out);
 
@@ -39,7 +45,7 @@ struct sched_config {
 };
 
 enum sched_event_type {
-    EV_WORKER_UP,                     /* worker, role, blocks, seqs, max_tokens = its max_model_len */
+    EV_WORKER_UP,                     /* worker, role, blocks, seqs, max_tokens: max_model_len */
     EV_WORKER_LOST,                   /* worker                                         */
     EV_REQUEST,                       /* req, prompt_tokens, max_tokens, priority, deadline_ns */
     EV_CANCEL,                        /* req: the client went away                      */
@@ -108,7 +114,7 @@ uint64_t sched_wake_ns(const struct sched *s);
 struct sched_stats {
     uint64_t decisions, ended, refused, workers_lost;
     uint32_t waiting, prefilling, decoding, ending;
-    uint32_t prefill_alive, decode_alive; /* workers that can take that part (BOTH counts in both) */
+    uint32_t prefill_alive, decode_alive; /* workers that can take that part; BOTH: in both */
 };
 void sched_stats(const struct sched *s, struct sched_stats *out);
 /* True when no request is alive: what a drain waits for. */

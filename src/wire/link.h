@@ -12,8 +12,8 @@
  *   gateway <-END------- rank 0      exactly once per REQUEST; nothing of that stream follows
  *   gateway <-STATE----- rank 0      at WELCOME, on change, and every LINK_STATE_MS with numbers
  *
- * A frame is struct link_head and its body; lengths are checked before memory is taken.  A peer that
- * breaks the protocol is disconnected with one line in the log.  The secret is SECRET_BYTES bytes,
+ * A frame is struct link_head and its body; lengths are checked before memory is taken.  A peer
+ * that breaks the protocol is disconnected with one line in the log.  The secret is SECRET_BYTES bytes,
  * of which the first 16 key the proof of the job and the last 16 that of the gateway.
  */
 #ifndef RANKSERVE_WIRE_LINK_H
@@ -140,7 +140,8 @@ struct link_reader {
 };
 void link_reader_release(struct link_reader *r);
 enum err link_reader_feed(struct link_reader *r, const void *data, size_t bytes);
-enum err link_reader_next(struct link_reader *r, const struct link_head **out); /* *out NULL: more */
+/* *out is NULL when no whole frame is there yet. */
+enum err link_reader_next(struct link_reader *r, const struct link_head **out);
 
 /* NULL when lengths, counts or values do not fit. */
 const struct link_hello *link_as_hello(const struct link_head *h);

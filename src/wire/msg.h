@@ -173,7 +173,8 @@ const struct msg_rank *msg_as_rank(const void *data, size_t bytes);
 const struct msg_ping *msg_as_ping(const void *data, size_t bytes);
 const struct msg_exit *msg_as_exit(const void *data, size_t bytes);
 const struct msg_ready *msg_as_ready(const void *data, size_t bytes);
-const struct msg_kv *msg_as_kv(const void *data, size_t bytes);   /* payload length: engine_import */
+/* The payload's length is engine_import's to check. */
+const struct msg_kv *msg_as_kv(const void *data, size_t bytes);
 const struct msg_kvend *msg_as_kvend(const void *data, size_t bytes);
 const struct msg_up *msg_as_up(const void *data, size_t bytes);
 const struct msg_tokens *msg_as_tokens(const void *data, size_t bytes);
