@@ -1,15 +1,19 @@
 /* ctl/launch.c - see launch.h. */
 #include "ctl/launch.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/config_table.h"
 #include "common/mem.h"
+#include "ctl/ctl.h"
 
 /* The programs of the suite are where this one is. */
 static enum err beside(const char *name, char *out, size_t bytes, struct why *why)
@@ -47,6 +51,39 @@ enum err launch_check(struct why *why)
         e = why_set(why, ERR_IO, "mpirun is not in PATH (package openmpi-bin, or `make deps`)");
     }
     return e;
+}
+
+/* Shared memory of one `up`: /dev/shm/rankserve-UID-PID. */
+static int shared_name(char *out, size_t bytes, long pid)
+{
+    return snprintf(out, bytes, "/dev/shm/rankserve-%u-%ld", (unsigned)geteuid(), pid);
+}
+
+void launch_clean(void)
+{
+    char path[64], prefix[64];
+    shared_name(path, sizeof path, (long)getpid());
+    remove_tree(path);
+    int bytes = snprintf(prefix, sizeof prefix, "rankserve-%u-", (unsigned)geteuid());
+    DIR *dir = opendir("/dev/shm");
+    for (struct dirent *d; dir && (d = readdir(dir));) {
+        if (strncmp(d->d_name, prefix, (size_t)bytes) != 0) continue;
+        long pid = strtol(d->d_name + bytes, NULL, 10);
+        if (pid < 1 || kill((pid_t)pid, 0) == 0 || errno != ESRCH) continue;
+        shared_name(path, sizeof path, pid);
+        remove_tree(path);
+    }
+    if (dir) closedir(dir);
+}
+
+/* Where Open MPI puts its files: where we can remove them. */
+static void set_directories(const struct config *c)
+{
+    char path[64];
+    launch_clean();
+    shared_name(path, sizeof path, (long)getpid());
+    if (mkdir(path, 0700) == 0) setenv("OMPI_MCA_btl_vader_backing_directory", path, 0);
+    if (strlen(c->run_dir) < 48) setenv("OMPI_MCA_orte_tmpdir_base", c->run_dir, 0);
 }
 
 /* For Open MPI 4.1 and 5; what a person has set stays. */
@@ -96,6 +133,7 @@ enum err launch_job(const struct config *c, struct child *out, struct why *why)
              (unsigned long long)(1 + c->prefill + c->decode + c->both + c->spares));
     char *mpirun[] = { "mpirun", "-q", "--enable-recovery", "--oversubscribe", "--bind-to", "none",
                        "-np", ranks, path };
+    set_directories(c);
     set_environment();
     return start(c, PROGRAM_RANKSERVE, mpirun, sizeof mpirun / sizeof *mpirun, "mpirun", false, out,
                  why);

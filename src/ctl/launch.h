@@ -9,6 +9,9 @@
 /* Are the programs and mpirun there? */
 enum err launch_check(struct why *why);
 enum err launch_job(const struct config *c, struct child *out, struct why *why);
+/* Removes what Open MPI leaves in shared memory when ranks end without MPI_Finalize, as ours do:
+ * this job's, and that of earlier ones whose `up` was killed. */
+void launch_clean(void);
 /* out->out reads its standard output. */
 enum err launch_gateway(const struct config *c, struct child *out, struct why *why);
 

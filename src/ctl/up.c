@@ -280,6 +280,7 @@ int ctl_up(int argc, char **argv)
     start_programs(&u);
     watch(&u, signals);
     child_kill_all();
+    launch_clean();
     if (*u.config.endpoint_file) unlink(u.config.endpoint_file);
     run_dir_remove(&u.config, u.run_dir_given);
     if (u.exit_code == 0) fprintf(stderr, "stopped\n");

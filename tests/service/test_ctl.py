@@ -1,7 +1,7 @@
 """tests/service/test_ctl.py - rankservectl: the small tools, and `up` over a job that is not real.
 
-`up` starts tests/service/fake/mpirun and fake/rankserve-gateway, so its own work is seen alone: what
-it starts, says, writes, removes, and how it ends.
+`up` starts tests/service/fake/mpirun and fake/rankserve-gateway, so its own work is seen alone:
+what it starts, says, writes, removes, and how it ends.
 """
 import json
 import os
@@ -175,7 +175,8 @@ def test_a_template_is_rendered_as_is(tmp_path):
 def test_files_that_are_no_models_are_refused(tmp_path):
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF\x03\x00")
-    for command in ("inspect", file), ("tokenize", "--model", file), ("detokenize", "--model", file):
+    for command in "inspect", "tokenize --model", "detokenize --model":
+        command = *command.split(), file
         assert str(file) in refused(*command)
 
 
