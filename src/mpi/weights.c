@@ -1,16 +1,168 @@
-/* mpi/weights.c - first version */
+/* mpi/weights.c - who reads the model file, who receives it, and what a host's ranks share.
+ *
+ * One rank of each host leads it.  Rank 0 leads its own and reads the file; the others lead hosts
+ * that receive its bytes into a memfd.  Ranks beside rank 0 map the same file.  A memfd is shared
+ * through /proc/PID/fd: no name in a file system, nothing to clean up, no /dev/shm.
+ */
 #include "mpi/weights.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/log.h"
+
+enum { PIECE_BYTES = 16 << 20 };
+
+/* Memory shared by the ranks of a host, writable by all of them. */
+struct shared {
+    int fd;
+    void *at;
+    uint64_t bytes;
+};
+
+static enum err shared_map(struct shared *s, int protection, struct why *why)
+{
+    s->at = mmap(NULL, s->bytes, protection, MAP_SHARED, s->fd, 0);
+    if (s->at != MAP_FAILED) return OK;
+    s->at = NULL;
+    return why_set(why, ERR_MEMORY, "cannot map %llu bytes of weights: %s",
+                   (unsigned long long)s->bytes, strerror(errno));
+}
+
+static int memory_file(const char *name, uint64_t bytes)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) return fd;
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+/* Collective over the host. */
+static enum err shared_open(struct shared *s, const struct job *j, const char *name,
+                            struct why *why)
+{
+    int where[2] = { (int)getpid(), -1 };
+    if (j->host_rank == 0) where[1] = s->fd = memory_file(name, s->bytes);
+    MPI_Bcast(where, 2, MPI_INT, 0, j->host_comm);
+    if (j->host_rank != 0 && where[1] >= 0) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", where[0], where[1]);
+        s->fd = open(path, O_RDWR | O_CLOEXEC);
+    }
+    enum err e = OK;
+    if (where[1] < 0 || s->fd < 0)
+        e = why_set(why, ERR_MEMORY, "rank %d: no shared memory of %llu bytes: %s", j->rank,
+                    (unsigned long long)s->bytes, strerror(errno));
+    return e ? e : shared_map(s, PROT_READ | PROT_WRITE, why);
+}
+
+/* From now on nobody writes by mistake. */
+static enum err shared_freeze(struct shared *s, struct why *why)
+{
+    munmap(s->at, s->bytes);
+    enum err e = shared_map(s, PROT_READ, why);
+    close(s->fd); /* the mapping lives on */
+    return e;
+}
+
+/* -- the file --------------------------------------------------------------------------------- */
+
+static void broadcast_image(MPI_Comm leaders, uint8_t *at, uint64_t bytes)
+{
+    job_barrier(leaders); /* what follows spins: begin together */
+    for (uint64_t done = 0; done < bytes; done += PIECE_BYTES) {
+        uint64_t some = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES;
+        MPI_Bcast(at + done, (int)some, MPI_BYTE, 0, leaders);
+    }
+}
+
+static enum err receive_on_other_hosts(struct weights *w, const struct job *j, struct why *why)
+{
+    bool with_reader = j->host_of[j->rank] == 0;
+    uint64_t bytes = 0;
+    const void *file = j->rank == 0 ? gguf_image(w->file, &bytes) : NULL;
+    MPI_Bcast(&bytes, 1, MPI_UINT64_T, 0, j->control);
+    struct shared s = { .fd = -1, .bytes = bytes };
+    enum err e = with_reader ? OK : shared_open(&s, j, "rankserve-weights", why);
+    e = job_agree(j, e, why);
+    if (e) return e;
+    MPI_Comm leaders;
+    MPI_Comm_split(j->control, j->host_rank == 0 ? 0 : MPI_UNDEFINED, j->rank, &leaders);
+    if (j->host_rank == 0) {
+        broadcast_image(leaders, j->rank == 0 ? (void *)(uintptr_t)file : s.at, bytes);
+        MPI_Comm_free(&leaders);
+    }
+    job_barrier(j->host_comm);
+    if (!with_reader) e = shared_freeze(&s, why);
+    if (!with_reader && !e)
+        e = gguf_open_image(&w->file, s.at, bytes, j->config.model, why);
+    return job_agree(j, e, why);
+}
+
+static enum err open_file(struct weights *w, const struct job *j, struct why *why)
+{
+    /* First the reader alone: a bad file is one line, and quickly. */
+    enum err e = j->rank == 0 ? gguf_open(&w->file, j->config.model, why) : OK;
+    e = job_agree(j, e, why);
+    if (e) return e;
+    if (j->rank != 0 && j->host_of[j->rank] == 0) e = gguf_open(&w->file, j->config.model, why);
+    e = job_agree(j, e, why);
+    if (!e && j->host_count > 1) e = receive_on_other_hosts(w, j, why);
+    return e;
+}
+
+static enum err open_model(struct weights *w, const struct job *j, struct why *why)
+{
+    enum err e = job_agree(j, model_open(&w->model, w->file, why), why);
+    if (e) return e;
+    struct hash128 digest = w->model->digest;
+    MPI_Bcast(&digest, sizeof digest, MPI_BYTE, 0, j->control);
+    if (!hash_equal(digest, w->model->digest))
+        e = why_set(why, ERR_FORMAT, "model: rank %d finds another file at %s than rank 0", j->rank,
+                    j->config.model);
+    return job_agree(j, e, why);
+}
+
+/* -- what the backend makes of it ------------------------------------------------------------- */
+
+static enum isa common_isa(const struct job *j)
+{
+    int mine = j->rank == 0 ? ISA_COUNT : (int)isa_best(), lowest; /* rank 0 never computes */
+    MPI_Allreduce(&mine, &lowest, 1, MPI_INT, MPI_MIN, j->control);
+    return (enum isa)lowest;
+}
+
+static enum err pack(struct weights *w, const struct job *j, struct why *why)
+{
+    struct shared s = { .fd = -1, .bytes = w->table->packed_bytes(w->model, w->isa) };
+    bool alone = j->rank == 0 && j->host_size == 1;
+    if (s.bytes == 0) return OK; /* the same on every rank: same model, same instructions */
+    enum err e = alone ? OK : shared_open(&s, j, "rankserve-packed", why);
+    e = job_agree(j, e, why);
+    if (e || alone) return e;
+    w->table->pack(w->model, w->isa, s.at, (uint32_t)j->host_rank, (uint32_t)j->host_size);
+    job_barrier(j->host_comm);
+    e = shared_freeze(&s, why);
+    w->packed = s.at;
+    return e;
+}
 
 enum err weights_open(struct weights *w, const struct job *j, struct why *why)
 {
-    enum err e = gguf_open(&w->file, j->config.model, why);
-    if (!e) e = model_open(&w->model, w->file, why);
+    enum err e = OK;
     w->table = backend_find(j->config.backend);
-    if (!e && !w->table) e = why_set(why, ERR_UNSUPPORTED, "backend: there is no %s", j->config.backend);
+    if (!w->table) e = why_set(why, ERR_UNSUPPORTED, "backend: %s is not part of this build",
+                               j->config.backend);
     e = job_agree(j, e, why);
+    if (!e) e = open_file(w, j, why);
+    if (!e) e = open_model(w, j, why);
     if (e) return e;
-    w->isa = isa_best();
-    return OK;
+    w->isa = common_isa(j);
+    bool float_oracle = strcmp(j->config.activations, "float") == 0;
+    if (w->table->packed_bytes && !float_oracle) e = pack(w, j, why);
+    return job_agree(j, e, why);
 }

@@ -123,6 +123,14 @@ class Job:
             time.sleep(0.02)
         return False
 
+    def ended_by_itself(self, timeout):
+        """True when mpirun ends within this time."""
+        try:
+            self.process.wait(timeout)
+            return True
+        except subprocess.TimeoutExpired:
+            return False
+
     def stop(self):
         for c in self.clients:
             c.close()

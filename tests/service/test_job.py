@@ -1,0 +1,303 @@
+"""tests/service/test_job.py - the MPI job by itself: rank 0, workers, transfers, deaths, ends.
+
+Most tests use the null backend: real messages, real block counts, no arithmetic.
+"""
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+import link_client as link
+from job import MODEL, Job
+
+pytestmark = pytest.mark.skipif(not os.path.exists(MODEL), reason="RANKSERVE_TEST_MODEL is not set")
+SHAPES = [dict(both=1), dict(prefill=1, decode=1), dict(prefill=2, decode=2)]
+FAST = {"RANKSERVE_NULL_STEP_US": "500", "RANKSERVE_NULL_TOKEN_US": "5"}
+SLOW = {"RANKSERVE_NULL_STEP_US": "20000", "RANKSERVE_NULL_TOKEN_US": "200"}
+
+
+def prompt(seed, length):
+    r = random.Random(seed)
+    return [r.randrange(3, 40000) for _ in range(length)]
+
+
+def lost_after(job, rank, signal_number):
+    """Kills; seconds until rank 0 said so, by the two clocks that are the same clock."""
+    at = job.kill(rank, signal_number)
+    line = job.wait_log(f"lost worker={rank} ", 5)
+    assert line, job.log()
+    stamp = re.match(r"(\S+)\.(\d{3})Z", line)
+    seconds = time.mktime(time.strptime(stamp.group(1), "%Y-%m-%dT%H:%M:%S")) - time.timezone
+    return seconds + int(stamp.group(2)) / 1000 - at
+
+
+def answers(backend, shape, options=(), env=None, count=8):
+    """Ids of greedy and seeded requests, alone and together."""
+    with Job(*options, backend=backend, env=env, **shape) as job:
+        c = job.client()
+        lengths = [1, 2, 15, 16, 17, 90, 150, 33][:count]
+        streams = [c.request(prompt(i, n), max_tokens=10, temperature=0.9 * (i % 2), seed=i,
+                             top_p=0.9 if i % 2 else 1.0) for i, n in enumerate(lengths)]
+        got = [a.ids for a in c.wait(streams, 40)]
+        for i, n in enumerate(lengths[:3]):
+            again = c.generate(prompt(i, n), max_tokens=10, temperature=0.9 * (i % 2), seed=i,
+                               top_p=0.9 if i % 2 else 1.0)
+            assert again.ids == got[i]
+        assert c.home()
+        assert all(len(ids) == 10 for ids in got)
+        return got
+
+
+def test_the_same_ids_in_every_shape_without_arithmetic():
+    want = answers("null", SHAPES[0], env=FAST)
+    for shape in SHAPES[1:]:
+        assert answers("null", shape, env=FAST) == want
+    assert answers("null", SHAPES[1], ["--max-num-batched-tokens", 32], env=FAST) == want
+
+
+def test_the_same_ids_in_every_shape_with_the_real_model():
+    want = answers("cpu", SHAPES[0])
+    for shape in SHAPES[1:]:
+        assert answers("cpu", shape) == want
+    assert answers("cpu", SHAPES[1], ["--max-num-batched-tokens", 32]) == want
+    assert answers("cpu", SHAPES[0], ["--max-num-batched-tokens", 48]) == want
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_request_cancelled_in_any_state_frees_everything(shape):
+    with Job(**shape, env=SLOW) as job:
+        c = job.client()
+        streams = []
+        for wait in (0, 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4):
+            s = c.request(prompt(int(wait * 1000), 300), max_tokens=500)
+            c.pump(wait)
+            c.cancel(s)
+            streams.append(s)
+        for a in c.wait(streams):
+            assert a.code == link.CANCELLED and a.ends == 1
+        assert c.home()
+
+
+def test_a_storm_of_requests_and_cancels_is_answered_exactly_once():
+    r = random.Random(5)
+    with Job(prefill=2, decode=2, env=FAST) as job:
+        c, streams, cancelled = job.client(), [], set()
+        for i in range(200):
+            s = c.request(prompt(i, r.randrange(1, 400)), max_tokens=r.randrange(1, 40),
+                          temperature=r.choice([0, 1]), seed=i)
+            streams.append(s)
+            c.pump(r.choice([0, 0, 0.002]))
+            if r.random() < 0.4:
+                victim = r.choice(streams)
+                c.cancel(victim)
+                cancelled.add(victim)
+        for s, a in zip(streams, c.wait(streams, 40)):
+            assert a.code == link.OK or (s in cancelled and a.code == link.CANCELLED)
+        assert c.home()
+        c.pump(0.2)
+        assert all(c.answers[s].ends == 1 for s in streams)
+
+
+def test_a_gateway_that_leaves_frees_everything():
+    with Job(prefill=1, decode=1, env=SLOW) as job:
+        stays, leaves = job.client(), job.client()
+        for i in range(10):
+            leaves.request(prompt(i, 200), max_tokens=1000)
+        stays.pump(0.3)
+        leaves.close()
+        assert stays.home()
+        assert stays.generate(prompt(1, 5), max_tokens=3).code == link.OK
+
+
+@pytest.mark.parametrize("victim", [1, 3])
+def test_a_killed_worker_is_noticed_at_once_and_the_others_continue(victim):
+    with Job(prefill=2, decode=2, env=SLOW) as job:
+        c = job.client()
+        streams = [c.request(prompt(i, 100), max_tokens=60) for i in range(12)]
+        c.pump(0.4)
+        assert lost_after(job, victim, signal.SIGKILL) <= 0.1
+        codes = [a.code for a in c.wait(streams)]
+        assert set(codes) <= {link.OK, link.WORKER_LOST}
+        assert link.WORKER_LOST in codes and link.OK in codes
+        later = c.wait([c.request(prompt(i, 50), max_tokens=5) for i in range(6)])
+        assert all(a.code == link.OK for a in later)
+        assert c.home()
+        assert c.state["workers_lost"] == 1 and c.state["workers_alive"] == 3
+
+
+def test_a_stopped_worker_is_noticed_by_its_silence_and_leaves_when_it_wakes():
+    with Job(prefill=1, decode=2, env=SLOW) as job:
+        c = job.client()
+        stream = c.request(prompt(1, 100), max_tokens=400)
+        c.pump(0.2)
+        pid = job.pids()[2]
+        assert lost_after(job, 2, signal.SIGSTOP) <= 1.35
+        os.kill(pid, signal.SIGCONT)
+        c.cancel(stream)
+        assert c.wait([stream])[0].code in (link.WORKER_LOST, link.CANCELLED)
+        assert c.generate(prompt(2, 30), max_tokens=4).code == link.OK
+        end = time.monotonic() + 3
+        while 2 in job.pids() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert 2 not in job.pids()
+
+
+def test_a_rank_0_that_was_stopped_declares_nobody_dead():
+    with Job(prefill=1, decode=1, env=FAST) as job:
+        c = job.client()
+        pid = job.pids()[0]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.6)
+        os.kill(pid, signal.SIGCONT)
+        assert c.generate(prompt(2, 30), max_tokens=4).code == link.OK
+        c.pump(1.2)
+        assert "lost worker" not in job.log()
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_when_a_role_has_nobody_left_the_job_ends_with_a_status(victim):
+    with Job(prefill=1, decode=1, env=SLOW) as job:
+        c = job.client()
+        streams = [c.request(prompt(i, 100), max_tokens=60) for i in range(4)]
+        c.pump(0.2)
+        job.kill(victim)
+        c.until(lambda: all(c.answers[s].done() for s in streams), 5)
+        assert [c.answers[s].code for s in streams] == [link.WORKER_LOST] * 4
+        status = job.status()
+        assert status["code"] != 0 and "left" in status["why"]
+        assert job.ended(3)
+
+
+def test_when_rank_0_dies_all_workers_leave():
+    with Job(prefill=1, decode=1) as job:
+        job.kill(0)
+        assert job.ended(2)
+
+
+def test_an_idle_job_sleeps():
+    with Job(both=2) as job:
+        c = job.client()
+        c.pump(1.2)
+        first, pids = c.state, job.pids()
+        begin = [sum(map(int, open(f"/proc/{p}/stat").read().split()[13:15])) for p in pids.values()]
+        c.pump(4)
+        seconds = (c.state["uptime_ns"] - first["uptime_ns"]) / 1e9
+        used = [sum(map(int, open(f"/proc/{p}/stat").read().split()[13:15])) for p in pids.values()]
+        assert (c.state["wakeups"] - first["wakeups"]) / seconds <= 100
+        ticks = sum(used) - sum(begin)
+        assert ticks / os.sysconf("SC_CLK_TCK") / seconds < 0.02  # coarse clock; the bench is exact
+
+
+def test_a_drain_serves_what_was_accepted_and_ends_clean():
+    with Job(prefill=1, decode=1, env=SLOW) as job:
+        c = job.client()
+        streams = [c.request(prompt(i, 50), max_tokens=20) for i in range(3)]
+        c.pump(0.1)
+        job.drain()
+        assert c.until(lambda: c.state["state"] == 3, 3)
+        late = c.request(prompt(9, 5))
+        assert [a.code for a in c.wait(streams)] == [link.OK] * 3
+        assert c.answers[late].code == link.REFUSED_STATE
+        assert job.status() == {"code": 0, "why": "drained"}
+        assert job.ended()
+        assert job.process.wait(5) == 0
+
+
+def test_too_few_or_too_many_ranks_are_told_in_one_line():
+    for ranks in (1, 2, 4):
+        with Job(prefill=1, decode=1, ranks=ranks, live=False) as job:
+            assert job.ended_by_itself(8)
+            assert len(re.findall("^rankserve: ranks: ", job.log(), re.M)) == 1, job.log()
+            assert job.status()["code"] == 1
+
+
+def test_a_bad_model_is_told_in_one_line(tmp_path):
+    cut = tmp_path / "cut.gguf"
+    with open(MODEL, "rb") as f:
+        cut.write_bytes(f.read(300000))
+    for path in (str(tmp_path / "absent.gguf"), str(cut), "/dev/null", str(tmp_path)):
+        with Job(both=2, model=path, live=False) as job:
+            assert job.ended_by_itself(8)
+            lines = re.findall("^rankserve: .*", job.log(), re.M)
+            assert len(lines) == 1, job.log()
+            assert job.status()["code"] == 1
+
+
+def test_a_bad_secret_file_is_told_in_one_line():
+    with Job(both=1, secret="short", live=False) as job:
+        assert job.ended_by_itself(8)
+        assert len(re.findall("^rankserve: secret file ", job.log(), re.M)) == 1, job.log()
+
+
+def test_a_port_in_use_is_told(tmp_path):
+    with Job(both=1) as first:
+        with Job("--link", first.link, both=1, live=False) as second:
+            assert second.ended_by_itself(8)
+            assert "cannot listen" in second.log()
+            assert "cannot listen" in second.status()["why"]
+        assert first.client().generate([1, 2, 3], max_tokens=2).code == link.OK
+
+
+def test_a_gateway_with_a_wrong_secret_or_a_wrong_protocol_is_closed():
+    with Job(both=1) as job:
+        with pytest.raises(ConnectionError):
+            link.Client(job.link, os.urandom(32))
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4000), b"\0" * 100):
+            stranger = link.socket.socket(link.socket.AF_UNIX)
+            stranger.settimeout(8)
+            stranger.connect(job.link)
+            stranger.sendall(garbage)
+            try:
+                assert stranger.recv(100) == b""
+            except ConnectionResetError:
+                pass
+            stranger.close()
+        c = job.client()
+        assert c.job_is_real
+        broken = job.client()
+        broken.frame(link.TOKENS, 1, b"\0" * 8)
+        assert not broken.until(lambda: False, 2) and broken.closed
+        assert c.generate([1, 2, 3], max_tokens=2).code == link.OK
+
+
+def test_requests_that_can_not_be_served_are_refused_one_by_one():
+    with Job("--max-model-len", 256, "--max-queue", 4, "--max-num-seqs", 2, env=SLOW) as job:
+        c = job.client()
+        assert c.welcome["max_model_len"] == 256
+        assert c.generate(prompt(1, 256)).code == link.REFUSED_LENGTH
+        assert c.generate([1, 1 << 30]).code == link.BAD_REQUEST
+        long = c.generate(prompt(1, 200), max_tokens=4000)
+        assert (long.code, long.finish, len(long.ids)) == (link.OK, "length", 56)
+        streams = [c.request(prompt(i, 20), max_tokens=30) for i in range(20)]
+        codes = [a.code for a in c.wait(streams)]
+        assert set(codes) == {link.OK, link.REFUSED_FULL}
+        late = c.generate(prompt(3, 20), max_tokens=200, timeout_ms=300)
+        assert late.code == link.TIMEOUT
+        assert c.home()
+
+
+def test_scores_of_the_prompt_and_alternatives_reach_the_gateway():
+    with Job(prefill=1, decode=1, env=FAST) as job:
+        c = job.client()
+        a = c.generate(prompt(1, 40), max_tokens=5, top_count=3, prompt_top_count=2,
+                       flags=link.LOGPROBS | link.PROMPT_LOGPROBS)
+        assert [s[0] for s in a.scores] == list(range(1, 40))
+        assert [s[1] for s in a.scores] == prompt(1, 40)[1:]
+        assert len(a.ids) == 5
+
+
+def test_every_rank_as_a_host_of_its_own_gives_the_same():
+    want = answers("null", SHAPES[0], env=FAST, count=4)
+    env = dict(FAST, RANKSERVE_FAKE_HOSTS="1")
+    assert answers("null", SHAPES[1], env=env, count=4) == want
+
+
+def test_help_is_printed_once():
+    out = subprocess.run(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "3",
+                          os.environ.get("RANKSERVE_PROGRAM", "build/rankserve"), "--help"],
+                         capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
+    assert out.returncode == 0 and out.stdout.count("--max-model-len") == 1
