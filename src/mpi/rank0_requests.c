@@ -112,9 +112,11 @@ static void take(struct rank0 *z, struct request *r, const struct token_record *
         r->id_room += r->id_room / 2;
         r->ids = mem_resize(r->ids, r->id_room, sizeof *r->ids);
     }
-    r->ids[r->id_count++] = record->id;
-    pass_on(z, r, LINK_TOKENS, record, top);
-    if (first) first_token(z, r);
+    if (record->finish != FINISH_ERROR) { /* else it is no token: the backend failed */
+        r->ids[r->id_count++] = record->id;
+        pass_on(z, r, LINK_TOKENS, record, top);
+        if (first) first_token(z, r);
+    }
     if (record->finish == FINISH_NONE) return;
     /* Over with the prefill's token: decode has reserved for nothing. */
     if (first && r->decode != r->prefill) act_cancel(z, r, r->decode);

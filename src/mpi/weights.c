@@ -161,8 +161,8 @@ enum err weights_open(struct weights *w, const struct job *j, struct why *why)
     if (!e) e = open_file(w, j, why);
     if (!e) e = open_model(w, j, why);
     if (e) return e;
-    w->isa = common_isa(j);
-    bool float_oracle = strcmp(j->config.activations, "float") == 0;
-    if (w->table->packed_bytes && !float_oracle) e = pack(w, j, why);
+    bool oracle = strcmp(j->config.activations, "float") == 0; /* it is plain C everywhere */
+    w->isa = oracle ? ISA_PLAIN : common_isa(j);
+    if (w->table->packed_bytes) e = pack(w, j, why);
     return job_agree(j, e, why);
 }

@@ -56,15 +56,15 @@ def test_the_same_ids_in_every_shape_without_arithmetic():
     want = answers("null", SHAPES[0], env=FAST)
     for shape in SHAPES[1:]:
         assert answers("null", shape, env=FAST) == want
-    assert answers("null", SHAPES[1], ["--max-num-batched-tokens", 32], env=FAST) == want
+    assert answers("null", SHAPES[1], ["--max-num-batched-tokens", 32, "--max-num-seqs", 16], env=FAST) == want
 
 
 def test_the_same_ids_in_every_shape_with_the_real_model():
     want = answers("cpu", SHAPES[0])
     for shape in SHAPES[1:]:
         assert answers("cpu", shape) == want
-    assert answers("cpu", SHAPES[1], ["--max-num-batched-tokens", 32]) == want
-    assert answers("cpu", SHAPES[0], ["--max-num-batched-tokens", 48]) == want
+    assert answers("cpu", SHAPES[1], ["--max-num-batched-tokens", 32, "--max-num-seqs", 16]) == want
+    assert answers("cpu", SHAPES[0], ["--max-num-batched-tokens", 48, "--max-num-seqs", 16]) == want
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -117,8 +117,8 @@ def test_a_gateway_that_leaves_frees_everything():
 def test_a_killed_worker_is_noticed_at_once_and_the_others_continue(victim):
     with Job(prefill=2, decode=2, env=SLOW) as job:
         c = job.client()
-        streams = [c.request(prompt(i, 100), max_tokens=60) for i in range(12)]
-        c.pump(0.4)
+        streams = [c.request(prompt(i, 300), max_tokens=60) for i in range(12)]
+        c.pump(0.3)
         assert lost_after(job, victim, signal.SIGKILL) <= 0.1
         codes = [a.code for a in c.wait(streams)]
         assert set(codes) <= {link.OK, link.WORKER_LOST}
@@ -227,6 +227,13 @@ def test_a_bad_model_is_told_in_one_line(tmp_path):
             assert job.status()["code"] == 1
 
 
+def test_a_pool_too_small_for_the_model_is_told_by_the_worker_that_found_out():
+    with Job("--kv-cache-memory-bytes", "16MiB", "--max-model-len", 8192, prefill=1, decode=1,
+             live=False) as job:
+        assert "KV" in job.status(8)["why"] and job.status()["code"] == 1
+        assert job.ended(5)
+
+
 def test_a_bad_secret_file_is_told_in_one_line():
     with Job(both=1, secret="short", live=False) as job:
         assert job.ended_by_itself(8)
@@ -300,4 +307,4 @@ def test_help_is_printed_once():
     out = subprocess.run(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "3",
                           os.environ.get("RANKSERVE_PROGRAM", "build/rankserve"), "--help"],
                          capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
-    assert out.returncode == 0 and out.stdout.count("--max-model-len") == 1
+    assert out.returncode == 0 and out.stdout.count("usage: ") == 1
