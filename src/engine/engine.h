@@ -101,16 +101,18 @@ void engine_close(struct engine *e);
 
 /* ERR_LIMIT: can never fit, or nothing is left to generate.  ERR_FULL: no room now (IMPORT: blocks;
  * all: sequence slots).  ERR_STALE: this req is already here.  ERR_FORMAT: counts, ids or
- * parameters that cannot be.  IMPORT sequences reserve their blocks now; `held_out` (or NULL for
- * the other modes) is how many leading tokens are in the cache already and need not be sent. */
+ * parameters that cannot be.  IMPORT sequences reserve their blocks now; `held_out` (may be NULL
+ * for the other modes): leading tokens that are in the cache already and need not be sent. */
 enum err engine_add(struct engine *e, const struct seq_spec *s, uint32_t *held_out);
 
 /* Ends a sequence in whatever state; its blocks go back (after the running step).  Nothing more is
  * reported of it.  False: unknown. */
 bool engine_drop(struct engine *e, struct req_id req);
 
-/* PREFILL sequences: tokens from 0 whose KV is complete in this layer (0 when unknown). */
+/* PREFILL sequences: tokens from 0 whose KV is complete in this layer (0 when unknown).  Never gets
+ * less: they are not preempted. */
 uint32_t engine_kv_tokens(const struct engine *e, struct req_id req, uint32_t layer);
+/* Copies them, laid out as in backend.h.  False: not all complete, nothing copied. */
 bool engine_kv_read(struct engine *e, struct req_id req, uint32_t layer, uint32_t layers,
                     uint32_t first, uint32_t count, void *out);
 

@@ -59,13 +59,14 @@ static void copy_spec(struct engine *e, struct seq *s, const struct seq_spec *sp
         .score_next = scores ? 1 : spec->prompt_count,
         .root = kv_key_root(e->config.kv_secret, &e->scope, spec->cache_salt),
     };
-    s->ids = mem_array(s->limit, sizeof *s->ids);
+    /* Not zeroed: most sequences end long before their limit, and never touch the rest. */
+    s->ids = mem_resize(NULL, s->limit, sizeof *s->ids);
     memcpy(s->ids, spec->ids, spec->id_count * sizeof *s->ids);
     s->bias = mem_array(spec->params.bias_count, sizeof *s->bias);
     if (spec->params.bias_count)
         memcpy(s->bias, spec->bias, spec->params.bias_count * sizeof *s->bias);
-    s->blocks = mem_array(blocks_for(e, s->limit), sizeof *s->blocks);
-    s->keys = mem_array(s->limit / e->shape.block_tokens, sizeof *s->keys);
+    s->blocks = mem_resize(NULL, blocks_for(e, s->limit), sizeof *s->blocks);
+    s->keys = mem_resize(NULL, s->limit / e->shape.block_tokens, sizeof *s->keys);
     if (s->mode == SEQ_IMPORT) s->arrived = mem_array(e->shape.layers, sizeof *s->arrived);
 }
 

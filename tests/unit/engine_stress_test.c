@@ -11,7 +11,7 @@ enum { SLOTS = 24, FINISHED_WANTED = 1000, PIECE_MAX = 40 };
 
 struct pair {                         /* one request, under the same slot in both worlds */
     bool active, moves;               /* moves: prefill here, decode there */
-    uint32_t sent[MOCK_LAYERS];
+    uint32_t sent[MOCK_LAYERS], ready[MOCK_LAYERS];
 };
 
 struct stress {
@@ -107,6 +107,8 @@ static bool send_some(struct stress *s, uint16_t slot)
     bool all = true;
     for (uint32_t l = 0; l < MOCK_LAYERS; l++) {
         uint32_t ready = engine_kv_tokens(s->prefill.e, p->req, l);
+        assert_true(ready >= pair->ready[l]);
+        pair->ready[l] = ready;
         if (ready > pair->sent[l]) {
             char bytes[PIECE_MAX * 2 * MOCK_CELL];
             uint32_t most = ready - pair->sent[l] < PIECE_MAX ? ready - pair->sent[l] : PIECE_MAX;
