@@ -13,8 +13,6 @@
 
 #include "engine/null_backend.h"
 
-#pragma weak backend_cpu              /* a build without src/engine/cpu has none */
-
 static const struct backend *cuda_load(void)
 {
     char program[PATH_MAX], path[PATH_MAX + 32];

@@ -296,6 +296,34 @@ static void the_youngest_is_preempted_and_continues_where_it_was(void **state)
     world_close(&w);
 }
 
+static void a_prefill_sequence_keeps_its_blocks_when_they_run_out(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct engine_config c = world_config(17);
+    c.max_num_seqs = 4;
+    c.max_num_batched_tokens = 8;
+    world_open(&w, &c);
+    struct track *grows = world_request(&w, 0, SEQ_LOCAL, 1, 7, world_params(60));
+    struct track *held = world_request(&w, 1, SEQ_PREFILL, 2, 120, world_params(5));
+    uint32_t before = 0;
+    while (!held->tokens) {
+        assert_true(world_turn(&w, 5000));
+        uint32_t now = engine_kv_tokens(w.e, held->req, MOCK_LAYERS - 1);
+        assert_true(now >= before);
+        before = now;
+    }
+    while (engine_poll(w.e)) world_turn(&w, 5000);
+    struct engine_stats s;
+    engine_stats(w.e, &s);
+    assert_true(s.preemptions > 0);
+    assert_int_equal(s.seqs_waiting, 1);
+    world_drop(&w, held);
+    world_run(&w, 2);
+    assert_int_equal(grows->tokens, 60);
+    world_close(&w);
+}
+
 static void prompt_scores_come_in_order_and_skip_the_cache(void **state)
 {
     (void)state;
@@ -564,6 +592,7 @@ int main(void)
         cmocka_unit_test(no_more_than_max_num_seqs_run_at_once),
         cmocka_unit_test(lower_priority_value_goes_first_and_ties_go_by_arrival),
         cmocka_unit_test(the_youngest_is_preempted_and_continues_where_it_was),
+        cmocka_unit_test(a_prefill_sequence_keeps_its_blocks_when_they_run_out),
         cmocka_unit_test(prompt_scores_come_in_order_and_skip_the_cache),
         cmocka_unit_test(an_already_emitted_output_is_continued),
         cmocka_unit_test(a_dropped_sequence_says_nothing_more_and_gives_its_blocks_back),
