@@ -1,0 +1,420 @@
+/* gateway/http.c - connections, headers, bodies, limits; see http.h.
+ *
+ * A connection whose answer is not there yet is suspended: it costs no thread and no time.  The call
+ * wakes it up.  libmicrohttpd's own timeout covers clients that neither send nor take anything;
+ * http_tick covers those who send their request drop by drop.
+ */
+#include "gateway/http.h"
+
+#include <microhttpd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/limits.h"
+#include "common/log.h"
+#include "gateway/auth.h"
+#include "gateway/call.h"
+#include "gateway/listen.h"
+#include "gateway/routes.h"
+
+enum {
+    IDLE_S = 30,                      /* a connection on which nothing moves */
+    ASK_S = 30,                       /* from accept to the whole request ...  */
+    ASK_BYTES_PER_S = 16384,          /* ... and longer for long bodies        */
+    POOL_THREADS = 4,
+    CONNECTION_BYTES = 64 << 10,      /* headers; more of them: 431 */
+    BLOCK_BYTES = 16 << 10,
+    DISCARD_BYTES_MAX = 4 * HTTP_BODY_BYTES_MAX,
+};
+
+struct peer {                         /* a connection, from accept to close */
+    struct peer *next, *before;
+    int fd;
+    uint64_t since_ns, received;
+    bool busy;                        /* its request is here: it may wait for us */
+};
+
+struct http {
+    struct gateway *gw;
+    struct listener tcp, uds;
+    struct MHD_Daemon *daemons[2];
+    struct peer *peers;               /* under the gateway's lock */
+};
+
+struct exchange {                     /* a request and its answer */
+    struct http *http;
+    struct MHD_Connection *connection;
+    const struct route *route;
+    struct buf body;
+    bool over_limit;
+    uint64_t received, since_ns;
+    char request_id[72], path[128], method[16];
+    struct call *call;
+    int status;
+};
+
+/* -- answers ----------------------------------------------------------------------------------- */
+
+static void header(struct MHD_Response *r, const char *name, const char *value)
+{
+    MHD_add_response_header(r, name, value);
+}
+
+static enum MHD_Result queue(struct exchange *x, int status, struct MHD_Response *r)
+{
+    header(r, "x-request-id", x->request_id);
+    x->status = status;
+    enum MHD_Result result = MHD_queue_response(x->connection, (unsigned)status, r);
+    MHD_destroy_response(r);
+    return result;
+}
+
+/* Takes the body's memory over. */
+static struct MHD_Response *response_of(struct buf *body, const char *type)
+{
+    size_t bytes = body->size;
+    struct MHD_Response *r = MHD_create_response_from_buffer(bytes, buf_take(body),
+                                                             MHD_RESPMEM_MUST_FREE);
+    CHECK(r);
+    header(r, "content-type", type);
+    return r;
+}
+
+static enum MHD_Result reply_error(struct exchange *x, const struct api_error *e)
+{
+    struct buf body = { 0 };
+    api_error_write(e, &body);
+    struct MHD_Response *r = response_of(&body, "application/json");
+    char seconds[16];
+    snprintf(seconds, sizeof seconds, "%u", e->retry_after_s);
+    if (e->retry_after_s) header(r, "retry-after", seconds);
+    if (e->status == 401) header(r, "www-authenticate", "Bearer");
+    return queue(x, e->status, r);
+}
+
+static enum MHD_Result refuse(struct exchange *x, int status, const char *text)
+{
+    struct api_error e;
+    api_fail(&e, status, NULL, "%s", text);
+    if (status == 401) e.code = "invalid_api_key";
+    return reply_error(x, &e);
+}
+
+static void resume(void *connection)
+{
+    MHD_resume_connection(connection);
+}
+
+static ssize_t read_stream(void *arg, uint64_t at, char *out, size_t room)
+{
+    struct exchange *x = arg;
+    (void)at;
+    pthread_mutex_lock(&x->http->gw->lock);
+    long got = call_read(x->call, out, room);
+    if (got == 0) {
+        call_sleep(x->call, resume, x->connection);
+        MHD_suspend_connection(x->connection);
+    }
+    pthread_mutex_unlock(&x->http->gw->lock);
+    if (got == -1) return MHD_CONTENT_READER_END_OF_STREAM;
+    return got == -2 ? MHD_CONTENT_READER_END_WITH_ERROR : got;
+}
+
+static enum MHD_Result reply_stream(struct exchange *x)
+{
+    struct MHD_Response *r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, BLOCK_BYTES,
+                                                               read_stream, x, NULL);
+    CHECK(r);
+    header(r, "content-type", "text/event-stream; charset=utf-8");
+    header(r, "cache-control", "no-cache");
+    header(r, "x-accel-buffering", "no");
+    return queue(x, 200, r);
+}
+
+static enum MHD_Result reply_call(struct exchange *x)
+{
+    struct buf body = { 0 };
+    struct api_error e;
+    int status = call_reply(x->call, &body, &e);
+    if (status != 200) return reply_error(x, &e);
+    struct MHD_Response *r = response_of(&body, "application/json");
+    int ranks[2];
+    call_ranks(x->call, &ranks[0], &ranks[1]);
+    for (int i = 0; i < 2 && x->http->gw->config.debug_headers; i++) {
+        char text[16];
+        snprintf(text, sizeof text, "%d", ranks[i]);
+        header(r, i ? "x-rankserve-decode" : "x-rankserve-prefill", text);
+    }
+    return queue(x, 200, r);
+}
+
+/* The call is under way: answer if it can be answered, else sleep until it can. */
+static enum MHD_Result go_on(struct exchange *x)
+{
+    pthread_mutex_lock(&x->http->gw->lock);
+    enum call_step step = call_step(x->call);
+    if (step == CALL_WAIT) {
+        call_sleep(x->call, resume, x->connection);
+        MHD_suspend_connection(x->connection);
+    }
+    pthread_mutex_unlock(&x->http->gw->lock);
+    switch (step) {
+    case CALL_WAIT: return MHD_YES;
+    case CALL_STREAM: return reply_stream(x);
+    case CALL_REPLY: return reply_call(x);
+    default: return MHD_NO;           /* the client is gone: close */
+    }
+}
+
+/* -- requests ---------------------------------------------------------------------------------- */
+
+static const char *request_header(struct exchange *x, const char *name)
+{
+    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
+}
+
+static bool sane_id(const char *id)
+{
+    size_t bytes = id ? strlen(id) : 0;
+    if (!bytes || bytes > 64) return false;
+    return strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:") == bytes;
+}
+
+static void name_request(struct exchange *x)
+{
+    const char *given = request_header(x, "X-Request-Id");
+    if (sane_id(given)) {
+        snprintf(x->request_id, sizeof x->request_id, "%s", given);
+        return;
+    }
+    uint64_t random;
+    secret_random(&random, sizeof random);
+    snprintf(x->request_id, sizeof x->request_id, "req-%016llx", (unsigned long long)random);
+}
+
+static bool json_type(const char *type)
+{
+    if (!type) return true;
+    size_t bytes = strcspn(type, "; ");
+    return bytes == strlen("application/json") && strncasecmp(type, "application/json", bytes) == 0;
+}
+
+/* What can be refused before the body is here.  MHD_YES: read on. */
+static enum MHD_Result check_head(struct exchange *x)
+{
+    struct gateway *gw = x->http->gw;
+    struct api_error e;
+    x->route = route_find(x->method, x->path, &e);
+    bool secret = !x->route || !x->route->open;
+    if (secret && !auth_allows(gw->auth, request_header(x, "Authorization"))) {
+        return refuse(x, 401, "the API key is missing or wrong: send Authorization: Bearer KEY");
+    }
+    if (!x->route) return reply_error(x, &e);
+    const char *length = request_header(x, "Content-Length");
+    if (length && strtoull(length, NULL, 10) > HTTP_BODY_BYTES_MAX) {
+        return refuse(x, 413, "the body is larger than 32 MiB");
+    }
+    if (strcmp(x->method, "POST") == 0 && !json_type(request_header(x, "Content-Type"))) {
+        return refuse(x, 415, "the Content-Type must be application/json");
+    }
+    return MHD_YES;
+}
+
+static enum MHD_Result take_body(struct exchange *x, const char *data, size_t *bytes)
+{
+    x->received += *bytes;
+    if (x->received > HTTP_BODY_BYTES_MAX) {
+        x->over_limit = true;         /* read it to its end, so that the client hears the answer */
+        buf_release(&x->body);
+        if (x->received > DISCARD_BYTES_MAX) return MHD_NO;
+    } else {
+        buf_add(&x->body, data, *bytes);
+    }
+    *bytes = 0;
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    struct peer *peer = info ? info->socket_context : NULL;
+    if (!peer) return MHD_YES;
+    pthread_mutex_lock(&x->http->gw->lock);
+    peer->received = x->received;
+    pthread_mutex_unlock(&x->http->gw->lock);
+    return MHD_YES;
+}
+
+static enum MHD_Result run_small(struct exchange *x)
+{
+    struct answer a = { .status = 200, .type = "application/json" };
+    const char *body = x->body.data ? x->body.data : "";
+    x->route->run(x->http->gw, x->path, body, x->body.size, &a);
+    if (!a.error.status) return queue(x, a.status, response_of(&a.body, a.type));
+    buf_release(&a.body);
+    return reply_error(x, &a.error);
+}
+
+static void set_busy(struct exchange *x, bool busy)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    struct peer *peer = info ? info->socket_context : NULL;
+    if (!peer) return;
+    pthread_mutex_lock(&x->http->gw->lock);
+    peer->busy = busy;
+    peer->since_ns = clock_now_ns();
+    peer->received = 0;
+    pthread_mutex_unlock(&x->http->gw->lock);
+}
+
+static enum MHD_Result run(struct exchange *x)
+{
+    set_busy(x, true);
+    if (x->over_limit) return refuse(x, 413, "the body is larger than 32 MiB");
+    if (x->route->kind == ROUTE_SMALL) return run_small(x);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    struct call_origin origin = { x->request_id, request_header(x, "Priority"), info->connect_fd,
+                                  x->since_ns };
+    enum api_kind kind = x->route->kind == ROUTE_CHAT ? API_CHAT : API_COMPLETION;
+    struct api_error e;
+    x->call = call_open(x->http->gw, kind, x->body.data ? x->body.data : "", x->body.size, &origin,
+                        &e);
+    buf_release(&x->body);
+    return x->call ? go_on(x) : reply_error(x, &e);
+}
+
+static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, const char *path,
+                                  const char *method, const char *version, const char *data,
+                                  size_t *bytes, void **state)
+{
+    (void)version;
+    struct exchange *x = *state;
+    if (!x) {
+        *state = x = mem_alloc(sizeof *x);
+        x->http = arg;
+        x->connection = connection;
+        x->since_ns = clock_now_ns();
+        snprintf(x->path, sizeof x->path, "%s", path);
+        snprintf(x->method, sizeof x->method, "%s", method);
+        name_request(x);
+        return check_head(x);
+    }
+    if (*bytes) return take_body(x, data, bytes);
+    if (x->status) return MHD_YES;    /* answered before its body came */
+    return x->call ? go_on(x) : run(x);
+}
+
+static void on_completed(void *arg, struct MHD_Connection *connection, void **state,
+                         enum MHD_RequestTerminationCode code)
+{
+    (void)arg, (void)connection, (void)code;
+    struct exchange *x = *state;
+    if (!x) return;
+    *state = NULL;
+    set_busy(x, false);
+    if (x->call) call_close(x->call);
+    else if (x->status != 200 || x->route->kind != ROUTE_SMALL) {
+        log_info("request=%s status=%d method=%s path=%s", x->request_id, x->status, x->method,
+                 x->path);
+    }
+    buf_release(&x->body);
+    free(x);
+}
+
+/* -- connections ------------------------------------------------------------------------------- */
+
+static void on_connection(void *arg, struct MHD_Connection *connection, void **context,
+                          enum MHD_ConnectionNotificationCode code)
+{
+    struct http *h = arg;
+    pthread_mutex_lock(&h->gw->lock);
+    struct peer *p = *context;
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+        *context = p = mem_alloc(sizeof *p);
+        p->fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        p->since_ns = clock_now_ns();
+        p->next = h->peers;
+        if (p->next) p->next->before = p;
+        h->peers = p;
+    } else if (p) {
+        if (p->before) p->before->next = p->next;
+        else h->peers = p->next;
+        if (p->next) p->next->before = p->before;
+        free(p);
+        *context = NULL;
+    }
+    pthread_mutex_unlock(&h->gw->lock);
+}
+
+void http_tick(struct http *h)
+{
+    uint64_t now = clock_now_ns();
+    for (struct peer *p = h->peers; p; p = p->next) {
+        uint64_t allowed_s = ASK_S + p->received / ASK_BYTES_PER_S;
+        if (!p->busy && now - p->since_ns > allowed_s * NS_PER_S) shutdown(p->fd, SHUT_RDWR);
+    }
+}
+
+static void on_log(void *arg, const char *fmt, va_list ap)
+{
+    char line[256];
+    (void)arg;
+    vsnprintf(line, sizeof line, fmt, ap);
+    line[strcspn(line, "\r\n")] = '\0';
+    log_debug("http %s", line);
+}
+
+enum err http_bind(struct http **out, struct gateway *gw, struct why *why)
+{
+    struct http *h = mem_alloc(sizeof *h);
+    h->gw = gw;
+    h->tcp.fd = h->uds.fd = -1;
+    enum err e = listen_tcp(&h->tcp, gw->config.listen, why);
+    if (e == OK && gw->config.uds[0]) e = listen_unix(&h->uds, gw->config.uds, why);
+    if (e == OK) {
+        *out = h;
+        return OK;
+    }
+    listener_close(&h->tcp);
+    free(h);
+    return e;
+}
+
+const char *http_url(const struct http *h)
+{
+    return h->tcp.url;
+}
+
+static struct MHD_Daemon *start(struct http *h, int fd)
+{
+    return MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
+        on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET, fd,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
+        MHD_OPTION_THREAD_POOL_SIZE, (unsigned)POOL_THREADS, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)IDLE_S, MHD_OPTION_CONNECTION_LIMIT, (unsigned)HTTP_CONNECTIONS_MAX,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES, MHD_OPTION_END);
+}
+
+enum err http_start(struct http *h, struct why *why)
+{
+    h->daemons[0] = start(h, h->tcp.fd);
+    if (h->uds.fd >= 0) h->daemons[1] = start(h, h->uds.fd);
+    if (!h->daemons[0] || (h->uds.fd >= 0 && !h->daemons[1])) {
+        return why_set(why, ERR_IO, "cannot start the HTTP server");
+    }
+    return OK;
+}
+
+void http_stop(struct http *h)
+{
+    if (!h) return;
+    for (int i = 0; i < 2; i++) {
+        if (h->daemons[i]) MHD_stop_daemon(h->daemons[i]);
+        h->daemons[i] = NULL;
+    }
+    listener_close(&h->uds);
+}

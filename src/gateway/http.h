@@ -1,0 +1,20 @@
+/* gateway/http.h - the HTTP server; its inside is libmicrohttpd, which no other file includes. */
+#ifndef RANKSERVE_GATEWAY_HTTP_H
+#define RANKSERVE_GATEWAY_HTTP_H
+
+#include "common/check.h"
+#include "gateway/gateway.h"
+
+struct http;
+
+/* Binds --listen and --uds.  The address is in use: ERR_IO and one line. */
+enum err http_bind(struct http **out, struct gateway *gw, struct why *why);
+const char *http_url(const struct http *h);   /* with the port that was really bound */
+/* Begins to answer.  The link's client must exist. */
+enum err http_start(struct http *h, struct why *why);
+/* Under the gateway's lock, about once a second: cuts off clients that are slow to ask. */
+void http_tick(struct http *h);
+/* No call may be open. */
+void http_stop(struct http *h);
+
+#endif
