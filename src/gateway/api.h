@@ -1,6 +1,6 @@
 /* gateway/api.h - OpenAI's JSON on one side, plain structs on the other.
  *
- * api_parse.c (requests in) and chat.c (messages to a prompt) are the files that use jansson;
+ * api_parse.c (requests in) and api_chat.c (messages to a prompt) are the files that use jansson;
  * api_write.c writes answers.  Every number is range-checked here, every message names its field.
  */
 #ifndef RANKSERVE_GATEWAY_API_H
@@ -65,8 +65,8 @@ struct api_request {
     uint64_t cache_salt, user_hash;
 };
 
-/* Parses a body and tokenizes its prompts, each of at most count_max tokens.  `vocab`: ids are below
- * it.  On failure *e says why; the request is to be released either way. */
+/* Parses a body and tokenizes its prompts, each of at most count_max tokens; ids are below `vocab`.
+ * On failure *e says why; the request is to be released either way. */
 bool api_parse(const struct gateway *gw, enum api_kind kind, const char *body, size_t bytes,
                size_t count_max, uint32_t vocab, struct api_request *r, struct api_error *e);
 void api_request_release(struct api_request *r);
@@ -81,7 +81,8 @@ bool api_too_deep(const char *text, size_t bytes);
 
 /* -- answers ---------------------------------------------------------------------------------- */
 
-void write_string(struct buf *out, const char *text, size_t bytes); /* quoted; bad UTF-8: U+FFFD */
+/* Quoted; bytes that are not UTF-8 become U+FFFD. */
+void write_string(struct buf *out, const char *text, size_t bytes);
 void write_ids(struct buf *out, const int32_t *ids, size_t count);
 
 /* One reported token and its alternatives, as they lie in a choice's buffer. */

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "gateway/api.h"
-#include "gateway/chat.h"
+#include "gateway/api_chat.h"
 
 struct parse {
     const struct gateway *gw;
@@ -559,7 +559,9 @@ bool api_parse_ids(const struct gateway *gw, const char *body, size_t bytes, uin
     struct parse p = { .gw = gw, .root = root, .e = e, .vocab = vocab };
     const json_t *tokens = member(root, "tokens");
     bool ok = get_model(&p);
-    if (ok && !json_is_array(tokens)) ok = api_fail(e, 400, "tokens", "tokens must be a list of ids");
+    if (ok && !json_is_array(tokens)) {
+        ok = api_fail(e, 400, "tokens", "tokens must be a list of ids");
+    }
     ok = ok && ids_of(&p, tokens, "tokens", ids);
     json_decref(root);
     return ok;

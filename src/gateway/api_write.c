@@ -1,7 +1,7 @@
 /* gateway/api_write.c - answers: structs to JSON text; see api.h.
  *
- * Written piece by piece into a buffer: a token's worth of JSON is a few dozen bytes, and building a
- * tree for it would cost more than computing small models does.
+ * Written piece by piece into a buffer: a token's worth of JSON is some dozen bytes, and a tree for
+ * each would cost more than it says.
  */
 #include <math.h>
 #include <stdio.h>
@@ -141,7 +141,9 @@ static void chat_token(struct buf *out, const struct tokenizer *t, int32_t id, f
     buf_text(out, ",\"logprob\":");
     number(out, logprob);
     buf_text(out, ",\"bytes\":[");
-    for (size_t i = 0; i < bytes; i++) buf_print(out, "%s%u", i ? "," : "", (unsigned char)text[i]);
+    for (size_t i = 0; i < bytes; i++) {
+        buf_print(out, "%s%u", i ? "," : "", (unsigned char)text[i]);
+    }
     buf_char(out, ']');
 }
 
@@ -166,7 +168,7 @@ void write_chat_logprobs(struct buf *out, const struct tokenizer *t, struct api_
     buf_text(out, "]}");
 }
 
-/* -- completions: four lists beside each other -------------------------------------------------- */
+/* -- completions: four lists beside each other ------------------------------------------------- */
 
 struct lists {
     struct buf tokens, logprobs, tops, offsets;

@@ -1,6 +1,6 @@
 /* gateway/call_write.c - the bytes of an answer: server-sent events and whole bodies.
  *
- * Shapes are OpenAI's with vLLM's extensions.  An event is one `data: {json}` line and an empty one.
+ * Shapes are OpenAI's with vLLM's extensions.  An event is a `data: {json}` line and an empty one.
  */
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* gateway/http.c - connections, headers, bodies, limits; see http.h.
  *
- * A connection whose answer is not there yet is suspended: it costs no thread and no time.  The call
- * wakes it up.  libmicrohttpd's own timeout covers clients that neither send nor take anything;
+ * A connection whose answer is not there yet is suspended: it costs no thread and no time.  The
+ * call wakes it up.  libmicrohttpd's own timeout covers clients that neither send nor take anything;
  * http_tick covers those who send their request drop by drop.
  */
 #include "gateway/http.h"
@@ -182,7 +182,8 @@ static bool sane_id(const char *id)
 {
     size_t bytes = id ? strlen(id) : 0;
     if (!bytes || bytes > 64) return false;
-    return strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:") == bytes;
+    return strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                      "0123456789-_.:") == bytes;
 }
 
 static void name_request(struct exchange *x)
@@ -393,7 +394,8 @@ static struct MHD_Daemon *start(struct http *h, int fd)
     return MHD_start_daemon(
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
         on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET, fd,
-        MHD_OPTION_NOTIFY_COMPLETED, on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
         MHD_OPTION_THREAD_POOL_SIZE, (unsigned)POOL_THREADS, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)IDLE_S, MHD_OPTION_CONNECTION_LIMIT, (unsigned)HTTP_CONNECTIONS_MAX,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES, MHD_OPTION_END);

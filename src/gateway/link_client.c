@@ -373,7 +373,7 @@ static void read_link(struct link_client *c)
     }
 }
 
-/* Takes what is to be written out from under the lock in pieces, so that nobody waits for a write. */
+/* Takes what is to be written from under the lock in pieces: nobody waits for a write. */
 static void write_link(struct link_client *c)
 {
     static _Thread_local char piece[65536];

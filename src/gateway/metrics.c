@@ -37,7 +37,8 @@ struct metrics {
     double tokens_per_second, busy;   /* over the last second or so of states */
 };
 
-static const char *const finish_names[FINISH_COUNT] = { "none", "stop", "length", "abort", "error" };
+static const char *const finish_names[FINISH_COUNT] = { "none", "stop", "length", "abort",
+                                                        "error" };
 
 struct metrics *metrics_open(void)
 {
@@ -230,7 +231,7 @@ static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_
           ratio(s->prompt_tokens_cached, s->prompt_tokens));
     gauge(w, "llm_d_cache_memory_usage", "Bytes of KV blocks in use or cached.",
           (double)s->kv_bytes_used);
-    gauge(w, "llm_d_prefix_reuse_ratio", "Prompt tokens of this gateway's requests that were cached.",
+    gauge(w, "llm_d_prefix_reuse_ratio", "Prompt tokens of this gateway that were cached.",
           ratio(m->cached_tokens, m->prompt_tokens));
     counter(w, "llm_d_scheduler_decisions_total", "Placements decided by rank 0.", s->decisions);
     gauge(w, "llm_d_prefill_queue_depth", "Requests placed and waiting for prefill.",
@@ -247,6 +248,17 @@ static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_
             s->kv_bytes_sent);
     counter(w, "llm_d_stale_refused_total", "Messages refused because they came too late.",
             s->stale_refused);
+}
+
+/* The block books over all workers, without a model label: total = free + held + cached. */
+static void write_blocks(const struct metrics *m, struct writer *w)
+{
+    const struct link_state *s = &m->state;
+    head(w, "rankserve_kv_blocks", "gauge", "KV blocks of all workers by state.");
+    buf_print(w->out,
+              "rankserve_kv_blocks{state=\"total\"} %u\nrankserve_kv_blocks{state=\"free\"} %u\n"
+              "rankserve_kv_blocks{state=\"held\"} %u\nrankserve_kv_blocks{state=\"cached\"} %u\n",
+              s->blocks_total, s->blocks_free, s->blocks_held, s->blocks_cached);
 }
 
 static void write_vllm(const struct metrics *m, struct writer *w)
@@ -282,5 +294,6 @@ void metrics_write(const struct metrics *m, const char *model, uint64_t now_ns, 
     label_set(&w, model);
     write_requests(m, &w);
     write_llm_d(m, &w, now_ns);
+    write_blocks(m, &w);
     write_vllm(m, &w);
 }

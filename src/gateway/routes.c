@@ -122,7 +122,8 @@ static void run_tokenize(struct gateway *gw, const char *path, const char *body,
     size_t count_max = (size_t)SEQ_TOKENS_MAX * 4;
     if (api_parse(gw, API_TOKENIZE, body, bytes, count_max, vocab, &r, &out->error)) {
         const struct token_list *ids = &r.prompts[0].ids;
-        buf_print(&out->body, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":", ids->count, context);
+        buf_print(&out->body, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":", ids->count,
+                  context);
         write_ids(&out->body, ids->ids, ids->count);
         if (r.o.return_token_strs) write_texts(gw, ids, &out->body);
         else buf_text(&out->body, ",\"token_strs\":null");

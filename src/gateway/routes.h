@@ -1,4 +1,4 @@
-/* gateway/routes.h - the answers that need no generation: models, tokenize, health, metrics, page. */
+/* gateway/routes.h - answers that need no generation: models, tokenize, health, metrics. */
 #ifndef RANKSERVE_GATEWAY_ROUTES_H
 #define RANKSERVE_GATEWAY_ROUTES_H
 

@@ -1,10 +1,10 @@
-/* gateway/chat.c - see chat.h.
+/* gateway/api_chat.c - see chat.h.
  *
  * Messages are brought into the form that templates expect (text parts joined, tool-call arguments
  * as objects), every string of the user's is guarded (guard.h), the template renders, and what it
  * made is tokenized with the template's own special tokens only.
  */
-#include "gateway/chat.h"
+#include "gateway/api_chat.h"
 
 #include <jansson.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
-/* gateway/chat.h - chat messages to token ids, through the model's template. */
-#ifndef RANKSERVE_GATEWAY_CHAT_H
-#define RANKSERVE_GATEWAY_CHAT_H
+/* gateway/api_chat.h - chat messages to token ids, through the model's template. */
+#ifndef RANKSERVE_GATEWAY_API_CHAT_H
+#define RANKSERVE_GATEWAY_API_CHAT_H
 
 #include "gateway/api.h"
 
