@@ -62,8 +62,8 @@ static const struct field fields[] = {
     { "n", FIELD_INTEGER, AT(n), 1, CHOICES_MAX },
     { "best_of", FIELD_INTEGER, AT(best_of), 1, CHOICES_MAX },
     { "priority", FIELD_INTEGER, AT(priority), INT32_MIN, INT32_MAX },
-    { "max_tokens", FIELD_INTEGER, AT(max_tokens), 0, INT64_MAX },
-    { "max_completion_tokens", FIELD_INTEGER, AT(max_completion_tokens), 0, INT64_MAX },
+    { "max_tokens", FIELD_INTEGER, AT(max_tokens), 0, 9e18 },
+    { "max_completion_tokens", FIELD_INTEGER, AT(max_completion_tokens), 0, 9e18 },
     { "min_tokens", FIELD_INTEGER, AT(min_tokens), 0, SEQ_TOKENS_MAX },
     { "stream", FIELD_SWITCH, AT(stream) },
     { "echo", FIELD_SWITCH, AT(echo) },
@@ -305,7 +305,7 @@ static bool get_seed(struct parse *p)
         p->r->o.seed = json_integer_value(v);
         return true;
     }
-    return get_integer(p, "seed", -9.2e18, 9.2e18, &p->r->o.seed);
+    return get_integer(p, "seed", -9e18, 9e18, &p->r->o.seed);
 }
 
 /* Fields that mean something we do not do must not be passed over in silence. */

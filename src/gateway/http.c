@@ -1,7 +1,7 @@
 /* gateway/http.c - connections, headers, bodies, limits; see http.h.
  *
  * A connection whose answer is not there yet is suspended: it costs no thread and no time.  The
- * call wakes it up.  libmicrohttpd's own timeout covers clients that neither send nor take anything;
+ * call wakes it up.  libmicrohttpd's own timeout covers clients that neither send nor take; and
  * http_tick covers those who send their request drop by drop.
  */
 #include "gateway/http.h"

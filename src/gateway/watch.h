@@ -1,7 +1,7 @@
 /* gateway/watch.h - notices that clients went away while libmicrohttpd is not looking.
  *
  * libmicrohttpd does not poll a suspended connection, so sockets of running calls are watched here,
- * by an epoll of our own.  Owner: the link's thread polls; the rest happens under the gateway's lock.
+ * by an epoll of our own.  Everything happens under the gateway's lock.
  */
 #ifndef RANKSERVE_GATEWAY_WATCH_H
 #define RANKSERVE_GATEWAY_WATCH_H
