@@ -29,9 +29,11 @@ class Service:
     def __init__(self, *flags, model=None, env=None):
         self.directory = tempfile.TemporaryDirectory(prefix="rankserve-test-")
         self.endpoint_file = os.path.join(self.directory.name, "endpoint.json")
+        self.run_dir = os.path.join(self.directory.name, "run")
         self.lines = []
         command = [CTL, "up", "--model", model or MODEL, "--listen", "127.0.0.1:0",
-                   "--endpoint-file", self.endpoint_file, *map(str, flags)]
+                   "--endpoint-file", self.endpoint_file, "--run-dir", self.run_dir,
+                   *map(str, flags)]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True, env={**os.environ, **(env or {})})
@@ -124,14 +126,9 @@ class Service:
             except OSError:
                 continue
             rank = re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)", environ)
-            if rank and os.path.dirname(self.run_dir()).encode() and \
-                    self.run_dir().encode() in command:
+            if rank and self.run_dir.encode() in command:
                 out[int(rank.group(1))] = int(pid)
         return out
-
-    def run_dir(self):
-        with open(self.endpoint_file) as f:
-            return json.load(f)["run_dir"]
 
     # Requests.
 
