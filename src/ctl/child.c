@@ -14,7 +14,7 @@
 
 #include "common/clock.h"
 
-enum { KILL_SECONDS_MAX = 5 };
+enum { KILL_SECONDS_MAX = 5, LINE_BYTES_MAX = 65536 };
 
 void child_adopt(void)
 {
@@ -31,7 +31,7 @@ static void plain_signals(void)
 }
 
 /* In the child.  Says through `failure` why it could not start; exec closes it. */
-static _Noreturn void become(char **argv, int out, int failure, pid_t parent)
+static _Noreturn void become(char **argv, int out, enum child_pipe kind, int failure, pid_t parent)
 {
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -40,41 +40,73 @@ static _Noreturn void become(char **argv, int out, int failure, pid_t parent)
     int null = open("/dev/null", O_RDONLY);
     if (null >= 0) dup2(null, STDIN_FILENO);
     dup2(out, STDOUT_FILENO);
+    if (kind == CHILD_PIPE_ALL) dup2(out, STDERR_FILENO);
     execvp(argv[0], argv);
     int error = errno;
     if (write(failure, &error, sizeof error) < 0) _exit(126);
     _exit(127);
 }
 
-enum err child_start(struct child *c, const char *name, char **argv, bool pipe_out,
-                     struct why *why)
+static void close_pair(const int fds[2])
 {
-    int failure[2], out[2] = { -1, STDERR_FILENO };
-    *c = (struct child){ .name = name, .out = -1 };
-    if (pipe2(failure, O_CLOEXEC) < 0) return why_set(why, ERR_IO, "pipe: %s", strerror(errno));
-    if (pipe_out && pipe2(out, O_CLOEXEC) < 0) {
-        close(failure[0]);
-        close(failure[1]);
-        return why_set(why, ERR_IO, "pipe: %s", strerror(errno));
+    if (fds[0] >= 0) close(fds[0]);
+    if (fds[1] >= 0) close(fds[1]);
+}
+
+enum err child_start(struct child *c, char **argv, enum child_pipe kind, struct why *why)
+{
+    int failure[2] = { -1, -1 }, out[2] = { -1, -1 }, error = 0;
+    *c = (struct child){ .out = -1, .line.limit = LINE_BYTES_MAX };
+    if (pipe2(failure, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0) {
+        error = errno;
+        close_pair(failure);
+        return why_set(why, ERR_IO, "pipe: %s", strerror(error));
     }
     pid_t parent = getpid(), pid = fork();
-    if (pid == 0) become(argv, out[1], failure[1], parent);
+    if (pid == 0) become(argv, out[1], kind, failure[1], parent);
+    if (pid < 0) error = errno;
     close(failure[1]);
-    if (pipe_out) close(out[1]);
-    int error = pid < 0 ? errno : 0;
+    failure[1] = -1;
     if (pid > 0 && read(failure[0], &error, sizeof error) == sizeof error) {
         waitpid(pid, NULL, 0);
         pid = -1;
     }
-    close(failure[0]);
+    close_pair(failure);
+    close(out[1]);
     if (pid < 0) {
-        if (pipe_out) close(out[0]);
-        return why_set(why, ERR_IO, "%s cannot be started: %s: %s", name, argv[0],
-                       strerror(error));
+        close(out[0]);
+        return why_set(why, ERR_IO, "%s cannot be started: %s", argv[0], strerror(error));
     }
+    fcntl(out[0], F_SETFL, O_NONBLOCK);
     c->pid = pid;
     c->out = out[0];
     return OK;
+}
+
+static void take_line(struct child *c, void (*take)(void *context, const char *line),
+                      void *context)
+{
+    buf_add(&c->line, "", 0);
+    take(context, c->line.data);
+    buf_clear(&c->line);
+}
+
+void child_read(struct child *c, void (*take)(void *context, const char *line), void *context)
+{
+    char piece[4096];
+    ssize_t got;
+    if (c->out < 0) return;
+    while ((got = read(c->out, piece, sizeof piece)) > 0) {
+        for (ssize_t i = 0; i < got; i++) {
+            if (piece[i] == '\n') take_line(c, take, context);
+            else buf_char(&c->line, piece[i]);
+        }
+    }
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (c->line.size) take_line(c, take, context);
+    close(c->out);
+    c->out = -1;
+    buf_release(&c->line);
 }
 
 void child_reap(struct child *list, int count)

@@ -11,20 +11,27 @@
 #include <sys/types.h>
 
 #include "common/check.h"
+#include "common/mem.h"
+
+enum child_pipe {
+    CHILD_PIPE_OUT,                   /* `out` reads its standard output          */
+    CHILD_PIPE_ALL,                   /* its standard error as well               */
+};
 
 struct child {
-    pid_t pid;                        /* 0: none                             */
-    const char *name;                 /* for messages                        */
-    int out;                          /* its standard output; -1: our stderr */
+    pid_t pid;                        /* 0: none                                  */
+    int out;                          /* non-blocking; -1: none, or at its end    */
+    struct buf line;                  /* what was read of a line not yet complete */
     bool ended;
     int status;                       /* as waitpid gives it, once ended     */
 };
 
 /* Orphans below us become our children. */
 void child_adopt(void);
-/* argv[0] is looked up in PATH when it has no slash.  `pipe_out`: c->out reads its output. */
-enum err child_start(struct child *c, const char *name, char **argv, bool pipe_out,
-                     struct why *why);
+/* argv[0] is looked up in PATH when it has no slash. */
+enum err child_start(struct child *c, char **argv, enum child_pipe pipe, struct why *why);
+/* Hands what there is to read to `take`, line by line; the rest of a line at the end of all. */
+void child_read(struct child *c, void (*take)(void *context, const char *line), void *context);
 /* Notes who ended; call after SIGCHLD. */
 void child_reap(struct child *list, int count);
 void child_signal(const struct child *c, int signal);

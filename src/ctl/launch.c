@@ -109,7 +109,7 @@ static void set_environment(void)
 }
 
 static enum err start(const struct config *c, enum program program, char **before, size_t count,
-                      const char *name, bool pipe_out, struct child *out, struct why *why)
+                      enum child_pipe pipe, struct child *out, struct why *why)
 {
     char **options = config_arguments(c, program);
     size_t option_count = 0;
@@ -117,7 +117,7 @@ static enum err start(const struct config *c, enum program program, char **befor
     char **argv = mem_array(count + option_count + 1, sizeof *argv);
     memcpy(argv, before, count * sizeof *argv);
     memcpy(argv + count, options, option_count * sizeof *argv);
-    enum err e = child_start(out, name, argv, pipe_out, why);
+    enum err e = child_start(out, argv, pipe, why);
     for (size_t i = 0; i < option_count; i++) free(options[i]);
     free(options);
     free(argv);
@@ -135,7 +135,7 @@ enum err launch_job(const struct config *c, struct child *out, struct why *why)
                        "-np", ranks, path };
     set_directories(c);
     set_environment();
-    return start(c, PROGRAM_RANKSERVE, mpirun, sizeof mpirun / sizeof *mpirun, "mpirun", false, out,
+    return start(c, PROGRAM_RANKSERVE, mpirun, sizeof mpirun / sizeof *mpirun, CHILD_PIPE_ALL, out,
                  why);
 }
 
@@ -147,5 +147,5 @@ enum err launch_gateway(const struct config *c, struct child *out, struct why *w
     struct config mine = *c;
     mine.endpoint_file = "";          /* up writes it: it knows more */
     char *before[] = { path };
-    return start(&mine, PROGRAM_GATEWAY, before, 1, "rankserve-gateway", true, out, why);
+    return start(&mine, PROGRAM_GATEWAY, before, 1, CHILD_PIPE_OUT, out, why);
 }

@@ -8,6 +8,7 @@
 
 /* Are the programs and mpirun there? */
 enum err launch_check(struct why *why);
+/* out->out reads all that mpirun and the ranks print. */
 enum err launch_job(const struct config *c, struct child *out, struct why *why);
 /* Removes what Open MPI leaves in shared memory when ranks end without MPI_Finalize, as ours do:
  * this job's, and that of earlier ones whose `up` was killed. */

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,11 +42,11 @@ struct up {
     struct child children[CHILD_COUNT];
     enum state state;
     int exit_code;
-    uint64_t deadline_ns;             /* of this state; 0: none                    */
-    uint64_t status_seen_ns;          /* when rank 0's status file was first seen  */
+    struct why why;                   /* of a failure                             */
+    uint64_t deadline_ns;             /* of this state; 0: none                   */
+    uint64_t status_seen_ns;          /* when rank 0's status file was first seen */
     long long started;
     const char *url, *model;
-    struct buf line;                  /* of the gateway's output, not yet complete */
 };
 
 static void enter(struct up *u, enum state state, unsigned seconds)
@@ -54,10 +55,14 @@ static void enter(struct up *u, enum state state, unsigned seconds)
     u->deadline_ns = seconds ? clock_now_ns() + seconds * NS_PER_S : 0;
 }
 
-static void fail(struct up *u, const char *text)
+/* Said when all has ended: the last line is why. */
+static void __attribute__((format(printf, 2, 3))) fail(struct up *u, const char *fmt, ...)
 {
     if (u->state == ENDED) return;
-    fprintf(stderr, "rankservectl: %s\n", text);
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(u->why.text, sizeof u->why.text, fmt, ap);
+    va_end(ap);
     u->exit_code = 1;
     u->state = ENDED;
 }
@@ -87,8 +92,9 @@ static void greet(struct up *u)
             u->url, at.api_key ? "    -H \"Authorization: Bearer $KEY\" \\\n" : "", u->model);
 }
 
-static void gateway_line(struct up *u, const char *line)
+static void gateway_line(void *context, const char *line)
 {
+    struct up *u = context;
     if (strncmp(line, "listening ", 10) == 0) {
         u->url = config_keep(line + 10, strlen(line + 10));
         tell_endpoint(u);
@@ -101,26 +107,24 @@ static void gateway_line(struct up *u, const char *line)
     }
 }
 
-static void read_gateway(struct up *u)
+/* The log of the ranks, without what Open MPI says of deaths that we have seen ourselves. */
+static void job_line(void *context, const char *line)
 {
-    char piece[4096];
-    struct child *g = &u->children[GATEWAY];
-    ssize_t got = read(g->out, piece, sizeof piece);
-    if (got < 0 && errno == EINTR) return;
-    if (got <= 0) {
-        close(g->out);
-        g->out = -1;
-        return;
+    static const char *const noise[] = {
+        "PMIX ERROR: BAD-PARAM", "PMIX ERROR: UNREACHABLE", "PMIX ERROR: LOST-CONNECTION",
+        "MPI communication peer process has unexpectedly disconnected",
+    };
+    (void)context;
+    for (size_t i = 0; i < sizeof noise / sizeof *noise; i++) {
+        if (strstr(line, noise[i])) return;
     }
-    for (ssize_t i = 0; i < got; i++) {
-        if (piece[i] != '\n') {
-            buf_char(&u->line, piece[i]);
-            continue;
-        }
-        buf_add(&u->line, "", 0);
-        gateway_line(u, u->line.data);
-        buf_clear(&u->line);
-    }
+    fprintf(stderr, "%s\n", line);
+}
+
+static void read_children(struct up *u)
+{
+    child_read(&u->children[JOB], job_line, u);
+    child_read(&u->children[GATEWAY], gateway_line, u);
 }
 
 static void drain_job(struct up *u)
@@ -146,28 +150,26 @@ static void on_stop(struct up *u)
 
 static void job_ended(struct up *u)
 {
-    char said[400] = "", end[64], line[600];
+    char said[400] = "", end[64];
     int code = run_dir_status(&u->config, said, sizeof said);
     if (u->state == DRAIN_JOB && code <= 0) {
         u->state = ENDED;
         return;
     }
     child_end_text(&u->children[JOB], end, sizeof end);
-    if (*said) snprintf(line, sizeof line, "the job ended: %s", said);
-    else snprintf(line, sizeof line, "the job ended without saying why (mpirun: %s)", end);
-    fail(u, line);
+    if (*said) fail(u, "the job ended: %s", said);
+    else fail(u, "the job ended without saying why (mpirun: %s)", end);
 }
 
 static void gateway_ended(struct up *u)
 {
-    char end[64], line[160];
+    char end[64];
     struct child *g = &u->children[GATEWAY];
     if (u->state == DRAIN_GATEWAY && g->status == 0) {
         drain_job(u);
         return;
     }
-    snprintf(line, sizeof line, "the gateway ended: %s", child_end_text(g, end, sizeof end));
-    fail(u, line);
+    fail(u, "the gateway ended: %s", child_end_text(g, end, sizeof end));
 }
 
 static void on_child(struct up *u)
@@ -191,18 +193,16 @@ static void watch_status(struct up *u)
 
 static void on_time(struct up *u)
 {
-    char line[128];
     watch_status(u);
     if (u->state == ENDED || !u->deadline_ns || clock_now_ns() < u->deadline_ns) return;
     if (u->state == STARTING) {
-        snprintf(line, sizeof line, "not ready after %d s", START_SECONDS_MAX);
+        fail(u, "not ready after %d s", START_SECONDS_MAX);
     } else if (u->state == DRAIN_GATEWAY) {
-        snprintf(line, sizeof line, "requests still ran %llu s after the stop; they were cut off",
-                 (unsigned long long)u->config.drain_timeout_s);
+        fail(u, "requests still ran %llu s after the stop; they were cut off",
+             (unsigned long long)u->config.drain_timeout_s);
     } else {
-        snprintf(line, sizeof line, "the job did not end in %d s", JOB_END_SECONDS_MAX);
+        fail(u, "the job did not end in %d s", JOB_END_SECONDS_MAX);
     }
-    fail(u, line);
 }
 
 static int open_signals(void)
@@ -223,9 +223,10 @@ static void watch(struct up *u, int signals)
 {
     while (u->state != ENDED) {
         struct pollfd fds[] = { { .fd = signals, .events = POLLIN },
-                                { .fd = u->children[GATEWAY].out, .events = POLLIN } };
-        poll(fds, 2, TICK_MS);
-        if (fds[1].revents) read_gateway(u);
+                                { .fd = u->children[GATEWAY].out, .events = POLLIN },
+                                { .fd = u->children[JOB].out, .events = POLLIN } };
+        poll(fds, 3, TICK_MS);
+        read_children(u);
         struct signalfd_siginfo info;
         while (read(signals, &info, sizeof info) == sizeof info) {
             if (info.ssi_signo == SIGCHLD) on_child(u);
@@ -262,14 +263,15 @@ static void start_programs(struct up *u)
             (unsigned long long)c->prefill, (unsigned long long)c->decode,
             (unsigned long long)c->both);
     enter(u, STARTING, START_SECONDS_MAX);
-    if (launch_job(c, &u->children[JOB], &why) != OK) fail(u, why.text);
-    else if (launch_gateway(c, &u->children[GATEWAY], &why) != OK) fail(u, why.text);
+    if (launch_job(c, &u->children[JOB], &why) != OK) fail(u, "%s", why.text);
+    else if (launch_gateway(c, &u->children[GATEWAY], &why) != OK) fail(u, "%s", why.text);
     if (u->state != ENDED) tell_endpoint(u);
 }
 
 int ctl_up(int argc, char **argv)
 {
-    struct up u = { .started = time(NULL), .url = "", .model = "", .line.limit = 65536 };
+    struct up u = { .started = time(NULL), .url = "", .model = "",
+                    .children = { { .out = -1 }, { .out = -1 } } };
     struct why why;
     if (config_load(&u.config, PROGRAM_CTL, argc, argv, NULL, &why) != OK) die("%s", why.text);
     if (launch_check(&why) != OK) die("%s", why.text);
@@ -281,8 +283,10 @@ int ctl_up(int argc, char **argv)
     watch(&u, signals);
     child_kill_all();
     launch_clean();
+    read_children(&u);
     if (*u.config.endpoint_file) unlink(u.config.endpoint_file);
     run_dir_remove(&u.config, u.run_dir_given);
-    if (u.exit_code == 0) fprintf(stderr, "stopped\n");
+    if (u.exit_code) fprintf(stderr, "rankservectl: %s\n", u.why.text);
+    else fprintf(stderr, "stopped\n");
     return u.exit_code;
 }

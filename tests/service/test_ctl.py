@@ -77,6 +77,7 @@ class Up:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
     def ready(self):
+        assert wait_for(lambda: any(e.startswith("job started") for e in self.events()))
         line = self.process.stdout.readline()
         assert re.fullmatch(r"ready http://127\.0\.0\.1:\d+\n", line), (line, self.process.poll())
         return line.split()[1]
@@ -233,7 +234,7 @@ def test_up_prints_one_line_starts_both_and_drains_in_order(up):
 
 def test_a_stop_before_ready_ends_all(up):
     u = up(gateway="never")
-    assert wait_for(lambda: any(e.startswith("gateway") for e in u.events()))
+    assert wait_for(lambda: len(u.events()) == 2), "both have started"
     assert wait_for(u.endpoint.exists)
     assert json.loads(u.endpoint.read_text())["state"] == "starting"
     u.process.terminate()
