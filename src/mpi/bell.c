@@ -330,7 +330,8 @@ static bool listen_unix(struct bells *b)
     struct sockaddr_un a;
     socklen_t bytes = unix_name(b->job, b->job->rank, &a);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&a, bytes) != 0 || listen(fd, 4096) != 0) return false;
+    if (fd < 0 || bind(fd, (struct sockaddr *)&a, bytes) != 0) return false;
+    if (listen(fd, 4096) != 0) return false;
     b->unix_listener = (struct watch){ .fd = fd, .call = listener_event, .ctx = b };
     loop_add(b->loop, &b->unix_listener, EPOLLIN);
     return true;

@@ -136,6 +136,16 @@ static enum err make_secrets(struct job *j, struct why *why)
     return OK;
 }
 
+static void name_job(struct job *j)
+{
+    static char id[32];
+    if (j->config.job_id[0]) return;
+    uint32_t number;
+    secret_random(&number, sizeof number);
+    snprintf(id, sizeof id, "job-%08x", number);
+    j->config.job_id = id;
+}
+
 enum err job_open(struct job *j, struct why *why)
 {
     int provided;
@@ -157,6 +167,7 @@ enum err job_open(struct job *j, struct why *why)
     find_hosts(j);
     e = job_agree(j, j->rank == 0 ? make_secrets(j, why) : OK, why);
     if (e) return e;
+    name_job(j);
     MPI_Bcast(j->nonce, sizeof j->nonce, MPI_BYTE, 0, j->control);
     MPI_Bcast(&j->kv_secret, sizeof j->kv_secret, MPI_BYTE, 0, j->control);
     return OK;

@@ -1,8 +1,9 @@
 /* mpi/job.h - who is in this job: ranks, roles, hosts, communicators.
  *
- * Rank 0 schedules and never computes.  Ranks 1 .. are the prefill workers, then the decode workers,
- * then those that do both.  Collectives run at start only; from then on ranks speak through port.h.
- * Here and in job.c, port.c, bell.c, weights.c is all of MPI.
+ * Rank 0 schedules and never computes.  Ranks 1 .. are the prefill workers, then the decode
+ * workers, then those that do both.  Collectives run at start only; from then on ranks speak
+ * through port.h.
+ * Here and in job.c, port.c, bell.c, weights.c, main.c is all of MPI.
  */
 #ifndef RANKSERVE_MPI_JOB_H
 #define RANKSERVE_MPI_JOB_H

@@ -21,7 +21,6 @@
 enum { START_S = 600 };               /* a start that hangs ends here */
 
 static struct job job;
-static bool mpi_runs;
 
 static bool first_rank(void)
 {
@@ -35,9 +34,11 @@ static bool first_rank(void)
 
 static void fatal(int code)
 {
-    if (job.rank == 0 && mpi_runs)
+    int runs = 0;
+    MPI_Initialized(&runs);
+    if (job.rank == 0 && runs)
         rank0_status_file(&job.config, code, "stopped by an error that the log names");
-    if (mpi_runs) MPI_Abort(MPI_COMM_WORLD, code); /* with recovery the others see our sockets end */
+    if (runs) MPI_Abort(MPI_COMM_WORLD, code); /* with recovery the others see our bells end */
     _exit(code);
 }
 
@@ -92,7 +93,6 @@ int main(int argc, char **argv)
     log_set_level(job.config.log_level);
     fatal_hook = fatal;
     if (job_open(&job, &why)) leave_start(&why);
-    mpi_runs = true;
     if (weights_open(&weights, &job, &why)) leave_start(&why);
     if (job.rank == 0) rank0_run(&job, &weights);
     worker_run(&job, &weights);

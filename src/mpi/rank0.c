@@ -292,8 +292,8 @@ static void open_sched(struct rank0 *z)
         .queue_max = (uint32_t)(c->max_queue < REQ_COUNT_MAX ? c->max_queue : REQ_COUNT_MAX),
         .block_tokens = (uint32_t)c->block_size, .seed = c->seed,
     };
-    if (!sched_policy_find(c->policy, &s.policy)) rank0_over(z, CODE_FAILED, "policy: there is no %s",
-                                                             c->policy);
+    if (!sched_policy_find(c->policy, &s.policy))
+        rank0_over(z, CODE_FAILED, "policy: there is no %s", c->policy);
     z->sched = sched_init(mem_alloc(sched_bytes(&s)), &s);
 }
 
@@ -327,7 +327,7 @@ static uint64_t sleep_ns(struct rank0 *z, uint64_t now_ns)
     if (wake < until) until = wake;
     if (z->draining && z->drain_end_ns < until) until = z->drain_end_ns;
     uint64_t nap = port_nap_ns(z->port, now_ns);
-    uint64_t rest = until > now_ns ? until - now_ns : 0;
+    uint64_t rest = until > now_ns && z->event_count == 0 ? until - now_ns : 0;
     return nap < rest ? nap : rest;
 }
 

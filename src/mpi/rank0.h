@@ -116,7 +116,7 @@ void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finis
 /* rank0_link.c */
 enum err links_open(struct rank0 *z, struct why *why);
 void links_close(struct rank0 *z);
-/* Sends what is queued and takes leave of gateways that broke; call it once per turn of the loop. */
+/* Sends what is queued, closes what broke; call it once per turn of the loop. */
 void links_turn(struct rank0 *z);
 /* Ends handshakes that take too long. */
 void links_tick(struct rank0 *z, uint64_t now_ns);

@@ -19,7 +19,8 @@ void act_event(struct rank0 *z, struct sched_event e)
 
 static void send_seq(struct rank0 *z, const struct request *r, enum msg_type type, int to, int peer)
 {
-    struct msg_seq *m = port_message(z->port, type, msg_seq_bytes(r->params.bias_count, r->id_count));
+    size_t bytes = msg_seq_bytes(r->params.bias_count, r->id_count);
+    struct msg_seq *m = port_message(z->port, type, bytes);
     m->req = r->id;
     m->cache_salt = r->cache_salt;
     m->peer = peer;

@@ -2,8 +2,8 @@
  * later chunks compute.
  *
  * For each layer it remembers how many tokens are sent; the engine says how many are complete.
- * Neighbouring layers that stand at the same two numbers go in one message.  Bytes are copied out of
- * the pool into the message, so a block is never touched by a transfer after engine_drop.
+ * Neighbouring layers that stand at the same two numbers go in one message.  Bytes are copied out
+ * of the pool into the message, so a block is never touched by a transfer after engine_drop.
  * A push begins with READY, and ends with KVEND behind the last byte; then the sequence goes.  When
  * the first token was also the last, nothing more is sent.
  */
