@@ -22,6 +22,13 @@ static void on_interrupt(int number)
     interrupted = 1;
 }
 
+/* What is asked for beside the conversation. */
+struct manner {
+    const char *system;
+    double temperature;
+    long max_tokens;                  /* 0: as many as fit */
+};
+
 /* The answer as it comes: server-sent events, cut into lines. */
 struct answer {
     struct buf line;
@@ -72,12 +79,15 @@ static void print_refusal(const struct http_answer *h)
 }
 
 /* Sends the conversation; appends the answer to it, or takes the question back. */
-static bool say(const struct endpoint *at, json_t *messages, long max_tokens)
+static bool say(const struct endpoint *at, json_t *messages, const struct manner *manner)
 {
     struct answer a = { .line.limit = 1 << 20, .text.limit = ANSWER_TEXT_MAX };
     json_t *request = json_pack("{s:s, s:O, s:b}", "model", at->model, "messages", messages,
                                 "stream", 1);
-    if (max_tokens) json_object_set_new(request, "max_tokens", json_integer(max_tokens));
+    json_object_set_new(request, "temperature", json_real(manner->temperature));
+    if (manner->max_tokens) {
+        json_object_set_new(request, "max_tokens", json_integer(manner->max_tokens));
+    }
     char *body = json_dumps(request, JSON_COMPACT);
     json_decref(request);
     struct http_request r = { .base = at->url, .uds = at->uds, .path = "/v1/chat/completions",
@@ -122,18 +132,18 @@ static bool read_line(bool person, char **line, size_t *room)
     return true;
 }
 
-static int converse(const struct endpoint *at, const char *system, long max_tokens)
+static int converse(const struct endpoint *at, const struct manner *manner)
 {
     bool person = isatty(STDIN_FILENO), ok = true;
     char *line = NULL;
     size_t room = 0;
     json_t *messages = json_array();
-    start(messages, system);
+    start(messages, manner->system);
     while (read_line(person, &line, &room)) {
         if (!*line) continue;
         if (strcmp(line, "/exit") == 0 || strcmp(line, "/quit") == 0) break;
         if (strcmp(line, "/clear") == 0) {
-            start(messages, system);
+            start(messages, manner->system);
             continue;
         }
         json_t *question = json_string(line);
@@ -143,7 +153,7 @@ static int converse(const struct endpoint *at, const char *system, long max_toke
         }
         json_array_append_new(messages,
                               json_pack("{s:s, s:o}", "role", "user", "content", question));
-        ok = say(at, messages, max_tokens);
+        ok = say(at, messages, manner);
     }
     if (person) putchar('\n');
     free(line);
@@ -151,25 +161,36 @@ static int converse(const struct endpoint *at, const char *system, long max_toke
     return ok ? 0 : 1;
 }
 
+static double number(const char *text, const char *flag, double low, double high)
+{
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value >= low && value <= high)) {
+        die("chat: --%s is '%.40s'; it must be a number from %g to %g", flag, text, low, high);
+    }
+    return value;
+}
+
 int ctl_chat(int argc, char **argv)
 {
-    const char *url = NULL, *file = NULL, *key_file = NULL, *model = NULL, *system = NULL;
-    const char *max_tokens = NULL;
+    const char *url = NULL, *file = NULL, *key_file = NULL, *model = NULL;
+    const char *max_tokens = "0", *temperature = "0.2";
+    struct manner manner = { 0 };
     const struct flag flags[] = {
         { "url", &url, NULL, "URL", "the service [http://127.0.0.1:8000]; unix:PATH for a socket" },
         { "endpoint-file", &file, NULL, "FILE", "where `up` wrote how it is reached" },
         { "api-key-file", &key_file, NULL, "FILE", "its first line is sent; or RANKSERVE_API_KEY" },
         { "model", &model, NULL, "NAME", "which model; default: the first that is served" },
-        { "system", &system, NULL, "TEXT", "the system message" },
+        { "system", &manner.system, NULL, "TEXT", "the system message" },
+        { "temperature", &temperature, NULL, "X", "0: always the likeliest token [0.2]" },
         { "max-tokens", &max_tokens, NULL, "N", "of each answer" },
         { NULL },
     };
     if (flags_read(flags, "chat [options]    (/clear forgets, /exit or Ctrl-D ends)", argc, argv)) {
         die("chat: unexpected word '%.60s'", argv[1]);
     }
-    char *end = NULL;
-    long count = max_tokens ? strtol(max_tokens, &end, 10) : 0;
-    if (max_tokens && (*end || count < 1)) die("chat: --max-tokens must be a number from 1");
+    manner.max_tokens = (long)number(max_tokens, "max-tokens", 0, 1e6);
+    manner.temperature = number(temperature, "temperature", 0, 2);
     struct endpoint at;
     struct why why;
     endpoint_find(&at, url, file, key_file);
@@ -178,5 +199,5 @@ int ctl_chat(int argc, char **argv)
     if (!at.model) die("%s", why.text);
     sigaction(SIGINT, &(struct sigaction){ .sa_handler = on_interrupt }, NULL);
     if (isatty(STDIN_FILENO)) fprintf(stderr, "%s; /exit or Ctrl-D ends\n", at.model);
-    return converse(&at, system, count);
+    return converse(&at, &manner);
 }

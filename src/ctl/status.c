@@ -23,6 +23,21 @@ static const struct {
     { "llm_d_scheduler_decisions_total", "placements" },
 };
 
+/* The labels without the model's name, which the page says once. */
+static void print_labels(const char *at, const char *end)
+{
+    static const char model[] = "model_name=\"";
+    while (at < end) {
+        const char *open = memchr(at, '"', (size_t)(end - at));
+        const char *close = open ? memchr(open + 1, '"', (size_t)(end - open - 1)) : NULL;
+        if (!close) return;
+        if (strncmp(at, model, sizeof model - 1) != 0) {
+            printf(" %.*s", (int)(close + 1 - at), at);
+        }
+        at = close + 1 + (close[1] == ',');
+    }
+}
+
 /* "name{labels} value": prints it under its label when `name` is the one. */
 static void print_series(const char *line, size_t bytes, const char *metric, const char *label)
 {
@@ -32,8 +47,9 @@ static void print_series(const char *line, size_t bytes, const char *metric, con
     if (*labels != '{' && *labels != ' ') return;
     const char *value = end;
     while (value > labels && value[-1] != ' ') value--;
-    int shown_labels = *labels == '{' ? (int)(value - labels) - 1 : 0;
-    printf("  %-22s %-12.*s %.*s\n", label, (int)(end - value), value, shown_labels, labels);
+    printf("  %-22s %.*s", label, (int)(end - value), value);
+    if (*labels == '{' && value - labels > 3) print_labels(labels + 1, value - 2);
+    putchar('\n');
 }
 
 static void print_metrics(const char *text)
