@@ -154,6 +154,8 @@ static struct tp_node *parse_statement(struct tp_parser *p);
 static struct tp_chain parse_body(struct tp_parser *p, const char *const *ends)
 {
     struct tp_chain body = tp_chain_new();
+    const char *wanted = "a tag";
+    for (int i = 0; ends && ends[i]; i++) wanted = ends[i];
     for (;;) {
         struct tp_node *n = NULL;
         if (p->now.kind == TP_T_END && !ends) return body;
@@ -169,7 +171,7 @@ static struct tp_chain parse_body(struct tp_parser *p, const char *const *ends)
             expect(p, TP_T_PRINT_END, "'}}'");
         }
         else {
-            expect(p, TP_T_BLOCK_BEGIN, ends ? ends[0] : "a tag");
+            expect(p, TP_T_BLOCK_BEGIN, wanted);
             for (int i = 0; ends && ends[i]; i++) {
                 if (tp_at_name(p, ends[i])) return body;
             }
@@ -225,7 +227,7 @@ static void parse_if(struct tp_parser *p, struct tp_node *n)
 
 static void parse_for(struct tp_parser *p, struct tp_node *n)
 {
-    static const char *const ends[] = { "endfor", "else", NULL };
+    static const char *const ends[] = { "else", "endfor", NULL };
     struct tp_node *target = tp_parse_target(p, "in", false);
     if (!tp_skip_name(p, "in")) tp_unexpected(p, "'in'");
     tp_node_fill(p, n, target, tp_parse_tuple(p, false, "recursive"), NULL);
