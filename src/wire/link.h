@@ -13,8 +13,8 @@
  *   gateway <-STATE----- rank 0      at WELCOME, on change, and every LINK_STATE_MS with numbers
  *
  * A frame is struct link_head and its body; lengths are checked before memory is taken.  A peer
- * that breaks the protocol is disconnected with one line in the log.  The secret is SECRET_BYTES bytes,
- * of which the first 16 key the proof of the job and the last 16 that of the gateway.
+ * that breaks the protocol is disconnected with one line in the log.  The secret is SECRET_BYTES
+ * bytes, of which the first 16 key the proof of the job and the last 16 that of the gateway.
  */
 #ifndef RANKSERVE_WIRE_LINK_H
 #define RANKSERVE_WIRE_LINK_H
