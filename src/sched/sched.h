@@ -11,7 +11,7 @@
  *        `--refuse, cancel, deadline, worker lost--+---------------------'
  *
  * Always true: every request gets exactly one ACT_END, then exactly one ACT_FREE once no worker
- * holds anything of it.  Books of a worker (sequences, blocks) are charged when a request is placed,
+ * holds anything of it.  A worker's books (sequences, blocks) are charged when a request is placed
  * and discharged when that worker said GONE, or was lost.
  * Not here: prompts, tokens, messages (src/mpi), what is cached where (kv/index.h).
  */

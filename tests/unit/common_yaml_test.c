@@ -32,6 +32,7 @@ static void a_tree_keeps_order_lines_and_quotes(void **state)
     assert_string_equal(c->text, "2");
     assert_true(c->quoted);
     assert_int_equal(c->line, 3);
+    assert_int_equal(yaml_find(root, "b")->line, 2);       /* of its key */
     const struct yaml_node *d = c->next;
     assert_int_equal(d->kind, YAML_LIST);
     assert_string_equal(d->first->next->text, "y");
