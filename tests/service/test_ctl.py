@@ -283,7 +283,7 @@ def test_nothing_survives_the_death_of_up(up):
     u.process.wait()
     job = u.job()
     assert wait_for(lambda: not any(str(u.directory) in line for line in processes()), 5)
-    os.kill(job["pid"], signal.SIGKILL)     # the real mpirun takes its ranks along
+    assert wait_for(lambda: not alive(job["pid"]), 3)
 
 
 def processes():
