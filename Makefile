@@ -86,14 +86,15 @@ unit: $(UNIT_TESTS)
 deps:
 	@tests/deps.sh run
 serve: deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$$(nproc) all
 	@$(B)/rankservectl up
 check:
 	@tests/deps.sh test
-	@$(MAKE) --no-print-directory all unit
+	@$(MAKE) --no-print-directory -j$$(nproc) all unit
 	@tests/run.sh
 check-long:
-	@tests/deps.sh test
+	@tests/deps.sh long
+	@$(MAKE) --no-print-directory -j$$(nproc) all unit
 	@tests/run.sh --long
 tidy:
 	@tests/tidy.sh
