@@ -248,6 +248,7 @@ static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_
             s->kv_bytes_sent);
     counter(w, "llm_d_stale_refused_total", "Messages refused because they came too late.",
             s->stale_refused);
+    counter(w, "rankserve_wakeups_total", "Times that a rank's control thread woke.", s->wakeups);
 }
 
 /* The block books over all workers, without a model label: total = free + held + cached. */

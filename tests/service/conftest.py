@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="RANKSERVE_TEST_MODEL is not set"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def needs_model():
     return MODEL
 

@@ -92,11 +92,15 @@ class Service:
     # What it says of itself.
 
     def metrics(self):
+        """Values by full name, and by bare name: the sum over its labels."""
         out = {}
         for line in self.http.get("/metrics").text.splitlines():
             if line and not line.startswith("#"):
                 name, value = line.rsplit(" ", 1)
                 out[name] = float(value)
+                bare = name.split("{")[0]
+                if bare != name:
+                    out[bare] = out.get(bare, 0) + float(value)
         return out
 
     def blocks(self):
