@@ -180,7 +180,8 @@ static enum err encode_clean(const struct guard *g, const struct buf *clean,
             i++;
             continue;
         }
-        e = tokenizer_encode(g->tokenizer, clean->data + plain, i - plain, false, count_max, out);
+        e = tokenizer_encode(g->tokenizer, clean->data + plain, i - plain, false,
+                             count_max - out->count, out);
         if (e != OK) return e;
         if (out->count >= count_max) return ERR_LIMIT;
         token_list_add(out, s->id);
@@ -188,7 +189,7 @@ static enum err encode_clean(const struct guard *g, const struct buf *clean,
         plain = i;
     }
     return tokenizer_encode(g->tokenizer, clean->data + plain, clean->size - plain, false,
-                            count_max, out);
+                            count_max - out->count, out);
 }
 
 enum err guard_encode(const struct guard *g, const char *mark, const char *text, size_t bytes,
@@ -197,6 +198,7 @@ enum err guard_encode(const struct guard *g, const char *mark, const char *text,
     struct buf clean = { 0 };
     struct marks marks = { 0 };
     marks_take_out(mark, text, bytes, &clean, &marks);
+    CHECK(out->count <= count_max);
     enum err e = clean.size ? encode_clean(g, &clean, &marks, count_max, out) : OK;
     buf_release(&clean);
     free(marks.at);

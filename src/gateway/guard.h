@@ -31,7 +31,8 @@ void guard_mark(unsigned which, char mark[GUARD_MARK_BYTES + 1]);
 /* Appends a user's string with its marks. */
 void guard_text(const struct guard *g, const char *mark, const char *text, size_t bytes,
                 struct buf *out);
-/* Takes the marks out of a rendered text and appends its ids; ERR_LIMIT beyond count_max. */
+/* Takes the marks out of a rendered text and appends its ids; ERR_LIMIT when *out would
+ * hold more than count_max. */
 enum err guard_encode(const struct guard *g, const char *mark, const char *text, size_t bytes,
                       size_t count_max, struct token_list *out);
 
