@@ -15,6 +15,7 @@
 int ctl_up(int argc, char **argv);
 int ctl_pull(int argc, char **argv);
 int ctl_chat(int argc, char **argv);
+int ctl_bench(int argc, char **argv);
 int ctl_status(int argc, char **argv);
 int ctl_validate(int argc, char **argv);
 int ctl_template(int argc, char **argv);

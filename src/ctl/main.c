@@ -19,6 +19,7 @@ static const struct command {
     { "up", ctl_up, "start a service here: one MPI job and its HTTP gateway" },
     { "chat", ctl_chat, "talk to a running service in the terminal" },
     { "status", ctl_status, "how a running service is doing" },
+    { "bench", ctl_bench, "measure a server: latencies and throughput under load" },
     { "pull", ctl_pull, "fetch the default model into the cache" },
     { "validate", ctl_validate, "check a service file and its settings" },
     { "inspect", ctl_inspect, "list a model file's parameters and tensors" },
