@@ -44,8 +44,10 @@ class Job:
                                         stderr=subprocess.STDOUT, env=environment,
                                         start_new_session=True)
         self.clients = []
-        if live:
-            assert self.wait_log("live workers", 30), self.log()
+        if live and not self.wait_log("live workers", 30):
+            log = self.log()
+            self.stop()
+            raise AssertionError(log)
 
     def __enter__(self):
         return self

@@ -106,8 +106,8 @@ class Client:
                 if len(self.inbox) >= size:
                     body, self.inbox = self.inbox[HEAD.size:size], self.inbox[size:]
                     return kind, stream, body
-            left = end - time.monotonic()
-            if left < 0 or not select.select([self.sock], [], [], left)[0]:
+            left = max(0.0, end - time.monotonic())
+            if not select.select([self.sock], [], [], left)[0]:
                 return None
             try:
                 more = self.sock.recv(1 << 16)
