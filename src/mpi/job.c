@@ -13,7 +13,7 @@
 #include "common/mem.h"
 #include "wire/link.h"
 
-enum { FINALIZE_S = 5 };
+enum { FINALIZE_S = 5, PIECE_BYTES = 16 << 20 };
 
 static void on_alarm(int number)
 {
@@ -35,26 +35,32 @@ _Noreturn void job_leave_together(int code)
     job_leave_alone(code);
 }
 
-static void nap(void)
-{
-    nanosleep(&(struct timespec){ .tv_nsec = 500000 }, NULL);
-}
-
-static void wait_asleep(MPI_Request *request)
+/* Moves the collective on; between two looks this rank sleeps, longer when nothing comes. */
+static void wait_asleep(const struct job *j, MPI_Request *request)
 {
     int done = 0;
-    for (;;) {
+    for (uint64_t nap = 20000;; nap += nap < NS_PER_MS ? nap / 8 : 0) {
         MPI_Test(request, &done, MPI_STATUS_IGNORE);
         if (done) return;
-        nap();
+        loop_wait(j->loop, nap);
     }
 }
 
-void job_barrier(MPI_Comm comm)
+void job_barrier(const struct job *j, MPI_Comm comm)
 {
     MPI_Request request;
     MPI_Ibarrier(comm, &request);
-    wait_asleep(&request);
+    wait_asleep(j, &request);
+}
+
+void job_broadcast(const struct job *j, MPI_Comm comm, void *data, uint64_t bytes)
+{
+    for (uint64_t done = 0; done < bytes; done += PIECE_BYTES) {
+        uint64_t some = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES;
+        MPI_Request request;
+        MPI_Ibcast((uint8_t *)data + done, (int)some, MPI_BYTE, 0, comm, &request);
+        wait_asleep(j, &request);
+    }
 }
 
 enum err job_agree(const struct job *j, enum err mine, struct why *why)
@@ -62,7 +68,7 @@ enum err job_agree(const struct job *j, enum err mine, struct why *why)
     int in[2] = { mine == OK ? 1 : 0, j->rank }, out[2];
     MPI_Request request;
     MPI_Iallreduce(in, out, 1, MPI_2INT, MPI_MINLOC, j->control, &request);
-    wait_asleep(&request);
+    wait_asleep(j, &request);
     if (out[0] == 1) return OK;
     int err = (int)mine;
     MPI_Bcast(&err, 1, MPI_INT, out[1], j->control);

@@ -16,6 +16,7 @@
 #include "common/config.h"
 #include "common/hash.h"
 #include "common/ident.h"
+#include "mpi/loop.h"
 
 struct job {
     struct config config;
@@ -31,6 +32,7 @@ struct job {
     uint8_t link_secret[32];          /* rank 0 only */
     enum role role;                   /* 0: rank 0 */
     uint64_t started_ns;
+    struct loop *loop;                /* of this rank's one control thread */
 };
 
 /* MPI_Init, communicators, roles.  A failure is told to every rank: all of them return it, so that
@@ -41,8 +43,9 @@ enum role job_role_of(const struct job *j, int rank);
 const char *role_name(enum role role);
 /* Collective.  When any rank failed, all return its error and its line. */
 enum err job_agree(const struct job *j, enum err mine, struct why *why);
-/* Waits for all ranks of `comm`, asleep in between.  Start-up only. */
-void job_barrier(MPI_Comm comm);
+/* Start-up only: collectives that sleep while they wait, and hear a bell that tells of a death. */
+void job_barrier(const struct job *j, MPI_Comm comm);
+void job_broadcast(const struct job *j, MPI_Comm comm, void *data, uint64_t bytes);
 /* MPI_Finalize under an alarm, then exit(code).  Only while no rank was lost. */
 _Noreturn void job_leave_together(int code);
 /* At once, without a word to MPI: after any failure. */

@@ -21,6 +21,7 @@
 enum { START_S = 600 };               /* a start that hangs ends here */
 
 static struct job job;
+static struct loop loop;
 
 static bool first_rank(void)
 {
@@ -75,10 +76,23 @@ _Noreturn static void leave_start(const struct why *why)
     job_leave_together(1);
 }
 
+/* A rank died before the job was up: nobody can finish what all must do together. */
+static void died_at_start(int rank)
+{
+    struct why why;
+    why_set(&why, ERR_GONE, "rank %d died during start", rank);
+    if (job.rank == 0) {
+        fprintf(stderr, "rankserve: %s\n", why.text);
+        rank0_status_file(&job.config, 1, why.text);
+    }
+    job_leave_alone(1);
+}
+
 int main(int argc, char **argv)
 {
     struct why why = { 0 };
     struct weights weights = { 0 };
+    struct port *port;
     job.started_ns = clock_now_ns();
     block_signals();
     bool speaks = first_rank();
@@ -92,8 +106,11 @@ int main(int argc, char **argv)
     }
     log_set_level(job.config.log_level);
     fatal_hook = fatal;
+    loop_open(&loop);
+    job.loop = &loop;
     if (job_open(&job, &why)) leave_start(&why);
+    if (port_open(&port, &job, died_at_start, &why)) leave_start(&why);
     if (weights_open(&weights, &job, &why)) leave_start(&why);
-    if (job.rank == 0) rank0_run(&job, &weights);
-    worker_run(&job, &weights);
+    if (job.rank == 0) rank0_run(&job, port, &weights);
+    worker_run(&job, port, &weights);
 }

@@ -54,6 +54,7 @@ struct peer {
 struct port {
     const struct job *job;
     struct port_sink sink;
+    void (*died)(int rank);           /* before there is a sink */
     struct bells *bells;
     MPI_Comm comms[PORT_KINDS];
     struct peer *peers;
@@ -265,7 +266,8 @@ static void on_rung(void *ctx, int rank, const uint32_t counts[2])
 static void on_ended(void *ctx, int rank)
 {
     struct port *p = ctx;
-    p->sink.ended(p->sink.ctx, rank);
+    if (p->sink.ended) p->sink.ended(p->sink.ctx, rank);
+    else p->died(rank);
 }
 
 void port_poll(struct port *p)
@@ -343,13 +345,17 @@ void port_stats(const struct port *p, struct port_stats *out)
     *out = p->stats;
 }
 
-enum err port_open(struct port **out, const struct job *j, struct loop *l,
-                   const struct port_sink *sink, struct why *why)
+void port_serve(struct port *p, const struct port_sink *sink)
+{
+    p->sink = *sink;
+}
+
+enum err port_open(struct port **out, const struct job *j, void (*died)(int rank), struct why *why)
 {
     struct port *p = mem_alloc(sizeof *p);
-    *p = (struct port){ .job = j, .sink = *sink, .comms = { j->control, j->data } };
+    *p = (struct port){ .job = j, .died = died, .comms = { j->control, j->data } };
     p->peers = mem_array((size_t)j->size, sizeof *p->peers);
     struct bell_sink bell = { .ctx = p, .rung = on_rung, .ended = on_ended };
     *out = p;
-    return bells_open(&p->bells, j, l, &bell, why);
+    return bells_open(&p->bells, j, j->loop, &bell, why);
 }

@@ -33,9 +33,11 @@ struct port_sink {
 struct port_stats { uint64_t sent, received, refused; };
 
 struct port;
-/* Collective, at start. */
-enum err port_open(struct port **out, const struct job *j, struct loop *l,
-                   const struct port_sink *sink, struct why *why);
+/* Collective, at start.  Until port_serve nothing is delivered, and a connection that ends makes
+ * this rank leave through `died`, which does not return. */
+enum err port_open(struct port **out, const struct job *j, void (*died)(int rank),
+                   struct why *why);
+void port_serve(struct port *p, const struct port_sink *sink);
 
 /* Memory for a message, its head set; never NULL.  Then port_send, which takes it over. */
 void *port_message(struct port *p, enum msg_type type, size_t bytes);

@@ -102,6 +102,7 @@ void rank0_lost(struct rank0 *z, int rank, const char *how)
     act_event(z, (struct sched_event){ .type = EV_WORKER_LOST, .worker = rank });
     act_step(z);
     role_check(z);
+    links_state(z);
 }
 
 static void live(struct rank0 *z)
@@ -109,7 +110,7 @@ static void live(struct rank0 *z)
     for (int i = 1; i < z->job->size; i++)
         if (!z->workers[i].up) return;
     z->state = z->draining ? JOB_DRAINING : JOB_LIVE;
-    loop_add(&z->loop, &z->listener, EPOLLIN);
+    loop_add(z->loop, &z->listener, EPOLLIN);
     log_info("live workers=%d hosts=%d seconds=%.2f", z->job->size - 1, z->job->host_count,
              (double)(clock_now_ns() - z->job->started_ns) / 1e9);
 }
@@ -215,7 +216,7 @@ static void drain(struct rank0 *z)
     if (z->state == JOB_LIVE) z->state = JOB_DRAINING;
     z->drain_end_ns = clock_now_ns() + z->job->config.drain_timeout_s * NS_PER_S;
     act_event(z, (struct sched_event){ .type = EV_DRAIN });
-    if (z->gateways) links_state(z);
+    links_state(z);
     log_info("draining timeout_s=%llu", (unsigned long long)z->job->config.drain_timeout_s);
 }
 
@@ -225,7 +226,6 @@ static void on_signal(struct watch *w, uint32_t events)
     struct rank0 *z = w->ctx;
     struct signalfd_siginfo s;
     while (read(w->fd, &s, sizeof s) == sizeof s) {
-        if (s.ssi_signo == SIGHUP || s.ssi_signo == SIGUSR2) continue;
         if (++z->signal_count == 1) drain(z);
         else if (clock_now_ns() - z->signal_ns > NS_PER_S) /* one signal may come twice */
             rank0_over(z, CODE_FAILED, "stopped by a second signal");
@@ -259,7 +259,7 @@ _Noreturn static void leave(struct rank0 *z)
     uint64_t end = clock_now_ns() + LEAVE_NS;
     links_turn(z);
     while (clock_now_ns() < end && !(port_sent_all(z->port) && links_sent_all(z))) {
-        loop_wait(&z->loop, NS_PER_MS);
+        loop_wait(z->loop, NS_PER_MS);
         port_poll(z->port);
         links_turn(z);
     }
@@ -281,7 +281,7 @@ static void open_signals(struct rank0 *z)
     z->signals = (struct watch){ .fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK),
                                  .call = on_signal, .ctx = z };
     if (z->signals.fd < 0) die("signalfd: %s", strerror(errno));
-    loop_add(&z->loop, &z->signals, EPOLLIN);
+    loop_add(z->loop, &z->signals, EPOLLIN);
 }
 
 static void open_sched(struct rank0 *z)
@@ -297,23 +297,21 @@ static void open_sched(struct rank0 *z)
     z->sched = sched_init(mem_alloc(sched_bytes(&s)), &s);
 }
 
-static void open_all(struct rank0 *z, struct job *j, const struct weights *weights)
+static void open_all(struct rank0 *z, struct job *j, struct port *port,
+                     const struct weights *weights)
 {
     struct why why = { 0 };
     z->job = j;
+    z->loop = j->loop;
+    z->port = port;
     z->weights = *weights;
     z->state = JOB_STARTING;
     z->workers = mem_array((size_t)j->size, sizeof *z->workers);
     for (int i = 1; i < j->size; i++) z->workers[i].alive = true;
-    loop_open(&z->loop);
     requests_open(z);
     open_sched(z);
     struct port_sink sink = { .ctx = z, .message = on_message, .ended = on_ended };
-    if (port_open(&z->port, j, &z->loop, &sink, &why)) {
-        log_error("%s", why.text);
-        rank0_status_file(&j->config, CODE_FAILED, why.text);
-        job_leave_alone(CODE_FAILED);
-    }
+    port_serve(port, &sink);
     if (links_open(z, &why)) rank0_over(z, CODE_FAILED, "%s", why.text);
     open_signals(z);
     alarm(0);
@@ -333,7 +331,7 @@ static uint64_t sleep_ns(struct rank0 *z, uint64_t now_ns)
 
 static void turn(struct rank0 *z)
 {
-    loop_wait(&z->loop, sleep_ns(z, clock_now_ns()));
+    loop_wait(z->loop, sleep_ns(z, clock_now_ns()));
     port_poll(z->port);
     uint64_t now = clock_now_ns();
     if (now - z->tick_ns >= TICK_NS) {
@@ -349,10 +347,10 @@ static void turn(struct rank0 *z)
     drain_check(z, now);
 }
 
-_Noreturn void rank0_run(struct job *j, const struct weights *weights)
+_Noreturn void rank0_run(struct job *j, struct port *port, const struct weights *weights)
 {
     struct rank0 *z = mem_alloc(sizeof *z);
-    open_all(z, j, weights);
+    open_all(z, j, port, weights);
     while (!z->over) turn(z);
     leave(z);
 }

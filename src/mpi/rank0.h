@@ -61,7 +61,7 @@ struct gateway;
 
 struct rank0 {
     struct job *job;
-    struct loop loop;
+    struct loop *loop;
     struct port *port;
     struct weights weights;
     struct watch signals;
@@ -70,6 +70,7 @@ struct rank0 {
     uint32_t event_count, event_room;
     struct peer_worker *workers;      /* by rank */
     struct request *requests;         /* REQ_COUNT_MAX */
+    uint64_t *streams;                /* by slot; 0: none.  Searched for every REQUEST and CANCEL */
     uint16_t *free_slots;
     uint32_t free_count;
     struct gateway *gateways;         /* GATEWAY_COUNT_MAX */
@@ -86,7 +87,7 @@ struct rank0 {
     struct { uint64_t preemptions, prompt, cached, output, kv, step_ns, stale, wakeups; } past;
 };
 
-_Noreturn void rank0_run(struct job *j, const struct weights *w);
+_Noreturn void rank0_run(struct job *j, struct port *port, const struct weights *w);
 /* The job will end with this code and line; the first reason stays. */
 void rank0_over(struct rank0 *z, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

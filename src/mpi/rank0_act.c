@@ -75,10 +75,10 @@ void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finis
              (double)(clock_now_ns() - r->arrived_ns) / 1e6);
 }
 
-static enum link_code link_code_of(enum sched_end end)
+static enum link_code link_code_of(enum sched_end end, uint16_t finish)
 {
     switch (end) {
-    case END_DONE: return LINK_OK;
+    case END_DONE: return finish == FINISH_ERROR ? LINK_WORKER_LOST : LINK_OK;
     case END_FULL: return LINK_REFUSED_FULL;
     case END_TOO_LONG: return LINK_REFUSED_LENGTH;
     case END_DRAINING: return LINK_REFUSED_STATE;
@@ -98,7 +98,8 @@ static void carry_out(struct rank0 *z, const struct sched_action *a)
     case ACT_RUN:
     case ACT_PAIR: place(z, r, a); return;
     case ACT_CANCEL: act_cancel(z, r, a->worker); return;
-    case ACT_END: act_end(z, r, link_code_of(a->end), (enum finish)a->finish, a->retry_after_s);
+    case ACT_END:
+        act_end(z, r, link_code_of(a->end, a->finish), (enum finish)a->finish, a->retry_after_s);
         return;
     case ACT_FREE: request_free(z, r); return;
     }

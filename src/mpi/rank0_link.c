@@ -70,7 +70,7 @@ static void flush(struct rank0 *z, struct gateway *g)
     }
     bool waits = g->out.size > 0;
     if (waits != g->waits_to_write)
-        loop_change(&z->loop, &g->watch, EPOLLIN | (waits ? EPOLLOUT : 0u));
+        loop_change(z->loop, &g->watch, EPOLLIN | (waits ? EPOLLOUT : 0u));
     g->waits_to_write = waits;
 }
 
@@ -88,7 +88,7 @@ static uint64_t blocks(const struct rank0 *z, size_t offset)
 static void fill_workers(struct rank0 *z, struct link_state *m)
 {
     m->worker_count = (uint32_t)z->job->size - 1;
-    m->wakeups = z->loop.wakeups + z->past.wakeups;
+    m->wakeups = z->loop->wakeups + z->past.wakeups;
     m->prompt_tokens = z->past.prompt, m->prompt_tokens_cached = z->past.cached;
     m->output_tokens = z->past.output, m->preemptions = z->past.preemptions;
     m->kv_bytes_sent = z->past.kv, m->step_ns_sum = z->past.step_ns;
@@ -286,7 +286,7 @@ static void gateway_close(struct rank0 *z, struct gateway *g)
         cancelled++;
     }
     if (g->state == GATEWAY_LIVE) log_info("gateway=%d left cancelled=%d", index, cancelled);
-    loop_remove(&z->loop, &g->watch);
+    loop_remove(z->loop, &g->watch);
     close(g->watch.fd);
     link_reader_release(&g->reader);
     buf_release(&g->out);
@@ -323,7 +323,7 @@ static void on_connect(struct watch *w, uint32_t events)
     *g = (struct gateway){ .state = GATEWAY_HELLO, .since_ns = clock_now_ns() };
     g->out.limit = OUT_BYTES_MAX;
     g->watch = (struct watch){ .fd = fd, .call = gateway_event, .ctx = z, .key = g - z->gateways };
-    loop_add(&z->loop, &g->watch, EPOLLIN);
+    loop_add(z->loop, &g->watch, EPOLLIN);
 }
 
 void links_turn(struct rank0 *z)

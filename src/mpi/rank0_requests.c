@@ -14,6 +14,7 @@
 void requests_open(struct rank0 *z)
 {
     z->requests = mem_array(REQ_COUNT_MAX, sizeof *z->requests);
+    z->streams = mem_array(REQ_COUNT_MAX, sizeof *z->streams);
     z->free_slots = mem_array(REQ_COUNT_MAX, sizeof *z->free_slots);
     for (int i = 0; i < REQ_COUNT_MAX; i++) {
         z->requests[i].id = (struct req_id){ .slot = (uint16_t)i, .generation = 1 };
@@ -33,6 +34,7 @@ struct request *request_add(struct rank0 *z, int gateway, const struct link_requ
         .cache_salt = m->cache_salt, .priority = m->priority, .params = m->params,
         .prefill = -1, .decode = -1, .arrived_ns = clock_now_ns(), .score_next = 1,
     };
+    z->streams[id.slot] = r->stream;
     r->ids = mem_array(r->id_room, sizeof *r->ids);
     memcpy(r->ids, link_request_ids(m), m->id_count * sizeof *r->ids);
     if (m->params.bias_count) {
@@ -51,8 +53,9 @@ struct request *request_find(struct rank0 *z, struct req_id id)
 struct request *request_of_stream(struct rank0 *z, int gateway, uint64_t stream)
 {
     for (int i = 0; i < REQ_COUNT_MAX; i++) {
+        if (z->streams[i] != stream) continue;
         struct request *r = &z->requests[i];
-        if (r->used && !r->answered && r->gateway == gateway && r->stream == stream) return r;
+        if (r->used && !r->answered && r->gateway == gateway) return r;
     }
     return NULL;
 }
@@ -73,6 +76,7 @@ void request_free(struct rank0 *z, struct request *r)
     free(r->bias);
     struct req_id next = { .slot = r->id.slot, .generation = r->id.generation + 1 };
     *r = (struct request){ .id = next };
+    z->streams[next.slot] = 0;
     if (next.generation == 0) return; /* used up: a number is never used twice */
     z->free_slots[z->free_count++] = next.slot;
 }

@@ -15,8 +15,6 @@
 
 #include "common/log.h"
 
-enum { PIECE_BYTES = 16 << 20 };
-
 /* Memory shared by the ranks of a host, writable by all of them. */
 struct shared {
     int fd;
@@ -47,7 +45,7 @@ static enum err shared_open(struct shared *s, const struct job *j, const char *n
 {
     int where[2] = { (int)getpid(), -1 };
     if (j->host_rank == 0) where[1] = s->fd = memory_file(name, s->bytes);
-    MPI_Bcast(where, 2, MPI_INT, 0, j->host_comm);
+    job_broadcast(j, j->host_comm, where, sizeof where);
     if (j->host_rank != 0 && where[1] >= 0) {
         char path[64];
         snprintf(path, sizeof path, "/proc/%d/fd/%d", where[0], where[1]);
@@ -71,21 +69,12 @@ static enum err shared_freeze(struct shared *s, struct why *why)
 
 /* -- the file --------------------------------------------------------------------------------- */
 
-static void broadcast_image(MPI_Comm leaders, uint8_t *at, uint64_t bytes)
-{
-    job_barrier(leaders); /* what follows spins: begin together */
-    for (uint64_t done = 0; done < bytes; done += PIECE_BYTES) {
-        uint64_t some = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES;
-        MPI_Bcast(at + done, (int)some, MPI_BYTE, 0, leaders);
-    }
-}
-
 static enum err receive_on_other_hosts(struct weights *w, const struct job *j, struct why *why)
 {
     bool with_reader = j->host_of[j->rank] == 0;
     uint64_t bytes = 0;
     const void *file = j->rank == 0 ? gguf_image(w->file, &bytes) : NULL;
-    MPI_Bcast(&bytes, 1, MPI_UINT64_T, 0, j->control);
+    job_broadcast(j, j->control, &bytes, sizeof bytes);
     struct shared s = { .fd = -1, .bytes = bytes };
     enum err e = with_reader ? OK : shared_open(&s, j, "rankserve-weights", why);
     e = job_agree(j, e, why);
@@ -93,10 +82,10 @@ static enum err receive_on_other_hosts(struct weights *w, const struct job *j, s
     MPI_Comm leaders;
     MPI_Comm_split(j->control, j->host_rank == 0 ? 0 : MPI_UNDEFINED, j->rank, &leaders);
     if (j->host_rank == 0) {
-        broadcast_image(leaders, j->rank == 0 ? (void *)(uintptr_t)file : s.at, bytes);
+        job_broadcast(j, leaders, j->rank == 0 ? (void *)(uintptr_t)file : s.at, bytes);
         MPI_Comm_free(&leaders);
     }
-    job_barrier(j->host_comm);
+    job_barrier(j, j->host_comm);
     if (!with_reader) e = shared_freeze(&s, why);
     if (!with_reader && !e)
         e = gguf_open_image(&w->file, s.at, bytes, j->config.model, why);
@@ -120,7 +109,7 @@ static enum err open_model(struct weights *w, const struct job *j, struct why *w
     enum err e = job_agree(j, model_open(&w->model, w->file, why), why);
     if (e) return e;
     struct hash128 digest = w->model->digest;
-    MPI_Bcast(&digest, sizeof digest, MPI_BYTE, 0, j->control);
+    job_broadcast(j, j->control, &digest, sizeof digest);
     if (!hash_equal(digest, w->model->digest))
         e = why_set(why, ERR_FORMAT, "model: rank %d finds another file at %s than rank 0", j->rank,
                     j->config.model);
@@ -145,7 +134,7 @@ static enum err pack(struct weights *w, const struct job *j, struct why *why)
     e = job_agree(j, e, why);
     if (e || alone) return e;
     w->table->pack(w->model, w->isa, s.at, (uint32_t)j->host_rank, (uint32_t)j->host_size);
-    job_barrier(j->host_comm);
+    job_barrier(j, j->host_comm);
     e = shared_freeze(&s, why);
     w->packed = s.at;
     return e;

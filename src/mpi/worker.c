@@ -32,7 +32,7 @@ static void send_stats(struct worker *w)
         .prompt_tokens = e.prompt_tokens, .prompt_tokens_cached = e.prompt_tokens_cached,
         .output_tokens = e.output_tokens, .kv_bytes_sent = w->kv_sent,
         .kv_bytes_received = w->kv_received, .stale_refused = w->stale,
-        .wakeups = w->loop.wakeups,
+        .wakeups = w->loop->wakeups,
     };
     port_send_copy(w->port, 0, &m, MSG_STATS, sizeof m);
 }
@@ -204,14 +204,14 @@ static void wait_for_work(struct worker *w, bool busy)
 {
     uint64_t nap = port_nap_ns(w->port, clock_now_ns());
     uint64_t look = busy || w->pushes ? LOOK_BUSY_NS : LOOK_IDLE_NS;
-    loop_wait(&w->loop, nap < look ? nap : look);
+    loop_wait(w->loop, nap < look ? nap : look);
 }
 
 _Noreturn static void leave(struct worker *w)
 {
     uint64_t end = clock_now_ns() + NS_PER_S;
     while (!port_sent_all(w->port) && clock_now_ns() < end) {
-        loop_wait(&w->loop, NS_PER_MS);
+        loop_wait(w->loop, NS_PER_MS);
         port_poll(w->port);
     }
     if (w->rank_lost || w->exit_code != 0) job_leave_alone(w->exit_code);
@@ -226,28 +226,29 @@ _Noreturn static void leave_failed(struct worker *w, const struct why *why)
     memcpy(m.text, why->text, sizeof m.text - 1);
     port_send_copy(w->port, 0, &m, MSG_FATAL, sizeof m);
     for (uint64_t end = clock_now_ns() + 5 * NS_PER_S; clock_now_ns() < end && !w->leaving;) {
-        loop_wait(&w->loop, 10 * NS_PER_MS);
+        loop_wait(w->loop, 10 * NS_PER_MS);
         port_poll(w->port);
     }
     job_leave_alone(1);
 }
 
-_Noreturn void worker_run(struct job *j, const struct weights *weights)
+_Noreturn void worker_run(struct job *j, struct port *port, const struct weights *weights)
 {
     struct worker *w = mem_alloc(sizeof *w);
     struct why why = { 0 };
     w->job = j;
+    w->loop = j->loop;
+    w->port = port;
     w->weights = *weights;
     w->seqs = mem_array(REQ_COUNT_MAX, sizeof *w->seqs);
-    loop_open(&w->loop);
     struct port_sink sink = { .ctx = w, .message = on_message, .ended = on_ended };
-    if (port_open(&w->port, j, &w->loop, &sink, &why)) job_leave_alone(1);
+    port_serve(port, &sink);
     if (open_engine(w, &why)) leave_failed(w, &why);
     alarm(0);
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); /* naps of 30 us should not take 80 */
     w->engine_watch = (struct watch){ .fd = engine_event_fd(w->engine), .call = on_engine,
                                       .ctx = w };
-    loop_add(&w->loop, &w->engine_watch, EPOLLIN);
+    loop_add(w->loop, &w->engine_watch, EPOLLIN);
     log_info("up role=%s blocks=%u threads=%llu isa=%s", role_name(j->role),
              engine_kv_shape(w->engine)->block_count, (unsigned long long)j->config.threads,
              isa_name(w->weights.isa));

@@ -32,7 +32,7 @@ struct wseq {                         /* by slot */
 
 struct worker {
     struct job *job;
-    struct loop loop;
+    struct loop *loop;
     struct port *port;
     struct weights weights;
     struct engine *engine;
@@ -50,7 +50,7 @@ struct worker {
     uint64_t ping_ns;
 };
 
-_Noreturn void worker_run(struct job *j, const struct weights *w);
+_Noreturn void worker_run(struct job *j, struct port *port, const struct weights *w);
 
 /* worker_seq.c */
 void worker_on_run(struct worker *w, const struct msg_seq *m);

@@ -41,7 +41,7 @@ enum msg_type msg_type_of(const void *data, size_t bytes)
     return h->type;
 }
 
-/* A message of one of two or three types with exactly this many bytes, or NULL. */
+/* A message of one of two types with exactly this many bytes, or NULL. */
 static const void *exact(const void *data, size_t bytes, size_t want, enum msg_type a,
                          enum msg_type b)
 {

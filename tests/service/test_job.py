@@ -178,6 +178,22 @@ def test_when_rank_0_dies_all_workers_leave():
         assert job.ended(2)
 
 
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_that_dies_during_start_ends_the_job(victim):
+    with Job(prefill=1, decode=1, backend="cpu", live=False) as job:
+        end, packing = time.monotonic() + 20, False
+        while not packing and time.monotonic() < end:
+            pid = job.pids().get(victim)
+            try:
+                packing = pid and "rankserve-packed" in open(f"/proc/{pid}/maps").read()
+            except OSError:
+                pass
+        job.kill(victim)
+        assert job.ended(3), job.log()
+        if victim:
+            assert job.status() == {"code": 1, "why": "rank 2 died during start"}
+
+
 def test_an_idle_job_sleeps():
     with Job(both=2) as job:
         c = job.client()
