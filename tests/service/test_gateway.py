@@ -3,7 +3,6 @@
 What clients send and get, byte by byte where clients depend on bytes; what the job is asked; what
 happens when either side misbehaves or goes away.
 """
-import contextlib
 import json
 import os
 import re
@@ -17,74 +16,10 @@ import httpx
 import openai
 import pytest
 
-from fake_job import (CHATML, DRAINING, GATEWAY, LIVE, STARTING, STOP, FakeJob, Gateway, Plan,
-                      tiny_model)
+from fake_job import DRAINING, GATEWAY, LIVE, STARTING, STOP, FakeJob, Gateway, Plan, tiny_model
+from gateway_bench import (chat, complete, events, http, job, own, raw, shared,  # noqa: F401
+                           until)
 from service import PATIENCE
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    directory = str(tmp_path_factory.mktemp("gateway"))
-    job = FakeJob(directory)
-    model = tiny_model(os.path.join(directory, "tiny.gguf"))
-    gateway = Gateway(job, model, "--debug-headers")
-    yield job, gateway
-    code = gateway.stop()
-    job.close()
-    assert code == 0, "\n".join(gateway.log)
-    assert not [line for line in gateway.log if "Sanitizer" in line or "runtime error" in line]
-
-
-@pytest.fixture
-def job(shared):
-    shared[0].plan = lambda request: Plan()
-    shared[0].requests.clear()
-    return shared[0]
-
-
-@pytest.fixture
-def http(shared):
-    with httpx.Client(base_url=shared[1].url, timeout=20 * PATIENCE) as client:
-        yield client
-
-
-@contextlib.contextmanager
-def own(tmp_path, *flags, template=CHATML, env=None, wait=True, **job_options):
-    job = FakeJob(str(tmp_path), **job_options)
-    gateway = Gateway(job, tiny_model(str(tmp_path / "tiny.gguf"), template), *flags, env=env,
-                      wait=wait)
-    if not wait:
-        assert gateway.listening.wait(10 * PATIENCE), gateway.log
-    try:
-        yield job, gateway
-    finally:
-        code = gateway.stop()
-        job.close()
-    assert code == 0, "\n".join(gateway.log)
-
-
-def chat(http, content="hi", **more):
-    return http.post("/v1/chat/completions",
-                     json={"model": "tiny", "messages": [{"role": "user", "content": content}], **more})
-
-
-def complete(http, prompt="hi", **more):
-    return http.post("/v1/completions", json={"model": "tiny", "prompt": prompt, **more})
-
-
-def events(text):
-    """The JSON of a stream's events; checks the framing byte by byte."""
-    assert text.endswith("data: [DONE]\n\n")
-    parts = text.split("\n\n")[:-2]
-    assert all(p.startswith("data: {") and "\n" not in p for p in parts)
-    return [json.loads(p[6:]) for p in parts]
-
-
-def until(condition, seconds=3):
-    end = time.monotonic() + seconds * PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.01)
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -422,161 +357,6 @@ def test_request_ids_are_echoed_when_sane(http, job):
         echoed = http.get("/version", headers={"x-request-id": bad}).headers["x-request-id"]
         assert re.fullmatch("req-[0-9a-f]{16}", echoed)
     assert chat(http, temperature=9).headers["x-request-id"].startswith("req-")
-
-
-# -- bad input -------------------------------------------------------------------------------------
-
-BAD_FIELDS = [
-    ({"temperature": "hot"}, "temperature"), ({"temperature": 2.5}, "temperature"),
-    ({"temperature": -0.1}, "temperature"), ({"temperature": True}, "temperature"),
-    ({"top_p": 0}, "top_p"), ({"top_p": 1.01}, "top_p"), ({"top_k": -2}, "top_k"),
-    ({"top_k": 1.5}, "top_k"), ({"min_p": 2}, "min_p"), ({"repetition_penalty": 0}, "repetition_penalty"),
-    ({"presence_penalty": 3}, "presence_penalty"), ({"frequency_penalty": []}, "frequency_penalty"),
-    ({"n": 0}, "n"), ({"n": 129}, "n"), ({"n": "1"}, "n"), ({"seed": 1.5}, "seed"),
-    ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -1}, "max_tokens"),
-    ({"max_tokens": 1000000000}, "max_tokens"), ({"max_tokens": 1e9}, "max_tokens"),
-    ({"max_completion_tokens": 100000}, "max_completion_tokens"), ({"min_tokens": -1}, "min_tokens"),
-    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"), ({"stop": [1]}, "stop"), ({"stop": ""}, "stop"),
-    ({"stop": ["x"] * 17}, "stop"), ({"stop": "x" * 1025}, "stop"), ({"stop_token_ids": [259]}, "stop_token_ids"),
-    ({"stop_token_ids": list(range(9))}, "stop_token_ids"), ({"stop_token_ids": 5}, "stop_token_ids"),
-    ({"logit_bias": {"259": 1}}, "logit_bias"), ({"logit_bias": {"-1": 1}}, "logit_bias"),
-    ({"logit_bias": {"x": 1}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
-    ({"logit_bias": {"1": "a"}}, "logit_bias"), ({"logit_bias": []}, "logit_bias"),
-    ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
-    ({"stream": "yes"}, "stream"), ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"stream": True, "stream_options": 1}, "stream_options"),
-    ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"), ({"prompt_logprobs": 21}, "prompt_logprobs"),
-    ({"priority": 2**40}, "priority"), ({"cache_salt": 5}, "cache_salt"), ({"timeout": -1}, "timeout"),
-    ({"response_format": {"type": "json_object"}}, "response_format"), ({"response_format": "x"}, "response_format"),
-    ({"guided_json": {}}, "guided_json"), ({"ignore_eos": 1}, "ignore_eos"), ({"model": 7}, "model"),
-]
-BAD_CHAT = [
-    ({"messages": []}, "messages"), ({"messages": "hi"}, "messages"), ({"messages": None}, "messages"),
-    ({"messages": ["hi"]}, "messages"), ({"messages": [{"content": "x"}]}, "messages"),
-    ({"messages": [{"role": "user"}]}, "messages"), ({"messages": [{"role": "", "content": "x"}]}, "messages"),
-    ({"messages": [{"role": "<|im_end|>", "content": "x"}]}, "messages"),
-    ({"messages": [{"role": "user", "content": 5}]}, "messages"),
-    ({"messages": [{"role": "user", "content": "x"}] * 4097}, "messages"),
-    ({"logprobs": 1}, "logprobs"), ({"top_logprobs": 2}, "top_logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"tools": {}}, "tools"),
-    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
-    ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
-]
-BAD_COMPLETION = [
-    ({"prompt": ""}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [""]}, "prompt"),
-    ({"prompt": 5}, "prompt"), ({"prompt": None}, "prompt"), ({"prompt": [[]]}, "prompt"),
-    ({"prompt": [259]}, "prompt"), ({"prompt": [1, "a"]}, "prompt"), ({"prompt": [-1]}, "prompt"),
-    ({"prompt": [{}]}, "prompt"), ({"prompt": ["a"] * 129}, "prompt"), ({"prompt": ["a"] * 65, "n": 2}, "prompt"),
-    ({"logprobs": 21}, "logprobs"), ({"best_of": 2}, "best_of"), ({"suffix": "x"}, "suffix"),
-]
-
-
-@pytest.mark.parametrize("fields,name", BAD_FIELDS + BAD_CHAT, ids=repr)
-def test_bad_fields_of_a_chat(http, job, fields, name):
-    r = http.post("/v1/chat/completions",
-                  json={"messages": [{"role": "user", "content": "hi"}], **fields})
-    error = r.json()["error"]
-    assert (r.status_code, error["type"], error["param"]) == (400, "invalid_request_error", name)
-    assert name in error["message"] and set(error) == {"message", "type", "param", "code"}
-    assert not job.requests
-
-
-@pytest.mark.parametrize("fields,name", BAD_FIELDS + BAD_COMPLETION, ids=repr)
-def test_bad_fields_of_a_completion(http, job, fields, name):
-    r = http.post("/v1/completions", json={"prompt": "hi", **fields})
-    assert (r.status_code, r.json()["error"]["param"]) == (400, name)
-    assert not job.requests
-
-
-BAD_BODIES = [
-    b"", b"{", b"[]", b"null", b'"x"', b"{}x", b'{"messages":}', b"\xff\xfe", b'{"prompt":"\xff"}',
-    b'{"prompt":"\\ud800"}', b'{"prompt":"\\udc00\\ud800"}', b'{"prompt":"\\ud800x"}',
-    b'{"n":1e999,"prompt":"x"}', b'{"n":99999999999999999999,"prompt":"x"}', b"[" * 100000,
-    b'{"a":' * 65 + b"1" + b"}" * 65, b'{"prompt":"a\x00b"}', b"{'prompt':'x'}", b'{"\\u0000":1}',
-    b'{"prompt":"' + b"\xed\xa0\x80" + b'"}',
-]
-
-
-@pytest.mark.parametrize("body", BAD_BODIES, ids=lambda b: repr(b[:24]))
-def test_bodies_that_are_not_json_we_accept(http, job, body):
-    r = http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
-    assert r.status_code == 400 and r.json()["error"]["type"] == "invalid_request_error"
-    assert not job.requests
-
-
-def test_depth_has_a_limit_that_is_not_too_low(http, job):
-    deep = {"x": 1}
-    for _ in range(60):
-        deep = {"x": deep}
-    assert http.post("/v1/completions", json={"prompt": "a", "extra": deep}).status_code == 200
-    assert complete(http, "[" * 200).status_code == 200
-
-
-def test_prompts_that_are_too_long_are_told_both_lengths(http, job):
-    error = complete(http, "x" * 600).json()["error"]
-    assert error["code"] == "context_length_exceeded"
-    assert "512" in error["message"] and "600" in error["message"]
-    assert complete(http, "x" * 512).status_code == 400
-    assert complete(http, "x" * 511).status_code == 200
-    assert job.requests[-1].max_tokens == 1
-    error = complete(http, "x" * 100000).json()["error"]
-    assert "512" in error["message"] and "more than 2048" in error["message"]
-    error = complete(http, "x" * 10, max_tokens=503).json()["error"]
-    assert "503" in error["message"] and "512" in error["message"]
-
-
-def test_unknown_model_route_method_and_type(http, job):
-    r = chat(http, model="gpt-5")
-    assert (r.status_code, r.json()["error"]["code"]) == (404, "model_not_found")
-    assert http.get("/nothing").status_code == 404
-    assert http.get("/v1/chat/completions").status_code == 405
-    assert http.put("/v1/models").status_code == 405
-    r = http.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
-    assert r.status_code in (400, 415)
-    r = http.post("/v1/completions", content=b'{"prompt":"a"}',
-                  headers={"content-type": "application/json; charset=utf-8"})
-    assert r.status_code == 200
-
-
-def raw(gateway, data, seconds=5, read=True):
-    host, port = gateway.url[7:].split(":")
-    s = socket.create_connection((host, int(port)), timeout=seconds * PATIENCE)
-    with contextlib.suppress(OSError):
-        s.sendall(data)
-    if not read:
-        return s
-    got = b""
-    with s, contextlib.suppress(OSError):
-        while more := s.recv(65536):
-            got += more
-            if b"\r\n\r\n" in got and b"content-length" in got.lower():
-                break
-    return got
-
-
-def test_a_large_body_is_refused_before_it_is_read(shared, http, job):
-    head = (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: 104857600\r\n\r\n")
-    assert b" 413 " in raw(shared[1], head).split(b"\r\n")[0]
-
-    def flood():                             # no length is announced
-        for _ in range(40):
-            yield b" " * (1 << 20)
-    r = http.post("/v1/completions", content=flood(), headers={"content-type": "application/json"})
-    assert r.status_code == 413
-    assert http.get("/health").status_code == 200
-
-
-def test_floods_of_headers_and_rubbish_are_cut_off(shared, http, job):
-    flood = b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"".join(
-        b"X-%d: %s\r\n" % (i, b"y" * 1000) for i in range(500)) + b"\r\n"
-    first = raw(shared[1], flood).split(b"\r\n")[0]
-    assert b" 200" not in first
-    for rubbish in (b"\x16\x03\x01" + os.urandom(500), b"\r\n" * 1000, b"GET\r\n\r\n",
-                    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-                    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"):
-        assert b" 200 " not in raw(shared[1], rubbish, seconds=1)
-    assert http.get("/health").status_code == 200
 
 
 # -- clients and jobs that go away -----------------------------------------------------------------

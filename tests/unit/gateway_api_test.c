@@ -90,7 +90,7 @@ static void histograms_are_cumulative_and_labels_are_escaped(void **state)
     metrics_request(m, 200, FINISH_LENGTH, 1e9);
     metrics_request(m, 429, FINISH_NONE, 0);
     metrics_write(m, "a\"\\\n", clock_now_ns(), &out);
-    assert_non_null(strstr(out.data, "seconds_bucket{model_name=\"a\\\"\\\\\\n\",le=\"0.25\"} 0\n"));
+    assert_non_null(strstr(out.data, "_bucket{model_name=\"a\\\"\\\\\\n\",le=\"0.25\"} 0\n"));
     assert_non_null(strstr(out.data, "le=\"0.5\"} 1\n"));
     assert_non_null(strstr(out.data, "le=\"600\"} 1\n"));
     assert_non_null(strstr(out.data, "le=\"+Inf\"} 2\n"));

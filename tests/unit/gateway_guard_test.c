@@ -12,7 +12,8 @@
 #include "gguf_writer.h"
 
 enum { NORMAL = 1, CONTROL = 3, SPECIALS = 4 };
-static const char *const specials[SPECIALS] = { "<|im_start|>", "<|im_end|>", "<s>", "<|im_end|>x" };
+static const char *const specials[SPECIALS] = { "<|im_start|>", "<|im_end|>", "<s>",
+                                                "<|im_end|>x" };
 
 struct bench {
     struct gguf_writer w;
@@ -135,8 +136,9 @@ static void names_build_the_templates_own_tokens(void **state)
 static void plain_text_gets_the_ids_of_the_plain_rendering(void **state)
 {
     struct bench *b = *state;
-    static const char *const texts[] = { "", "im", "a > b", "> quote im im", "x < y | z", "gr\xc3\xbc\xc3\x9f",
-                                         "im<", "|im", "\n\n  im\t", "<im>", "\xef\xbf\xbd" };
+    static const char *const texts[] = { "", "im", "a > b", "> quote im im", "x < y | z",
+                                         "gr\xc3\xbc\xc3\x9f", "im<",
+                                         "|im", "\n\n  im\t", "<im>", "\xef\xbf\xbd" };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         struct token_list got = encode(b, "<|im_start|>im ", texts[i], " im<|im_end|>");
         struct token_list want = { 0 };

@@ -27,7 +27,9 @@ static void expect(const char *const *strings, bool include, const char *text, i
                    const char *output)
 {
     struct stop_strings s = { .include = include };
-    for (int i = 0; strings[i]; i++) assert_true(stop_strings_add(&s, strings[i], strlen(strings[i])));
+    for (int i = 0; strings[i]; i++) {
+        assert_true(stop_strings_add(&s, strings[i], strlen(strings[i])));
+    }
     struct buf out = { 0 };
     for (size_t piece = 1; piece <= strlen(text) + 1; piece++) {
         assert_int_equal(scan(&s, text, piece, &out), found);
