@@ -13,7 +13,7 @@ from service import LONG, Service, goldens
 
 COUNT = 100 if LONG else 24
 ARRANGEMENTS = [
-    ("aggregated, small chunks", ["--max-num-batched-tokens", 48]),
+    ("aggregated, small chunks", ["--max-num-batched-tokens", 48, "--max-num-seqs", 16]),
     ("1/1", ["--prefill", 1, "--decode", 1]),
     ("2/2, odd chunks", ["--prefill", 2, "--decode", 2, "--max-num-batched-tokens", 200]),
 ]
