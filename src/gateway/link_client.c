@@ -285,6 +285,7 @@ static const char *take_welcome(struct link_client *c, const struct link_head *h
             tokenizer_vocab(gw->tokenizer));
     }
     c->phase = PHASE_UP;
+    c->deadline = clock_now_ns() + SILENCE_MS * NS_PER_MS;
     c->retry_ms = RETRY_FIRST_MS;
     c->refused = 0;
     pthread_mutex_lock(&gw->lock);

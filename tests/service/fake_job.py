@@ -153,6 +153,11 @@ class FakeJob:
         if self.peer:
             self.send(self.peer, STATE, 0, struct.pack("<12I14Q", *(values[f] for f in STATE_FIELDS)))
 
+    def tick(self, peer):
+        while self.peer is peer:
+            time.sleep(0.5)
+            self.state()
+
     def frames(self, peer):
         inbox = b""
         while True:
@@ -189,6 +194,7 @@ class FakeJob:
                                                 self.vocab, 0, b"fake"))
         self.peer, self.connections = peer, self.connections + 1
         self.state()
+        threading.Thread(target=self.tick, args=(peer,), daemon=True).start()
         streams = {}
         for kind, stream, body in frames:
             if kind == REQUEST:
