@@ -63,7 +63,9 @@ struct tp_value tp_slice(struct tp_arena *a, struct tp_value object, const struc
 {
     if (object.kind == TP_UNDEFINED) tp_fail_undefined(a, object);
     bool list = object.kind == TP_LIST && object.as.list->shape <= TP_SHAPE_RANGE;
-    if (!list && object.kind != TP_TEXT) return tp_undefined(NULL, object.kind);
+    if (!list && object.kind != TP_TEXT) {
+        tp_fail(a, ERR_FORMAT, "'%s' object cannot be sliced", tp_kind_name(object));
+    }
     const struct tp_text *t = object.as.text;
     int64_t start, step, length = (int64_t)tp_length(a, object);
     int64_t count = slice_range(a, part, length, &start, &step);

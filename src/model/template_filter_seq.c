@@ -52,8 +52,10 @@ static struct tp_value filter_last(struct tp_call *c)
 
 static struct tp_value filter_reverse(struct tp_call *c)
 {
+    /* Python reverses a generator only as a list. */
+    bool once = tp_is_shape(c->self, TP_SHAPE_GENERATOR);
     const struct tp_list *from = tp_iterate(c->arena, c->self);
-    struct tp_list *l = generator(c);
+    struct tp_list *l = once ? tp_list_new(c->arena, 0, TP_SHAPE_LIST) : generator(c);
     struct tp_sink s = { .arena = c->arena };
     for (size_t i = from->count; i > 0; i--) {
         if (c->self.kind == TP_TEXT) tp_sink_str(&s, from->items[i - 1]);

@@ -29,39 +29,46 @@ static struct tp_value str_rstrip(struct tp_call *c)
     return tp_strip(c->arena, c->self.as.text, text_or_none(c, 0), false, true);
 }
 
-/* At runs of white space. */
-static void split_space(struct tp_call *c, struct tp_list *l, int64_t most, bool right)
+/* At runs of white space; what is left after `most` splits keeps its end. */
+static void split_space(struct tp_call *c, struct tp_list *l, int64_t most)
 {
     const struct tp_text *t = c->self.as.text;
-    size_t from = tp_space_prefix(t->data, t->bytes), end = tp_space_trimmed(t->data, t->bytes);
+    size_t from = tp_space_prefix(t->data, t->bytes);
     tp_pay_bytes(c->arena, t->bytes * 4);
-    if (!right) end = t->bytes;
-    else from = 0;
-    while (from < end && (most < 0 || (int64_t)l->count < most)) {
-        size_t at = right ? end : from;
-        /* One word: forwards to the next space, or backwards. */
-        while (right ? at > from : at < end) {
-            size_t bytes = right ? 1 : end - at;
-            if (right) {
-                while (at - bytes > from && ((unsigned char)t->data[at - bytes] & 0xc0) == 0x80) {
-                    bytes++;
-                }
-            }
-            size_t used = bytes;
-            if (tp_is_space(tp_char_at(t->data + (right ? at - bytes : at), &used))) break;
-            at = right ? at - bytes : at + used;
+    while (from < t->bytes && (most < 0 || (int64_t)l->count < most)) {
+        size_t at = from;
+        while (at < t->bytes) {
+            size_t bytes = t->bytes - at;
+            if (tp_is_space(tp_char_at(t->data + at, &bytes))) break;
+            at += bytes;
         }
-        tp_list_add(c->arena, l, tp_text(c->arena, t->data + (right ? at : from),
-                                         right ? end - at : at - from));
-        if (right) end = tp_space_trimmed(t->data, at);
-        else from = at + tp_space_prefix(t->data + at, end - at);
+        tp_list_add(c->arena, l, tp_text(c->arena, t->data + from, at - from));
+        from = at + tp_space_prefix(t->data + at, t->bytes - at);
     }
-    if (from >= end) return;
-    if (right) {
-        from = tp_space_prefix(t->data, end);
-        from = 0;
+    if (from < t->bytes) {
+        tp_list_add(c->arena, l, tp_text(c->arena, t->data + from, t->bytes - from));
     }
-    tp_list_add(c->arena, l, tp_text(c->arena, t->data + from, end - from));
+}
+
+/* The same from the end; what is left keeps its start. */
+static void split_space_back(struct tp_call *c, struct tp_list *l, int64_t most)
+{
+    const struct tp_text *t = c->self.as.text;
+    size_t end = tp_space_trimmed(t->data, t->bytes);
+    tp_pay_bytes(c->arena, t->bytes * 4);
+    while (end > 0 && (most < 0 || (int64_t)l->count < most)) {
+        size_t at = end;
+        while (at > 0) {
+            size_t start = at - 1;
+            while (start > 0 && ((unsigned char)t->data[start] & 0xc0) == 0x80) start--;
+            size_t bytes = at - start;
+            if (tp_is_space(tp_char_at(t->data + start, &bytes))) break;
+            at = start;
+        }
+        tp_list_add(c->arena, l, tp_text(c->arena, t->data + at, end - at));
+        end = tp_space_trimmed(t->data, at);
+    }
+    if (end > 0) tp_list_add(c->arena, l, tp_text(c->arena, t->data, end));
 }
 
 static void split_at(struct tp_call *c, struct tp_list *l, const struct tp_text *by, int64_t most)
@@ -120,7 +127,8 @@ static struct tp_value split(struct tp_call *c, bool right)
     int64_t most = tp_arg_int(c, 1, -1);
     struct tp_list *l = tp_list_new(c->arena, 0, TP_SHAPE_LIST);
     if (by && by->bytes == 0) tp_fail(c->arena, ERR_FORMAT, "empty separator");
-    if (!by) split_space(c, l, most, right);
+    if (!by && right) split_space_back(c, l, most);
+    else if (!by) split_space(c, l, most);
     else if (right) split_back(c, l, by, most);
     else split_at(c, l, by, most);
     if (right) reverse(l);

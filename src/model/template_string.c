@@ -135,7 +135,10 @@ struct tp_value tp_change_case(struct tp_run *run, const struct tp_text *t, enum
         uint32_t c = tp_char_at(t->data + at, &bytes);
         at += bytes;
         bool upper = how == TP_UPPER || (how != TP_LOWER && start);
-        if (upper && c == 0xdf) tp_sink_word(&s, how == TP_UPPER ? "SS" : "Ss");
+        if (upper && c == 0xdf) {
+            bool whole = how == TP_UPPER || how == TP_TITLE_FILTER;
+            tp_sink_word(&s, whole ? "SS" : "Ss");
+        }
         else tp_sink_char(&s, upper ? to_upper(run, c) : to_lower(run, c));
         if (how == TP_TITLE_METHOD) start = !is_letter(run, c);
         else if (how == TP_TITLE_FILTER) {
