@@ -41,7 +41,7 @@ struct tp_builtin {
 const struct tp_builtin *tp_find_filter(const struct tp_text *name);
 const struct tp_builtin *tp_find_test(const struct tp_text *name);
 const struct tp_builtin *tp_find_global(const struct tp_text *name);
-/* Of text, lists, dicts, loops, cyclers, joiners; NULL when there is none. */
+/* Of text, lists, dicts and cyclers; NULL when there is none. */
 const struct tp_builtin *tp_find_method(struct tp_value object, const struct tp_text *name);
 
 /* Searches a table that ends with a row without name. */
@@ -71,9 +71,5 @@ bool tp_read_int(struct tp_arena *a, const struct tp_text *t, int base, int64_t 
 bool tp_read_float(const struct tp_text *t, double *out);
 /* int(f); jumps when it does not fit 64 bits, false for inf and nan. */
 bool tp_float_to_int(struct tp_arena *a, double f, int64_t *out);
-
-/* Sorts in place, stably, by keys[i] of items[i]. */
-void tp_sort(struct tp_arena *a, struct tp_value *keys, struct tp_value *items, size_t count,
-             bool reverse);
 
 #endif

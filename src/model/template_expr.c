@@ -236,7 +236,7 @@ static struct tp_node *parse_call(struct tp_parser *p, struct tp_node *callee)
     return with_arguments(p, tp_node_new(p, TP_N_CALL, p->now.line), callee);
 }
 
-struct tp_node *tp_parse_postfix(struct tp_parser *p, struct tp_node *n)
+static struct tp_node *parse_postfix(struct tp_parser *p, struct tp_node *n)
 {
     for (;;) {
         if (tp_skip_op(p, '.')) n = parse_dot(p, n);
@@ -280,7 +280,7 @@ static struct tp_node *parse_test(struct tp_parser *p, struct tp_node *operand)
     else {
         if (tp_at_name(p, "is")) tp_syntax(p, &p->now, "tests cannot be chained with `is`");
         tp_enter(p);
-        struct tp_node *argument = tp_parse_postfix(p, parse_primary(p));
+        struct tp_node *argument = parse_postfix(p, parse_primary(p));
         tp_leave(p);
         tp_node_fill(p, n, operand, argument, NULL);
     }
@@ -302,7 +302,7 @@ static struct tp_node *parse_unary(struct tp_parser *p, bool with_filter)
         tp_leave(p);
     }
     else n = parse_primary(p);
-    n = tp_parse_postfix(p, n);
+    n = parse_postfix(p, n);
     while (with_filter) {
         if (tp_skip_op(p, '|')) n = tp_parse_filter(p, n);
         else if (tp_skip_name(p, "is")) n = parse_test(p, n);

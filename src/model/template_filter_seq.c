@@ -220,8 +220,9 @@ static void merge_sort(struct tp_arena *a, struct tp_pair *v, struct tp_pair *sp
     merge(a, v, spare, half, spare + half, count - half, reverse);
 }
 
-void tp_sort(struct tp_arena *a, struct tp_value *keys, struct tp_value *items, size_t count,
-             bool reverse)
+/* Sorts in place, stably, by keys[i] of items[i]. */
+static void sort(struct tp_arena *a, const struct tp_value *keys, struct tp_value *items,
+                 size_t count, bool reverse)
 {
     struct tp_pair *pairs = tp_alloc_array(a, count, 2 * sizeof *pairs);
     for (size_t i = 0; i < count; i++) pairs[i] = (struct tp_pair){ keys[i], items[i] };
@@ -245,7 +246,7 @@ static struct tp_value filter_sort(struct tp_call *c)
     for (size_t i = 0; i < l->count; i++) {
         keys[i] = order_key(c, l->items[i], c->arg[2], tp_arg_bool(c, 1, false));
     }
-    tp_sort(c->arena, keys, l->items, l->count, tp_arg_bool(c, 0, false));
+    sort(c->arena, keys, l->items, l->count, tp_arg_bool(c, 0, false));
     return tp_list(l);
 }
 
@@ -262,7 +263,7 @@ static struct tp_value filter_dictsort(struct tp_call *c)
         keys[i] = order_key(c, l->items[i].as.list->items[value], tp_none(),
                             tp_arg_bool(c, 0, false));
     }
-    tp_sort(c->arena, keys, l->items, l->count, tp_arg_bool(c, 2, false));
+    sort(c->arena, keys, l->items, l->count, tp_arg_bool(c, 2, false));
     return tp_list(l);
 }
 

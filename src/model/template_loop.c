@@ -104,7 +104,7 @@ static struct tp_value changed(struct tp_call *c)
     return tp_bool(!same);
 }
 
-const struct tp_builtin *tp_find_loop_method(const struct tp_text *name)
+static const struct tp_builtin *find_loop_method(const struct tp_text *name)
 {
     static const struct tp_builtin rows[] = {
         { "cycle", NULL, 0, cycle },
@@ -134,7 +134,7 @@ struct tp_value tp_loop_attribute(struct tp_run *run, struct tp_loop *loop,
     if (tp_text_is(name, "nextitem")) {
         return peek(run, loop) ? loop->after : tp_undefined(name, TP_LOOP);
     }
-    const struct tp_builtin *method = tp_find_loop_method(name);
+    const struct tp_builtin *method = find_loop_method(name);
     if (!method) return tp_undefined(name, TP_LOOP);
     struct tp_bound *b = tp_alloc(run->arena, sizeof *b);
     *b = (struct tp_bound){ self, method };

@@ -67,7 +67,6 @@ bool tp_loop_advance(struct tp_run *run, struct tp_loop *loop);
 struct tp_value tp_loop_attribute(struct tp_run *run, struct tp_loop *loop,
                                   const struct tp_text *name);
 void tp_assign(struct tp_run *run, const struct tp_node *target, struct tp_value v);
-const struct tp_builtin *tp_find_loop_method(const struct tp_text *name);
 
 /* template_eval.c */
 struct tp_value tp_eval(struct tp_run *run, const struct tp_node *n);

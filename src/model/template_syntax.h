@@ -157,6 +157,5 @@ struct tp_node *tp_parse_tuple(struct tp_parser *p, bool with_condition, const c
 struct tp_node *tp_parse_target(struct tp_parser *p, const char *stop, bool with_space);
 /* `name(args) | name ...`: as after a `|`.  `operand` NULL: what the block gives. */
 struct tp_node *tp_parse_filter(struct tp_parser *p, struct tp_node *operand);
-struct tp_node *tp_parse_postfix(struct tp_parser *p, struct tp_node *n);
 
 #endif

@@ -26,7 +26,7 @@ uint32_t tp_char_at(const char *data, size_t *bytes)
            (uint32_t)(p[2] & 0x3f) << 6 | (p[3] & 0x3f);
 }
 
-size_t tp_char_put(char out[4], uint32_t c)
+static size_t char_put(char out[4], uint32_t c)
 {
     if (c < 0x80) {
         out[0] = (char)c;
@@ -153,7 +153,7 @@ void tp_sink_word(struct tp_sink *s, const char *text)
 void tp_sink_char(struct tp_sink *s, uint32_t c)
 {
     char out[4];
-    tp_sink_add(s, out, tp_char_put(out, c));
+    tp_sink_add(s, out, char_put(out, c));
 }
 
 struct tp_value tp_sink_take(struct tp_sink *s)

@@ -1,7 +1,6 @@
 /* model/template_value.c - making, comparing and walking values, as Python does. */
 #include "model/template_value.h"
 
-#include <math.h>
 #include <string.h>
 
 struct tp_value tp_undefined(const struct tp_text *name, enum tp_kind owner)

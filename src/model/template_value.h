@@ -169,7 +169,6 @@ size_t tp_chars(struct tp_arena *a, const struct tp_text *t);
 size_t tp_char_offset(struct tp_arena *a, const struct tp_text *t, size_t chars);
 /* Code point at `at` < bytes and, in *bytes, its length. */
 uint32_t tp_char_at(const char *data, size_t *bytes);
-size_t tp_char_put(char out[4], uint32_t c);
 bool tp_utf8_valid(const char *data, size_t bytes);
 bool tp_is_space(uint32_t c);                     /* Python's str.isspace */
 /* Bytes of white space at the start, and the length that is left without it at the end. */
