@@ -18,7 +18,8 @@ MODEL = os.environ.get("RANKSERVE_TEST_MODEL", "")
 
 class Job:
     def __init__(self, *options, prefill=0, decode=0, both=0, backend="null", ranks=None,
-                 model=None, env=None, limit_s=60, secret=None, live=True):
+                 model=None, env=None, limit_s=60, secret=None, live=True, wrap=(),
+                 network=("--mca", "btl", "self,vader")):
         self.dir = tempfile.mkdtemp(prefix="rsjob.")
         self.link = os.path.join(self.dir, "link")
         self.status_path = os.path.join(self.dir, "status.json")
@@ -28,9 +29,10 @@ class Job:
         with open(os.open(secret_path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
             f.write((self.secret.hex() if secret is None else secret) + "\n")
         workers = prefill + decode + both or 1
-        command = ["timeout", "-k", "2", str(limit_s), "mpirun", "--enable-recovery",
-                   "--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader",
+        command = ["timeout", "-k", "2", str(limit_s), *wrap, "mpirun", "--enable-recovery",
+                   "--oversubscribe", "--bind-to", "none", *network,
                    "--mca", "mpi_yield_when_idle", "0",
+                   *[word for name in env or {} for word in ("-x", name)],
                    "-np", str(1 + workers if ranks is None else ranks), PROGRAM,
                    "--model", MODEL if model is None else model, "--backend", backend,
                    "--prefill", str(prefill), "--decode", str(decode), "--both", str(both),
