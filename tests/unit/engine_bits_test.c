@@ -1,5 +1,5 @@
-/* tests/unit/engine_bits_test.c - a token's KV and logits have the same bits whatever the batch, the
- * chunk borders, the blocks and the number of threads; and the paths agree with the plain one.
+/* tests/unit/engine_bits_test.c - same bits of KV and logits whatever the batch, the chunks, the
+ * blocks and the number of threads; and the paths agree with the plain one.
  */
 #include <math.h>
 #include <setjmp.h>

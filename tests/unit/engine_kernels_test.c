@@ -22,7 +22,7 @@ static void floats(float *out, uint32_t count, float scale, uint64_t *seed)
 
 /* --- products -------------------------------------------------------------------------------- */
 
-enum { OUT = 43, K_MAX = 512, ROWS = 70 };
+enum { OUT = 43, ROWS = 70 };
 
 /* The activation that a kernel saw: the float, or what its 8 bits stand for. */
 static double seen(const struct matrix *m, const struct acts *a, uint32_t row, uint32_t k)
@@ -68,7 +68,8 @@ static void products_of(enum isa isa, enum tensor_type type, uint32_t in, uint64
     tensor_dequantize(type, data, weights, (size_t)in * OUT);
     t.data = data;
     /* A model of one matrix: the head. */
-    struct model m = { .h = { .dim = in, .ffn_dim = 32, .heads = 1, .head_dim = 32 }, .output = &t };
+    struct model m = { .h = { .dim = in, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
+                       .output = &t };
     struct layout *l = mem_alloc(sizeof *l);
     layout_make(l, &m, isa == ISA_PLAIN);
     uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);

@@ -84,7 +84,7 @@ static inline void tiny_matrix(struct gguf_writer *w, const char *name, enum ten
 {
     size_t bytes = out * in / tensor_block_values(type) * tensor_block_bytes(type);
     uint8_t *data = mem_alloc(bytes);
-    float scale = 2.5f;                  /* over the square root of `in`, so that values keep size */
+    float scale = 2.5f;              /* over the square root of `in`: values keep their size */
     for (uint64_t i = in; i > 1; i /= 4) scale /= 2;
     tiny_fill(type, data, bytes, scale, seed);
     writer_tensor(w, name, type, 2, (uint64_t[]){ in, out }, data, bytes);

@@ -145,6 +145,7 @@ static void open_acts(struct cpu *u)
     acts_open(&u->attended, u->rows_max, h->heads * h->head_dim, f[1], q[1]);
     acts_open(&u->hidden, u->rows_max, h->ffn_dim, f[2], q[2]);
     acts_open(&u->head_in, u->logit_rows_max, h->dim, head_f, head_q);
+    acts_open(&u->head_rest, u->logit_rows_max, h->dim, false, head_q);
 }
 
 /* Bytes of the buffers of a pass, in the order of cpu.h. */
@@ -231,6 +232,7 @@ static void cpu_close(void *self)
     acts_close(&u->attended, u->rows_max);
     acts_close(&u->hidden, u->rows_max);
     acts_close(&u->head_in, u->logit_rows_max);
+    acts_close(&u->head_rest, u->logit_rows_max);
     pages_give(u->x, x_bytes(u));
     pages_give(u->qkv, qkv_bytes(u));
     pages_give(u->heads_out, heads_bytes(u));

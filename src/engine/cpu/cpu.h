@@ -67,14 +67,11 @@ struct cpu {
     uint32_t item_count;
     struct attend_scratch *scratch;   /* (threads)                                            */
     float **tiles;                    /* (threads): a work item's outputs                     */
-    float *split_outs;                /* tiles of few deep queries, see attend.c              */
-    struct partial *split;
-    uint32_t split_max;               /* entries of split                                     */
 
     /* Logits. */
-    float *final;                     /* (step_tokens_max, D): normed rows whose logits are wanted */
+    float *final;                     /* (step_tokens_max, D): normed rows, logits wanted     */
     uint32_t final_count;
-    struct acts head_in;
+    struct acts head_in, head_rest;   /* rest: see head.c                                     */
     float *logits;                    /* (logit_rows_max, V)                                  */
     uint32_t logit_rows_max;
     struct sampler **samplers;        /* (threads)                                            */

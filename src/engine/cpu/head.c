@@ -6,7 +6,7 @@
 #include "common/mem.h"
 #include "engine/cpu/cpu.h"
 
-enum { HEAD_PANELS = 8 };
+enum { HEAD_PANELS = 8, BLOCK = 32 };
 
 struct head_call {
     struct cpu *u;
@@ -24,8 +24,27 @@ static void head_item(void *ctx, uint32_t item, uint32_t worker)
     const struct matrix *m = &u->layout->head;
     uint32_t panel = item * HEAD_PANELS, panels = matrix_panels(m) - panel;
     if (panels > HEAD_PANELS) panels = HEAD_PANELS;
-    u->k->gemm(m, &u->head_in, 0, c->rows, panel, panels, u->logits + (uint64_t)panel * PANEL,
-               m->out, false);
+    for (uint32_t i = panel; i < panel + panels; i++) {   /* the second time from nearest cache */
+        float *out = u->logits + (uint64_t)i * PANEL;
+        u->k->gemm(m, &u->head_in, 0, c->rows, i, 1, out, m->out, false);
+        if (u->head_rest.q) u->k->gemm(m, &u->head_rest, 0, c->rows, i, 1, out, m->out, true);
+    }
+}
+
+/* A row for the head: in 8 bits, and what that left over in 8 bits again.  The rounding of this one
+ * input is a fifth of all the 8-bit path's error, and the weights are read once all the same. */
+static void head_row(struct cpu *u, const float *x, uint32_t row)
+{
+    acts_store(u, x, u->head_in.k, &u->head_in, row, 0);
+    if (!u->head_rest.q) return;
+    const struct act_block *b = u->head_in.q + (uint64_t)(row / ROW_GROUP) * (u->head_in.k / BLOCK);
+    for (uint32_t first = 0; first < u->head_in.k; first += BLOCK, b++) {
+        float rest[BLOCK];
+        for (uint32_t i = 0; i < BLOCK; i++) {
+            rest[i] = x[first + i] - b->scale[row % ROW_GROUP] * (float)b->q[row % ROW_GROUP][i];
+        }
+        u->k->quantize(rest, BLOCK, &u->head_rest, row, first);
+    }
 }
 
 static void job_item(void *ctx, uint32_t item, uint32_t worker)
@@ -50,7 +69,7 @@ static void run_group(struct head_call *c)
     struct cpu *u = c->u;
     uint32_t dim = u->model->h.dim;
     for (uint32_t r = 0; r < c->rows; r++) {
-        acts_store(u, u->final + (uint64_t)(c->first + r) * dim, dim, &u->head_in, r, 0);
+        head_row(u, u->final + (uint64_t)(c->first + r) * dim, r);
     }
     uint32_t panels = matrix_panels(&u->layout->head);
     pool_run(u->pool, head_item, c, (panels + HEAD_PANELS - 1) / HEAD_PANELS);

@@ -1,7 +1,7 @@
 /* engine/cpu/pack.h - weights in panels of 16 outputs, the layout that the kernels read.
  *
  * The image is position independent and the same for AVX2 and AVX-512; the plain path has floats.
- * A panel is, for its 16 outputs: the quants of all 32-value blocks, then their scales.  Quants of a
+ * A panel is, for its 16 outputs: all 32-value blocks' quants, then their scales.  Quants of a
  * block: value 4j+i of output o is byte (j*16 + o)*4 + i, so that one 32-bit broadcast of four
  * activations meets 16 outputs; 4-bit quants keep j and j+4 in one byte (low and high nibble).
  * Scales of a block: d of 16 outputs, then m of 16 outputs if the format has minimums.

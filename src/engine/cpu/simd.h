@@ -2,7 +2,7 @@
  *
  * Included by the files that are compiled for AVX2 or AVX-512.  vf is 8 or 16 floats; the names
  * below are all that simd_rows.h, simd_attend.h and simd_float.h use.  Multiply-add is always the
- * fused one, exp is the same polynomial in every lane: so a value's bits do not depend on its place.
+ * fused one, exp is the same polynomial in every lane; a value's bits never depend on its place.
  */
 #ifndef RANKSERVE_ENGINE_CPU_SIMD_H
 #define RANKSERVE_ENGINE_CPU_SIMD_H

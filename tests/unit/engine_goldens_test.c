@@ -1,0 +1,143 @@
+/* tests/unit/engine_goldens_test.c - the CPU backend against log-probabilities of an fp32 oracle.
+ *
+ * Needs RANKSERVE_TEST_MODEL (the default model) and the goldens made for it.
+ */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+#include "engine/backend.h"
+
+enum { BLOCK = 16, CHUNK = 512 };
+
+struct figures {
+    uint32_t positions, clear, clear_agreed;   /* clear: the oracle's top two are > 0.05 apart */
+    double difference;                         /* sum of |delta log-probability|               */
+    double prefill_s;
+};
+
+static double number_at(const json_t *top, size_t position, size_t rank)
+{
+    const json_t *entry = json_array_get(json_array_get(top, position), rank);
+    return json_number_value(json_array_get(entry, 1));
+}
+
+static int32_t id_at(const json_t *top, size_t position)
+{
+    const json_t *entry = json_array_get(json_array_get(top, position), 0);
+    return (int32_t)json_integer_value(json_array_get(entry, 0));
+}
+
+static void judge(const json_t *golden, uint32_t position, const struct sample_job *job,
+                  struct figures *f)
+{
+    const json_t *top = json_object_get(golden, "top");
+    if (number_at(top, position, 0) - number_at(top, position, 1) > 0.05) {
+        f->clear++;
+        f->clear_agreed += job->top[0].id == id_at(top, position);
+    }
+    const json_t *actual = json_array_get(json_object_get(golden, "actual"), position + 1);
+    if (!json_is_number(actual)) return;
+    f->positions++;
+    f->difference += fabs((double)job->record.logprob - json_number_value(actual));
+}
+
+static void run_golden(void *self, const json_t *golden, struct figures *f)
+{
+    const json_t *list = json_object_get(golden, "ids");
+    uint32_t count = (uint32_t)json_array_size(list);
+    int32_t *ids = mem_array(count + 1, sizeof *ids);
+    for (uint32_t i = 0; i < count; i++) {
+        ids[i] = (int32_t)json_integer_value(json_array_get(list, i));
+    }
+    uint32_t blocks[8192 / BLOCK], rows[CHUNK];
+    for (uint32_t i = 0; i < 8192 / BLOCK; i++) blocks[i] = (i * 7 + 3) % (8192 / BLOCK);
+    struct sample_job *jobs = mem_array(CHUNK, sizeof *jobs);
+    for (uint32_t first = 0, n; first < count; first += n) {
+        n = count - first < CHUNK ? count - first : CHUNK;
+        for (uint32_t i = 0; i < n; i++) {
+            rows[i] = i;
+            jobs[i] = (struct sample_job){ .logit = i, .score_only = true,
+                                           .score_id = ids[first + i + 1],
+                                           .position = first + i + 1, .score_top_count = 1 };
+        }
+        struct step_seq seq = { .first = first, .count = n, .blocks = blocks };
+        struct step s = { .ids = ids + first, .token_count = n, .seq_count = 1, .seqs = &seq,
+                          .logit_rows = rows, .logit_count = n };
+        uint64_t before = clock_now_ns();
+        assert_int_equal(backend_cpu.step(self, &s), OK);
+        f->prefill_s += (double)(clock_now_ns() - before) / 1e9;
+        assert_int_equal(backend_cpu.sample(self, jobs, n), OK);
+        for (uint32_t i = 0; i < n; i++) judge(golden, first + i, &jobs[i], f);
+    }
+    free(jobs);
+    free(ids);
+}
+
+static void check_isa(enum isa isa, bool floats, double agreement, double difference)
+{
+    const char *path = getenv("RANKSERVE_TEST_MODEL"), *goldens = getenv("RANKSERVE_TEST_GOLDENS");
+    if (!path || isa > isa_best()) skip();
+    json_t *all = json_load_file(goldens ? goldens : "tests/data/goldens.json", 0, NULL);
+    assert_non_null(all);
+    struct why why = { "" };
+    struct gguf *g;
+    struct model *m;
+    if (gguf_open(&g, path, &why) || model_open(&m, g, &why)) fail_msg("%s", why.text);
+    struct backend_config c = { .model = m, .threads = 2, .isa = isa, .float_activations = floats,
+                                .kv_type = floats ? KV_F32 : KV_F16, .block_tokens = BLOCK,
+                                .kv_bytes = 512 << 20, .step_tokens_max = CHUNK,
+                                .step_seqs_max = 8, .seq_tokens_max = 8192 };
+    struct kv_shape shape;
+    void *self;
+    if (backend_cpu.open(&self, &c, &shape, &why)) fail_msg("%s", why.text);
+    struct figures f = { 0 };
+    size_t i;
+    json_t *golden;
+    json_array_foreach(all, i, golden) run_golden(self, golden, &f);
+    backend_cpu.close(self);
+    double agreed = (double)f.clear_agreed / f.clear, mean = f.difference / f.positions;
+    print_message("%s%s: top-1 %.2f %% of %u clear, mean |delta| %.5f over %u, %.0f tok/s\n",
+                  isa_name(isa), floats ? " float" : "", 100 * agreed, f.clear, mean, f.positions,
+                  f.positions / f.prefill_s);
+    assert_true(agreed >= agreement);
+    assert_true(mean <= difference);
+    model_close(m);
+    gguf_close(g);
+    json_decref(all);
+}
+
+static void float_path_agrees_with_the_oracle(void **state)
+{
+    (void)state;
+    check_isa(ISA_PLAIN, true, 0.995, 0.005);
+}
+
+static void avx2_stays_within_8_bit_bounds(void **state)
+{
+    (void)state;
+    check_isa(ISA_AVX2, false, 0.975, 0.065);
+}
+
+static void avx512_stays_within_8_bit_bounds(void **state)
+{
+    (void)state;
+    check_isa(ISA_AVX512, false, 0.975, 0.065);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(float_path_agrees_with_the_oracle),
+        cmocka_unit_test(avx2_stays_within_8_bit_bounds),
+        cmocka_unit_test(avx512_stays_within_8_bit_bounds),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
