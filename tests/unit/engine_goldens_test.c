@@ -89,7 +89,7 @@ static void check_isa(enum isa isa, bool floats, double agreement, double differ
     assert_non_null(all);
     struct why why = { "" };
     struct gguf *g;
-    struct model *m;
+    struct model *m = NULL;
     if (gguf_open(&g, path, &why) || model_open(&m, g, &why)) fail_msg("%s", why.text);
     struct backend_config c = { .model = m, .threads = 2, .isa = isa, .float_activations = floats,
                                 .kv_type = floats ? KV_F32 : KV_F16, .block_tokens = BLOCK,
