@@ -6,13 +6,16 @@
 # make tidy         the rules this repository holds itself to
 # make deps         install missing packages (apt; sudo when not root)
 #
-# Knobs: CC=clang | WERROR=1 | SAN=address,undefined | OPT=-O0 | B=build/other | MPICC=...
+# Knobs: V=1 shows commands | CC=clang | WERROR=1 | SAN=address,undefined | OPT=-O0
+#        B=build/other | MPICC=...
 
 CC      = gcc
 MPICC   = mpicc
 OPT     = -O2
 B       = build$(if $(SAN),/san-$(subst $(comma),-,$(SAN)))
 comma   = ,
+# A line says what is made, V=1 how.
+Q       = $(if $(V),,@printf '  %s\n' $@;)
 
 CFLAGS  = -std=c11 -g $(OPT) -Isrc -MMD -MP -D_GNU_SOURCE -pthread -ffp-contract=off
 CFLAGS += -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wpointer-arith
@@ -45,24 +48,24 @@ PROGRAMS = $(B)/rankserve $(B)/rankserve-gateway $(B)/rankservectl
 all: $(PROGRAMS)
 
 $(B)/rankserve: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(ENGINE) $(MPI)
-	$(MPICC) $(LDFLAGS) -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
+	$(Q)$(MPICC) $(LDFLAGS) -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/rankserve-gateway: $(COMMON) $(WIRE) $(MODEL) $(KV) $(GATEWAY)
-	$(CC) $(LDFLAGS) -o $@ $^ $(GATEWAY_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(GATEWAY_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/rankservectl: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(CTL)
-	$(CC) $(LDFLAGS) -o $@ $^ $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 
 $(B)/src/mpi/%.o: src/mpi/%.c
 	@mkdir -p $(@D)
-	$(MPICC) $(CFLAGS) -c -o $@ $<
+	$(Q)$(MPICC) $(CFLAGS) -c -o $@ $<
 $(B)/%_avx2.o: %_avx2.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(AVX2) -c -o $@ $<
+	$(Q)$(CC) $(CFLAGS) $(AVX2) -c -o $@ $<
 $(B)/%_avx512.o: %_avx512.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(AVX512) -c -o $@ $<
+	$(Q)$(CC) $(CFLAGS) $(AVX512) -c -o $@ $<
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -c -o $@ $<
+	$(Q)$(CC) $(CFLAGS) -c -o $@ $<
 
 # Unit tests: tests/unit/FOLDER_name_test.c links what FOLDER may include, and nothing more.
 UNIT_common  = $(COMMON)
@@ -79,7 +82,7 @@ unit_folder  = $(firstword $(subst _, ,$(1)))
 .SECONDEXPANSION:
 $(B)/unit/%: $(B)/tests/unit/%.o $$(UNIT_$$(call unit_folder,$$*))
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(GATEWAY_LIBS) $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(GATEWAY_LIBS) $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 
 unit: $(UNIT_TESTS)
 
