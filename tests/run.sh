@@ -51,8 +51,11 @@ print(total - bad - skip, bad, skip)
 PYTHON
 }
 
+# service NAME [FILE...]: tests/service, or some of its files.
 service() {
-    local log=$work/pytest.log xml=$work/pytest.xml code ok bad skip
+    local name=$1 log=$work/pytest.log xml=$work/pytest.xml code ok bad skip
+    shift
+    [ $# -gt 0 ] || set -- tests/service
     [ -n "$(find tests/service -name 'test_*.py' 2> /dev/null)" ] || return
     if [ ! -x build/venv/bin/python ]; then
         echo "FAILED tests/service: no build/venv (tests/deps.sh test makes it)"
@@ -60,16 +63,16 @@ service() {
         return
     fi
     timeout -k 20 "$service_seconds" build/venv/bin/python -m pytest -q -ra --tb=short \
-        -p no:cacheprovider --junitxml="$xml" tests/service > "$log" 2>&1 < /dev/null
+        -p no:cacheprovider --junitxml="$xml" "$@" > "$log" 2>&1 < /dev/null
     code=$?
     if ! read -r ok bad skip < <(junit_counts "$xml" 2> /dev/null); then ok=0 bad=1 skip=0; fi
     if [ "$bad" = 0 ] && [ "$code" != 0 ] && [ "$code" != 5 ]; then bad=1; fi
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
     if [ "$bad" != 0 ]; then
-        echo "FAILED tests/service (exit code $code)"
+        echo "FAILED $name (exit code $code)"
         tail -n 300 "$log" | sed 's/^/    /'
     else
-        echo "ok     tests/service ($ok)"
+        echo "ok     $name ($ok)"
         grep '^SKIPPED' "$log" | sed 's/^/    /'
     fi
 }
@@ -88,14 +91,21 @@ for source in tests/unit/*_test.c; do
     unit "build/unit/$name" "$name"
 done
 
+san=$PWD/build/san-address-undefined
 if [ -n "$long" ]; then
-    make -s SAN=address,undefined unit || failed=$((failed + 1))
+    make -s SAN=address,undefined all unit || failed=$((failed + 1))
     for source in tests/unit/*_test.c; do
         name=$(basename "$source" .c)
-        unit "build/san-address-undefined/unit/$name" "$name (sanitizers)"
+        unit "$san/unit/$name" "$name (sanitizers)"
     done
 fi
 
-service
+service tests/service
+if [ -n "$long" ]; then
+    # Whole jobs and gateways of the sanitizer build: slower, so with more patience.
+    export RANKSERVE_BUILD=$san RANKSERVECTL=$san/rankservectl RANKSERVE_PROGRAM=$san/rankserve \
+        RANKSERVE_GATEWAY=$san/rankserve-gateway RANKSERVE_TEST_PATIENCE=6 RANKSERVE_TEST_LONG=
+    service "tests/service (sanitizers)" tests/service/test_{serve,same,job,ctl,gateway*}.py
+fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
