@@ -18,6 +18,8 @@ int ctl_chat(int argc, char **argv);
 int ctl_bench(int argc, char **argv);
 int ctl_status(int argc, char **argv);
 int ctl_validate(int argc, char **argv);
+int ctl_render(int argc, char **argv);
+int ctl_slurm(int argc, char **argv);
 int ctl_template(int argc, char **argv);
 int ctl_tokenize(int argc, char **argv);
 int ctl_detokenize(int argc, char **argv);

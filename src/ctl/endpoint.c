@@ -16,9 +16,13 @@ enum err endpoint_write(const struct config *c, const char *url, const char *mod
                         const char *state, long long started, struct why *why)
 {
     if (!*c->endpoint_file) return OK;
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:n, s:s}", "url", url, "uds", c->uds,
+    /* A batch job's time limit, which the script that starts us knows. */
+    const char *expires = getenv("RANKSERVE_EXPIRES");
+    json_int_t seconds = expires ? strtoll(expires, NULL, 10) : 0;
+    json_t *end = seconds > 0 ? json_integer(seconds) : json_null();
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:s}", "url", url, "uds", c->uds,
                           "model", model, "job_id", c->job_id, "state", state, "started",
-                          (json_int_t)started, "expires", "api_key_file", c->api_key_file);
+                          (json_int_t)started, "expires", end, "api_key_file", c->api_key_file);
     char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
     json_decref(o);
     if (!text) return why_set(why, ERR_FORMAT, "the endpoint file: a name is not UTF-8");

@@ -15,6 +15,8 @@
 #include "common/mem.h"
 #include "ctl/ctl.h"
 
+enum { STARTER_BYTES_MAX = 4096, STARTER_WORDS_MAX = 64 };
+
 /* The programs of the suite are where this one is. */
 static enum err beside(const char *name, char *out, size_t bytes, struct why *why)
 {
@@ -42,12 +44,34 @@ static bool in_path(const char *name)
     return false;
 }
 
+/* RANKSERVE_MPIRUN: the words that start ranks, from a script that knows the hosts.  Splits them in
+ * `words`, which argv then points into; returns how many, 0 when nobody said. */
+static size_t given_starter(char *words, size_t bytes, char **argv, size_t room)
+{
+    const char *given = getenv("RANKSERVE_MPIRUN");
+    size_t count = 0;
+    if (!given || strlen(given) >= bytes) return 0;
+    snprintf(words, bytes, "%s", given);
+    for (char *at = words; count < room; count++) {
+        at += strspn(at, " ");
+        if (!*at) break;
+        argv[count] = at;
+        at += strcspn(at, " ");
+        if (*at) *at++ = '\0';
+    }
+    return count;
+}
+
 enum err launch_check(struct why *why)
 {
-    char path[PATH_MAX];
+    char path[PATH_MAX], words[STARTER_BYTES_MAX], *argv[STARTER_WORDS_MAX];
     enum err e = beside("rankserve", path, sizeof path, why);
     if (e == OK) e = beside("rankserve-gateway", path, sizeof path, why);
-    if (e == OK && !in_path("mpirun")) {
+    bool given = given_starter(words, sizeof words, argv, STARTER_WORDS_MAX) > 0;
+    if (e == OK && given && !in_path(argv[0])) {
+        return why_set(why, ERR_IO, "RANKSERVE_MPIRUN: %.200s is not in PATH", argv[0]);
+    }
+    if (e == OK && !given && !in_path("mpirun")) {
         e = why_set(why, ERR_IO, "mpirun is not in PATH (package openmpi-bin, or `make deps`)");
     }
     return e;
@@ -126,17 +150,25 @@ static enum err start(const struct config *c, enum program program, char **befor
 
 enum err launch_job(const struct config *c, struct child *out, struct why *why)
 {
-    char path[PATH_MAX], ranks[24];
+    static char here[][20] = { "mpirun", "-q", "--enable-recovery", "--oversubscribe", "--bind-to",
+                               "none" };
+    enum { HERE = sizeof here / sizeof *here };
+    char path[PATH_MAX], ranks[24], words[STARTER_BYTES_MAX], *argv[STARTER_WORDS_MAX + 3];
+    static char n[] = "-n";
     enum err e = beside("rankserve", path, sizeof path, why);
     if (e != OK) return e;
     snprintf(ranks, sizeof ranks, "%llu",
              (unsigned long long)(1 + c->prefill + c->decode + c->both + c->spares));
-    char *mpirun[] = { "mpirun", "-q", "--enable-recovery", "--oversubscribe", "--bind-to", "none",
-                       "-np", ranks, path };
-    set_directories(c);
+    size_t count = given_starter(words, sizeof words, argv, STARTER_WORDS_MAX);
+    if (!count) {
+        for (; count < HERE; count++) argv[count] = here[count];
+        set_directories(c);           /* of this host: other hosts do not have them */
+    }
+    argv[count++] = n;
+    argv[count++] = ranks;
+    argv[count++] = path;
     set_environment();
-    return start(c, PROGRAM_RANKSERVE, mpirun, sizeof mpirun / sizeof *mpirun, CHILD_PIPE_ALL, out,
-                 why);
+    return start(c, PROGRAM_RANKSERVE, argv, count, CHILD_PIPE_ALL, out, why);
 }
 
 enum err launch_gateway(const struct config *c, struct child *out, struct why *why)

@@ -22,6 +22,8 @@ static const struct command {
     { "bench", ctl_bench, "measure a server: latencies and throughput under load" },
     { "pull", ctl_pull, "fetch the default model into the cache" },
     { "validate", ctl_validate, "check a service file and its settings" },
+    { "render", ctl_render, "a service file as a Slurm script or Kubernetes manifests" },
+    { "slurm", ctl_slurm, "submit, list, read and cancel services on a Slurm cluster" },
     { "inspect", ctl_inspect, "list a model file's parameters and tensors" },
     { "tokenize", ctl_tokenize, "text on standard input to token ids" },
     { "detokenize", ctl_detokenize, "token ids on standard input to text" },

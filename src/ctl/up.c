@@ -156,9 +156,12 @@ static void job_ended(struct up *u)
         u->state = ENDED;
         return;
     }
+    /* Slurm signals ranks too: the job may have drained by itself; the gateway's answers go on. */
+    if (u->state == DRAIN_GATEWAY && code == 0) return;
     child_end_text(&u->children[JOB], end, sizeof end);
     if (*said) fail(u, "the job ended: %s", said);
     else fail(u, "the job ended without saying why (mpirun: %s)", end);
+    if (code > 0) u->exit_code = code;
 }
 
 static void gateway_ended(struct up *u)
@@ -166,7 +169,8 @@ static void gateway_ended(struct up *u)
     char end[64];
     struct child *g = &u->children[GATEWAY];
     if (u->state == DRAIN_GATEWAY && g->status == 0) {
-        drain_job(u);
+        if (u->children[JOB].ended) u->state = ENDED;
+        else drain_job(u);
         return;
     }
     fail(u, "the gateway ended: %s", child_end_text(g, end, sizeof end));
