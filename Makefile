@@ -14,8 +14,9 @@ MPICC   = mpicc
 OPT     = -O2
 B       = build$(if $(SAN),/san-$(subst $(comma),-,$(SAN)))
 comma   = ,
-# A line says what is made, V=1 how.
-Q       = $(if $(V),,@printf '  %s\n' $@;)
+# A line says what is made, V=1 how, -s nothing.
+SILENT  = $(findstring s,$(firstword -$(MAKEFLAGS)))
+Q       = $(if $(V),,@$(if $(SILENT),,printf '  %s\n' $@;))
 
 CFLAGS  = -std=c11 -g $(OPT) -Isrc -MMD -MP -D_GNU_SOURCE -pthread -ffp-contract=off
 CFLAGS += -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wpointer-arith
