@@ -154,17 +154,18 @@ enum err launch_job(const struct config *c, struct child *out, struct why *why)
                                "none" };
     enum { HERE = sizeof here / sizeof *here };
     char path[PATH_MAX], ranks[24], words[STARTER_BYTES_MAX], *argv[STARTER_WORDS_MAX + 3];
-    static char n[] = "-n";
+    static char n[] = "-n", np[] = "-np";
     enum err e = beside("rankserve", path, sizeof path, why);
     if (e != OK) return e;
     snprintf(ranks, sizeof ranks, "%llu",
              (unsigned long long)(1 + c->prefill + c->decode + c->both + c->spares));
     size_t count = given_starter(words, sizeof words, argv, STARTER_WORDS_MAX);
-    if (!count) {
+    bool given = count > 0;
+    if (!given) {
         for (; count < HERE; count++) argv[count] = here[count];
         set_directories(c);           /* of this host: other hosts do not have them */
     }
-    argv[count++] = n;
+    argv[count++] = given ? n : np;
     argv[count++] = ranks;
     argv[count++] = path;
     set_environment();
