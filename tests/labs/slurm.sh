@@ -1,0 +1,81 @@
+#!/bin/bash
+# tests/labs/slurm.sh - a whole Slurm on this host: slurmctld and three slurmd, without systemd,
+# cgroups or munge, all on 127.0.0.1.
+#   slurm.sh up DIR     starts it; then SLURM_CONF=DIR/slurm.conf is all that its commands need
+#   slurm.sh down DIR   ends what `up` started, by the pids that it wrote
+set -eu
+dir=$2 nodes=3 cpus=4
+base=${SLURM_LAB_PORT:-26817}         # of slurmctld; the slurmds have the next ones
+host=$(hostname -s)
+
+down() {
+    local file pid
+    for file in "$dir"/run/*.pid; do
+        [ -s "$file" ] || continue
+        pid=$(cat "$file")
+        # A pid may be somebody else's by now.
+        grep -qa slurm "/proc/$pid/cmdline" 2> /dev/null && kill "$pid"
+    done
+    for _ in $(seq 50); do
+        ls "$dir"/run/*.pid > /dev/null 2>&1 || return 0
+        sleep 0.1
+    done
+}
+
+up() {
+    mkdir -p "$dir"/{state,spool,log,run,tmp}
+    # TmpFS of their own: the pmix plugins of two slurmds would meet in /tmp.
+    cat > "$dir/slurm.conf" << EOF
+ClusterName=lab
+SlurmctldHost=$host(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/none
+CredType=cred/none
+AuthInfo=cred_expire=10
+SlurmctldPort=$base
+SlurmctldPidFile=$dir/run/slurmctld.pid
+SlurmdPidFile=$dir/run/slurmd-%n.pid
+SlurmctldLogFile=$dir/log/slurmctld.log
+SlurmdLogFile=$dir/log/slurmd-%n.log
+SlurmdSpoolDir=$dir/spool/%n
+StateSaveLocation=$dir/state
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+MpiDefault=none
+ReturnToService=2
+TmpFS=$dir/tmp/%n
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+KillWait=5
+MessageTimeout=30
+JobRequeue=1
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,bf_interval=1
+NodeName=n[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((base + 1))-$((base + nodes))] \
+CPUs=$cpus RealMemory=2000 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
+EOF
+    export SLURM_CONF=$dir/slurm.conf
+    slurmctld -c -f "$SLURM_CONF"
+    for i in $(seq $nodes); do
+        mkdir -p "$dir/spool/n$i" "$dir/tmp/n$i"
+        slurmd -N "n$i" -f "$SLURM_CONF"
+    done
+    for _ in $(seq 100); do
+        [ "$(sinfo -h -N -t idle 2> /dev/null | wc -l)" = $nodes ] && return 0
+        sleep 0.1
+    done
+    echo "the nodes are not idle after 10 s; see $dir/log" >&2
+    return 1
+}
+
+case $1 in
+    up) up ;;
+    down) down ;;
+    *) echo "slurm.sh up|down DIR" >&2; exit 1 ;;
+esac

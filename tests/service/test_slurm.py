@@ -1,0 +1,230 @@
+"""tests/service/test_slurm.py - services as jobs of a real Slurm (tests/labs/slurm.sh)."""
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+
+from service import CTL, LONG, PATIENCE, ROOT
+
+LAB = os.path.join(ROOT, "tests", "labs", "slurm.sh")
+PORT = 20000 + os.getpid() % 5000 * 4
+SERVICE = """apiVersion: serving.llm-d.ai/v1alpha1
+kind: InferenceService
+metadata: {name: NAME}
+spec:
+  model: {modelUri: "file://MODEL"}
+  serving: {prefill: {replicas: 1}, decode: {replicas: 2}}
+  engine: {threads: 1, kvCacheMemoryBytes: 64MiB, drainTimeoutS: 60}
+"""
+
+missing = [t for t in ("slurmctld", "slurmd", "sbatch", "mpirun") if not shutil.which(t)]
+pytestmark = [
+    pytest.mark.skipif(bool(missing), reason="not installed: " + " ".join(missing)),
+    pytest.mark.skipif(os.geteuid() != 0, reason="a Slurm of one's own needs root"),
+]
+
+
+def wait_for(condition, seconds, what):
+    end = time.monotonic() + seconds * PATIENCE
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("waited in vain for " + what)
+
+
+class Slurm:
+    def __init__(self, directory, model):
+        self.directory, self.model = directory, model
+        self.jobs = directory / "jobs"
+        self.env = {**os.environ, "SLURM_CONF": str(directory / "slurm" / "slurm.conf"),
+                    "SLURM_LAB_PORT": str(PORT), "RANKSERVE_JOBS": str(self.jobs)}
+        subprocess.run([LAB, "up", str(directory / "slurm")], env=self.env, check=True, timeout=60)
+
+    def down(self):
+        self.run("scancel", "--user=root", check=False)
+        time.sleep(1)
+        subprocess.run([LAB, "down", str(self.directory / "slurm")], env=self.env, timeout=60)
+
+    def run(self, *command, check=True, **more):
+        return subprocess.run([*map(str, command)], text=True, capture_output=True, check=check,
+                              env={**self.env, **more}, cwd=self.directory, timeout=120)
+
+    def ctl(self, *words, **more):
+        return self.run(CTL, "slurm", *words, check=False, **more)
+
+    def submit(self, name, *flags, **more):
+        path = self.directory / f"{name}.yaml"
+        path.write_text(SERVICE.replace("NAME", name).replace("MODEL", self.model))
+        r = self.ctl("submit", "-f", path, "--time", "20", *flags, **more)
+        assert r.returncode == 0, r.stderr
+        return r.stdout.split()[1]
+
+    def endpoint(self, job):
+        try:
+            return json.loads((self.jobs / f"{job}.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def live(self, job):
+        wait_for(lambda: self.endpoint(job).get("state") == "live", 60, f"job {job}: {self.log()}")
+        return self.endpoint(job)
+
+    def log(self):
+        return "".join(p.read_text() for p in sorted(self.directory.glob("*.log")))[-3000:]
+
+    def state(self, job):
+        r = self.run("scontrol", "show", "job", job, check=False)
+        found = re.search(r"JobState=(\w+)", r.stdout)
+        return found.group(1) if found else "GONE"
+
+    def exit_code(self, job):
+        out = self.run("scontrol", "show", "job", job).stdout
+        return re.search(r"ExitCode=(\S+)", out).group(1)
+
+    def ended(self, job, seconds=60):
+        wait_for(lambda: self.state(job) not in ("RUNNING", "COMPLETING", "PENDING"), seconds,
+                 f"the end of job {job}")
+        return self.state(job)
+
+
+class Client:
+    def __init__(self, endpoint):
+        with open(endpoint["api_key_file"]) as f:
+            key = f.read().strip()
+        self.http = httpx.Client(base_url=endpoint["url"], timeout=120 * PATIENCE,
+                                 headers={"Authorization": "Bearer " + key})
+        self.model = endpoint["model"]
+        self.first = threading.Event()
+        self.tokens, self.finish, self.error = 0, None, None
+
+    def stream(self, tokens):
+        body = {"model": self.model, "prompt": "Once upon a time", "max_tokens": tokens,
+                "stream": True, "ignore_eos": True, "temperature": 0}
+
+        def read():
+            try:
+                with self.http.stream("POST", "/v1/completions", json=body) as r:
+                    assert r.status_code == 200
+                    for line in r.iter_lines():
+                        if line.startswith("data: {"):
+                            choice = json.loads(line[6:])["choices"][0]
+                            self.tokens += 1
+                            self.finish = choice["finish_reason"] or self.finish
+                            self.first.set()
+            except Exception as e:            # seen by the test, not lost in a thread
+                self.error = e
+        self.thread = threading.Thread(target=read)
+        self.thread.start()
+        assert self.first.wait(60 * PATIENCE), self.error
+        return self
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory, needs_model_path):
+    s = Slurm(tmp_path_factory.mktemp("slurm"), needs_model_path)
+    yield s
+    s.down()
+
+
+@pytest.fixture(scope="module")
+def needs_model_path():
+    from service import MODEL
+    if not os.path.exists(MODEL):
+        pytest.skip("RANKSERVE_TEST_MODEL is not set")
+    return os.path.realpath(MODEL)
+
+
+def test_submit_serve_drain(slurm):
+    start = time.monotonic()
+    job = slurm.submit("chat")
+    endpoint = slurm.live(job)
+    print(f"submit to ready {time.monotonic() - start:.1f} s")
+    assert endpoint["job_id"] == "slurm-" + job
+    assert 0 < endpoint["expires"] - time.time() <= 20 * 60
+    key_file = endpoint["api_key_file"]
+    for path in key_file, slurm.jobs / f"{job}.json":
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert httpx.post(endpoint["url"] + "/v1/completions", json={}).status_code == 401
+    assert slurm.ctl("url", "chat").stdout.strip() == endpoint["url"]
+    assert re.search(rf"{job} +chat +RUNNING .* live +http", slurm.ctl("status").stdout)
+    second = slurm.ctl("submit", "-f", slurm.directory / "chat.yaml")
+    assert second.returncode == 1 and f"job {job} is already called 'chat'" in second.stderr
+
+    client = Client(endpoint).stream(200)
+    slurm.run("scancel", "--batch", "-s", "USR1", job)
+    wait_for(lambda: slurm.endpoint(job).get("state") == "draining", 10, "draining")
+    refused = client.http.post("/v1/completions", json={"model": client.model, "prompt": "a"})
+    assert refused.status_code == 503 and "retry-after" in refused.headers
+    client.thread.join(120 * PATIENCE)
+    assert (client.error, client.tokens, client.finish) == (None, 200, "length")
+    assert slurm.ended(job) == "COMPLETED" and slurm.exit_code(job) == "0:0"
+    assert not os.path.exists(key_file) and slurm.endpoint(job) == {}
+    assert "drained" in slurm.ctl("logs", job).stdout
+
+
+def test_requeue_comes_back(slurm):
+    job = slurm.submit("again")
+    first = slurm.live(job)
+    slurm.run("scontrol", "requeue", job)
+    wait_for(lambda: slurm.state(job) == "PENDING", 60, "the requeue")
+    slurm.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+    second = wait_for(lambda: slurm.endpoint(job).get("state") == "live" and
+                      slurm.endpoint(job)["started"] != first["started"] and slurm.endpoint(job),
+                      60, "the second start")
+    Client(second).stream(5).thread.join(60)
+    slurm.ctl("cancel", job)
+    assert slurm.ended(job) == "COMPLETED"
+
+
+@pytest.mark.skipif(not LONG, reason="long suite")
+def test_with_srun(slurm):
+    job = slurm.submit("direct", "--launcher", "srun")
+    Client(slurm.live(job)).stream(5).thread.join(60)
+    slurm.ctl("cancel", "direct")
+    assert slurm.ended(job) == "COMPLETED" and slurm.exit_code(job) == "0:0"
+
+
+def test_the_script_works_by_itself(slurm):
+    script = os.path.join(ROOT, "slurm", "rankserve.sbatch")
+    job = slurm.run("sbatch", "--parsable", "--nodes=2", script, "--threads=1",
+                    "--kv-cache-memory-bytes=64MiB", RANKSERVE_MODEL=slurm.model,
+                    RANKSERVE_LAUNCH=os.path.join(ROOT, "scripts", "rankserve-launch"),
+                    RANKSERVE_BIN=os.path.dirname(CTL)).stdout.strip()
+    endpoint = slurm.live(job)
+    Client(endpoint).stream(5).thread.join(60)
+    stale = slurm.jobs / "999999.json"
+    stale.write_text(json.dumps(endpoint))
+    assert "999999     stale" in slurm.ctl("status").stdout
+    assert "is stale" in slurm.ctl("url", "999999").stderr
+    stale.unlink()
+    slurm.ctl("cancel", job)
+    assert slurm.ended(job) == "COMPLETED"
+
+
+def test_a_start_that_cannot_be_says_why(slurm):
+    broken = slurm.directory / "file"
+    broken.write_text("")
+    job = slurm.submit("nowhere", RANKSERVE_JOBS=str(broken / "jobs"))
+    assert slurm.ended(job) == "FAILED"
+    assert f"{broken}/jobs cannot be made (RANKSERVE_JOBS)" in slurm.log()
+    path = slurm.directory / "gone.yaml"
+    path.write_text(SERVICE.replace("NAME", "gone").replace("MODEL", "/no/model.gguf"))
+    job = slurm.ctl("submit", "-f", path).stdout.split()[1]
+    assert slurm.ended(job) == "FAILED"
+    assert "/no/model.gguf: No such file" in slurm.log()
+    assert "no job of yours is called 'nobody'" in slurm.ctl("url", "nobody").stderr
+
+
+def test_without_slurm_one_line_says_so(tmp_path):
+    r = subprocess.run([CTL, "slurm", "status"], env={"PATH": str(tmp_path)}, text=True,
+                       capture_output=True)
+    assert r.returncode == 1 and "squeue: No such file" in r.stderr
