@@ -41,6 +41,7 @@ struct request {
     bool used;
     bool ended;                       /* its last token has passed, or END */
     bool answered;                    /* END has passed */
+    bool started;                     /* a token of this attempt has passed */
     struct req_id id;
     int gateway;                      /* index; -1: it has gone */
     uint64_t stream;

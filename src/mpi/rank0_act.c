@@ -44,6 +44,7 @@ static void place(struct rank0 *z, struct request *r, const struct sched_action 
 {
     bool alone = a->type == ACT_RUN;
     r->id = a->req; /* its attempt counts up */
+    r->started = false;
     r->prefill = alone ? a->worker : a->prefill;
     r->decode = alone ? a->worker : a->decode;
     log_info("placed req=%u.%u attempt=%u prefill=%d decode=%d prompt=%u", r->id.slot,

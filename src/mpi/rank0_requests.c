@@ -102,16 +102,17 @@ static void pass_on(struct rank0 *z, const struct request *r, enum link_type typ
 
 static void first_token(struct rank0 *z, struct request *r)
 {
+    r->started = true;
     act_event(z, (struct sched_event){ .type = EV_FIRST, .req = r->id });
+    if (r->id_count > r->prompt_count + 1) return; /* not of the first attempt */
     log_info("first req=%u.%u ttft_ms=%.1f cached=%u/%u", r->id.slot, r->id.generation,
              (double)(clock_now_ns() - r->arrived_ns) / 1e6, r->cached, r->prompt_count);
 }
 
 /* The token that is next in order. */
-static void take(struct rank0 *z, struct request *r, const struct token_record *record,
+static void take(struct rank0 *z, struct request *r, int from, const struct token_record *record,
                  const void *top)
 {
-    bool first = r->id_count == r->prompt_count;
     if (r->id_count == r->id_room) {
         r->id_room += r->id_room / 2;
         r->ids = mem_resize(r->ids, r->id_room, sizeof *r->ids);
@@ -119,11 +120,11 @@ static void take(struct rank0 *z, struct request *r, const struct token_record *
     if (record->finish != FINISH_ERROR) { /* else it is no token: the backend failed */
         r->ids[r->id_count++] = record->id;
         pass_on(z, r, LINK_TOKENS, record, top);
-        if (first) first_token(z, r);
+        if (!r->started) first_token(z, r);
     }
     if (record->finish == FINISH_NONE) return;
     /* Over with the prefill's token: decode has reserved for nothing. */
-    if (first && r->decode != r->prefill) act_cancel(z, r, r->decode);
+    if (from == r->prefill && r->decode != r->prefill) act_cancel(z, r, r->decode);
     act_event(z, (struct sched_event){ .type = EV_FINISHED, .req = r->id,
                                        .finish = record->finish });
     r->ended = true; /* nothing of this request follows but END */
@@ -142,12 +143,13 @@ static void keep_early(struct request *r, const struct token_record *record, con
     *at = e;
 }
 
+/* Only decode's token can have come before the one in front of it. */
 static void take_early(struct rank0 *z, struct request *r)
 {
     while (r->early && r->early->record.position <= r->id_count && !r->ended) {
         struct early *e = r->early;
         r->early = e->next;
-        if (e->record.position == r->id_count) take(z, r, &e->record, e->top);
+        if (e->record.position == r->id_count) take(z, r, r->decode, &e->record, e->top);
         free(e);
     }
 }
@@ -169,7 +171,7 @@ void requests_on_tokens(struct rank0 *z, int from, const struct msg_tokens *m)
             keep_early(r, &one.record, top);
             continue;
         }
-        take(z, r, &one.record, top);
+        take(z, r, from, &one.record, top);
         take_early(z, r);
     }
 }

@@ -121,6 +121,12 @@ void worker_on_lost(struct worker *w, int rank)
 
 /* -- from the other rank of a pair ------------------------------------------------------------ */
 
+/* READYs of one slot come over several edges, in any order. */
+static bool is_newer(struct req_id a, struct req_id b)
+{
+    return a.generation != b.generation ? a.generation > b.generation : a.attempt > b.attempt;
+}
+
 void worker_on_ready(struct worker *w, int from, const struct msg_ready *m)
 {
     struct wseq *s = &w->seqs[m->req.slot];
@@ -128,6 +134,7 @@ void worker_on_ready(struct worker *w, int from, const struct msg_ready *m)
         if (s->push && s->peer == from) push_ready(s, m->held_tokens);
         return;
     }
+    if (s->ready.generation && !is_newer(m->req, s->ready)) return;
     s->ready = m->req; /* it may have overtaken our PREFILL */
     s->ready_held = m->held_tokens;
 }

@@ -1,9 +1,9 @@
 /* sched/req.c - the life of a request on rank 0, the queue it waits in, and what it is charged.
  *
  *   FREE --> QUEUED --> PREFILLING --> DECODING --> ENDED --> FREE
- *              ^ |          | |            |          ^
- *              | `----------|-+------------+----------'     (refused, cancelled, lost, done)
- *              `-- RETRY <--'                               (a worker had no room after all)
+ *              ^ |          | |            | |        ^
+ *              | `----------|-+------------|-+--------'     (refused, cancelled, lost, done)
+ *              `-- RETRY <--+--------------'                (a worker had no room after all)
  */
 #include "sched/books.h"
 
@@ -13,7 +13,7 @@ static const uint8_t next_ok[REQ_STATE_COUNT] = {
     [REQ_FREE] = TO(REQ_QUEUED),
     [REQ_QUEUED] = TO(REQ_PREFILLING) | TO(REQ_ENDED),
     [REQ_PREFILLING] = TO(REQ_DECODING) | TO(REQ_RETRY) | TO(REQ_ENDED),
-    [REQ_DECODING] = TO(REQ_ENDED),
+    [REQ_DECODING] = TO(REQ_RETRY) | TO(REQ_ENDED),
     [REQ_RETRY] = TO(REQ_QUEUED) | TO(REQ_ENDED),
     [REQ_ENDED] = TO(REQ_FREE),
 };

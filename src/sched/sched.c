@@ -39,12 +39,19 @@ static void act(struct sched *s, struct sched_action a)
     s->action_count++;
 }
 
-/* The request an event speaks of, or NULL when it is stale. */
-static struct request *find(struct sched *s, struct req_id id)
+/* The request, whatever its attempt; NULL when it has been freed. */
+static struct request *find_any_attempt(struct sched *s, struct req_id id)
 {
     if (id.slot >= REQ_COUNT_MAX) return NULL;
     struct request *r = &s->requests[id.slot];
-    return r->state != REQ_FREE && req_id_equal(r->id, id) ? r : NULL;
+    return r->state != REQ_FREE && r->id.generation == id.generation ? r : NULL;
+}
+
+/* The request an event speaks of, or NULL when it is stale. */
+static struct request *find(struct sched *s, struct req_id id)
+{
+    struct request *r = find_any_attempt(s, id);
+    return r && r->id.attempt == id.attempt ? r : NULL;
 }
 
 static bool held(const struct request *r)
@@ -133,12 +140,14 @@ static void on_refused(struct sched *s, struct request *r, const struct sched_ev
                        uint64_t now_ns)
 {
     discharge(s, r, e->worker);
-    if (r->state == REQ_PREFILLING && e->err == ERR_FULL) {
+    bool running = r->state == REQ_PREFILLING || r->state == REQ_DECODING;
+    /* Also after its first token: then the next attempt continues behind it. */
+    if (running && e->err == ERR_FULL) {
         if (!timed(r)) s->timed_count++;
         r->not_before_ns = now_ns + RETRY_NS;
         cancel_holders(s, r);
         request_move(r, REQ_RETRY);
-    } else if (r->state == REQ_PREFILLING || r->state == REQ_DECODING) {
+    } else if (running) {
         end(s, r, e->err == ERR_LIMIT ? END_TOO_LONG : END_WORKER_LOST, FINISH_ERROR);
         return;
     }
@@ -183,7 +192,8 @@ static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_
     case EV_WORKER_LOST: on_lost(s, e->worker); return;
     case EV_REQUEST: on_request(s, e); return;
     case EV_DRAIN: s->draining = true; return;
-    case EV_CANCEL:
+    case EV_CANCEL:                   /* it may have been placed since the client left */
+        r = find_any_attempt(s, e->req);
         if (r) end(s, r, END_CANCELLED, FINISH_ABORT);
         return;
     case EV_FIRST:
@@ -192,7 +202,7 @@ static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_
         request_move(r, REQ_DECODING);
         return;
     case EV_FINISHED:
-        if (r && (r->state == REQ_DECODING || r->state == REQ_PREFILLING))
+        if (r && r->state != REQ_QUEUED) /* in RETRY: its first token was also the last */
             end(s, r, END_DONE, e->finish);
         return;
     case EV_GONE:

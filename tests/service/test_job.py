@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -100,6 +101,45 @@ def test_a_storm_of_requests_and_cancels_is_answered_exactly_once():
         assert c.home()
         c.pump(0.2)
         assert all(c.answers[s].ends == 1 for s in streams)
+
+
+def test_cancels_that_come_in_one_go_with_their_requests_are_not_lost():
+    with Job(both=1, env=SLOW) as job:
+        c, frames = job.client(), []
+        c.frame = lambda kind, stream, body=b"": frames.append(link.HEAD.pack(
+            link.MAGIC, link.VERSION, kind, link.HEAD.size + len(body), 0, stream) + body)
+        streams = [c.request([5, 6, 7], max_tokens=300) for _ in range(300)]
+        for s in streams:
+            c.cancel(s)
+        job.kill(0, signal.SIGSTOP)
+        sender = threading.Thread(target=c.sock.sendall, args=(b"".join(frames),))
+        sender.start()
+        time.sleep(0.1)
+        job.kill(0, signal.SIGCONT)
+        sender.join()
+        assert all(a.code == link.CANCELLED for a in c.wait(streams))
+        assert c.home()
+
+
+def test_a_decode_rank_that_has_no_room_after_all_costs_a_retry_and_no_answer():
+    # Its books say yes, since sequences grow; it says no only after the first token was drawn.
+    with Job("--kv-cache-memory-bytes", 24 << 20, "--max-model-len", 1024, prefill=1, decode=1,
+             env=FAST) as job:
+        c = job.client()
+        streams = [c.request(prompt(i, 16), max_tokens=900) for i in range(8)]
+        assert c.until(lambda: min(len(c.answers[s].ids) for s in streams) > 120)
+        for i in range(6):
+            job.kill(2, signal.SIGSTOP)
+            s = c.request(prompt(50 + i, 290), max_tokens=2 + i % 3, seed=i)
+            c.until(lambda s=s: c.answers[s].ids, 0.3)
+            job.kill(2, signal.SIGCONT)
+            streams.append(s)
+            c.pump(0.05)
+        for s, a in zip(streams, c.wait(streams, 40)):
+            assert a.code == link.OK and a.finish == "length"
+        assert [len(c.answers[s].ids) for s in streams] == [900] * 8 + [2, 3, 4] * 2
+        assert c.home()
+        assert "refused req" in job.log()
 
 
 def test_a_gateway_that_leaves_frees_everything():

@@ -156,6 +156,7 @@ static void run_seed(uint64_t seed, enum sched_policy policy)
         else if (what < 12 && m.asked > 0) {
             struct fate *f = &m.fates[draw(&m, (uint64_t)m.asked)];
             struct sched_event e = { .type = EV_CANCEL, .req = f->id };
+            if (draw(&m, 2)) e.req.attempt = 0;
             step(&m, &e, 1);
         } else if (what == 12 && draw(&m, 30) == 0) {
             int32_t w = 1 + (int32_t)draw(&m, RANKS - 1);
@@ -258,6 +259,59 @@ static void a_full_queue_and_a_long_prompt_are_refused(void **state)
     free(s);
 }
 
+/* A pair on workers 1 and 2, whose decode worker has no room after all. */
+static struct sched_action refused_pair(struct sim *m, bool after_first)
+{
+    struct sched *s = small(m, 10);
+    bring_up(m, 1, ROLE_PREFILL);
+    bring_up(m, 2, ROLE_DECODE);
+    struct sched_action pair = one_action(s, request(0, 100, 10)), out[8];
+    struct sched_event first = { .type = EV_FIRST, .req = pair.req };
+    if (after_first) assert_int_equal(sched_step(s, 1, &first, 1, out, 8), 0);
+    struct sched_event no = { .type = EV_REFUSED, .req = pair.req, .worker = 2, .err = ERR_FULL };
+    assert_int_equal(one_action(s, no).type, ACT_CANCEL);
+    return pair;
+}
+
+static void a_refusal_after_the_first_token_is_another_attempt(void **state)
+{
+    (void)state;
+    struct sim m;
+    struct sched_action pair = refused_pair(&m, true), again;
+    struct sched_event gone = { .type = EV_GONE, .req = pair.req, .worker = 1 };
+    assert_int_equal(sched_step(m.s, 1, &gone, 1, &again, 1), 0);
+    assert_int_equal(sched_step(m.s, sched_wake_ns(m.s), NULL, 0, &again, 1), 1);
+    assert_int_equal(again.type, ACT_PAIR);
+    assert_int_equal(again.req.attempt, pair.req.attempt + 1);
+    free(m.s);
+}
+
+static void a_first_token_that_is_the_last_ends_it_also_when_decode_had_no_room(void **state)
+{
+    (void)state;
+    struct sim m;
+    struct sched_action pair = refused_pair(&m, false);
+    struct sched_event last = { .type = EV_FINISHED, .req = pair.req, .finish = FINISH_STOP };
+    struct sched_action a = one_action(m.s, last);
+    assert_int_equal(a.type, ACT_END);
+    assert_int_equal(a.end, END_DONE);
+    struct sched_event gone = { .type = EV_GONE, .req = pair.req, .worker = 1 };
+    assert_int_equal(one_action(m.s, gone).type, ACT_FREE);
+    free(m.s);
+}
+
+static void a_cancel_from_before_it_was_placed_is_not_lost(void **state)
+{
+    (void)state;
+    struct sim m;
+    struct sched *s = small(&m, 10);
+    bring_up(&m, 1, ROLE_BOTH);
+    assert_int_equal(one_action(s, request(0, 100, 10)).type, ACT_RUN);
+    struct sched_event cancel = { .type = EV_CANCEL, .req = request(0, 100, 10).req };
+    assert_int_equal(one_action(s, cancel).type, ACT_CANCEL);
+    free(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -265,6 +319,9 @@ int main(void)
         cmocka_unit_test(two_requests_in_a_row_go_to_different_workers),
         cmocka_unit_test(one_token_needs_no_decode_rank),
         cmocka_unit_test(a_full_queue_and_a_long_prompt_are_refused),
+        cmocka_unit_test(a_refusal_after_the_first_token_is_another_attempt),
+        cmocka_unit_test(a_first_token_that_is_the_last_ends_it_also_when_decode_had_no_room),
+        cmocka_unit_test(a_cancel_from_before_it_was_placed_is_not_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
