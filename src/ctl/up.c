@@ -71,9 +71,10 @@ static void tell_endpoint(struct up *u)
 {
     static const char *const words[] = { "starting", "live", "draining", "draining", "draining" };
     struct why why;
-    if (endpoint_write(&u->config, u->url, u->model, words[u->state], u->started, &why) != OK) {
-        fprintf(stderr, "rankservectl: %s\n", why.text);
-    }
+    enum err e = endpoint_write(&u->config, u->url, u->model, words[u->state], u->started, &why);
+    if (e == OK) return;
+    if (u->state == STARTING) fail(u, "--endpoint-file %s", why.text);
+    else fprintf(stderr, "rankservectl: --endpoint-file %s\n", why.text);
 }
 
 static void greet(struct up *u)

@@ -92,10 +92,9 @@ static bool check_message(struct chat *c, json_t *message, size_t i)
         content = join_parts(c, content, i);
         if (!content) return false;
         json_object_set_new(message, "content", content);
-    } else if (!content && json_object_get(message, "tool_calls")) {
-        json_object_set_new(message, "content", json_null());
-    } else if (!json_is_string(content) &&
-               !(json_is_null(content) && json_object_get(message, "tool_calls"))) {
+    } else if ((!content || json_is_null(content)) && json_object_get(message, "tool_calls")) {
+        json_object_set_new(message, "content", json_string("")); /* as vLLM: templates add it up */
+    } else if (!json_is_string(content)) {
         return api_fail(c->e, 400, "messages", "messages[%zu].content must be a string or a list "
                         "of parts", i);
     }

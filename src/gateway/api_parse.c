@@ -323,11 +323,14 @@ static bool refuse_unsupported(struct parse *p)
     }
     static const char *const others[] = {
         "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-        "suffix", "prompt_embeds",
+        "suffix", "prompt_embeds", "chat_template", "functions", "function_call", "bad_words",
+        "allowed_token_ids", "truncate_prompt_tokens", "use_beam_search", "logits_processors",
     };
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const json_t *v = member(p->root, others[i]);
-        if (!v || (json_is_string(v) && !json_string_length(v))) continue;
+        bool unset = !v || json_is_false(v) || (json_is_string(v) && !json_string_length(v)) ||
+                     (json_is_array(v) && !json_array_size(v));
+        if (unset) continue;
         return api_fail(p->e, 400, others[i], "%s is not supported yet", others[i]);
     }
     const json_t *choice = member(p->root, "tool_choice");
@@ -367,7 +370,10 @@ static bool get_model(struct parse *p)
     if (!json_is_string(v)) {
         return api_fail(p->e, 400, "model", "model must be a string, not %s", type_name(v));
     }
-    if (strcmp(json_string_value(v), p->gw->model_name) == 0) return true;
+    const char *name = p->gw->model_name;
+    if (json_string_length(v) == strlen(name) && strcmp(json_string_value(v), name) == 0) {
+        return true;
+    }
     api_fail(p->e, 404, "model", "The model `%.200s` does not exist.", json_string_value(v));
     p->e->code = "model_not_found";
     return false;
@@ -431,6 +437,9 @@ static bool get_prompts(struct parse *p)
     bool many = json_is_array(v) && !json_is_integer(json_array_get(v, 0));
     size_t count = many ? json_array_size(v) : 1;
     if (!count) return api_fail(p->e, 400, "prompt", "prompt is an empty list");
+    if (many && p->r->kind == API_TOKENIZE) {
+        return api_fail(p->e, 400, "prompt", "prompt must be a string: one at a time");
+    }
     if (count * (size_t)p->r->o.n > CHOICES_MAX) {
         return api_fail(p->e, 400, "prompt", "prompts times n may be at most %d, got %zu times "
                         "%lld", CHOICES_MAX, count, (long long)p->r->o.n);

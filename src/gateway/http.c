@@ -94,6 +94,7 @@ static enum MHD_Result reply_error(struct exchange *x, const struct api_error *e
     snprintf(seconds, sizeof seconds, "%u", e->retry_after_s);
     if (e->retry_after_s) header(r, "retry-after", seconds);
     if (e->status == 401) header(r, "www-authenticate", "Bearer");
+    if (e->status == 405) header(r, "allow", route_methods(x->path));
     return queue(x, e->status, r);
 }
 
@@ -205,6 +206,23 @@ static bool json_type(const char *type)
     return bytes == strlen("application/json") && strncasecmp(type, "application/json", bytes) == 0;
 }
 
+static enum MHD_Result count_header(void *arg, enum MHD_ValueKind kind, const char *name,
+                                    const char *value)
+{
+    (void)kind, (void)value;
+    *(int *)arg += strcasecmp(name, "Content-Length") == 0 ||
+                   strcasecmp(name, "Transfer-Encoding") == 0;
+    return MHD_YES;
+}
+
+/* A proxy before us may see another end of the body, and let a second request hide in it. */
+static bool length_is_doubtful(struct exchange *x)
+{
+    int count = 0;
+    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, count_header, &count);
+    return count > 1;
+}
+
 /* What can be refused before the body is here.  MHD_YES: read on. */
 static enum MHD_Result check_head(struct exchange *x)
 {
@@ -216,6 +234,13 @@ static enum MHD_Result check_head(struct exchange *x)
         return refuse(x, 401, "the API key is missing or wrong: send Authorization: Bearer KEY");
     }
     if (!x->route) return reply_error(x, &e);
+    if (length_is_doubtful(x)) {
+        return refuse(x, 400, "give the body's length once: Content-Length or Transfer-Encoding");
+    }
+    const char *coding = request_header(x, "Content-Encoding");
+    if (coding && strcasecmp(coding, "identity") != 0) {
+        return refuse(x, 415, "compressed bodies are not supported: send no Content-Encoding");
+    }
     const char *length = request_header(x, "Content-Length");
     if (length && strtoull(length, NULL, 10) > HTTP_BODY_BYTES_MAX) {
         return refuse(x, 413, "the body is larger than 32 MiB");

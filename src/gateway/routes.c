@@ -172,6 +172,17 @@ static bool path_is(const struct route *r, const char *path)
     return strncmp(r->path, path, bytes - 1) == 0 && path[bytes - 1];
 }
 
+const char *route_methods(const char *path)
+{
+    bool get = false, post = false;
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        if (!path_is(&routes[i], path)) continue;
+        if (strcmp(routes[i].method, "GET") == 0) get = true;
+        else post = true;
+    }
+    return get && post ? "GET, HEAD, POST" : get ? "GET, HEAD" : post ? "POST" : "";
+}
+
 const struct route *route_find(const char *method, const char *path, struct api_error *e)
 {
     bool known = false;

@@ -27,5 +27,7 @@ struct route {
 
 /* NULL: *e is 404, or 405 when only the method is wrong. */
 const struct route *route_find(const char *method, const char *path, struct api_error *e);
+/* The methods of a path, as the Allow header of a 405 lists them. */
+const char *route_methods(const char *path);
 
 #endif

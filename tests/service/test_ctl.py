@@ -303,6 +303,14 @@ def test_a_model_that_is_not_there_is_refused(up):
     assert code == 1 and err == "rankserve: --model /no/such.gguf: No such file or directory\n"
 
 
+def test_an_endpoint_file_that_cannot_be_written_is_refused(up, tmp_path):
+    u = up("--endpoint-file", str(tmp_path / "none" / "e.json"))
+    code, out, err = u.end()
+    assert code == 1 and not out
+    assert re.search(r"\nrankservectl: --endpoint-file .*: No such file or directory\n$", err)
+    assert not os.listdir(u.runtime)
+
+
 def test_a_given_run_directory_must_be_private(up, tmp_path):
     (tmp_path / "open").mkdir(mode=0o755)
     u = up("--run-dir", str(tmp_path / "open"))

@@ -28,7 +28,8 @@ BAD_FIELDS = [
     ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"), ({"prompt_logprobs": 21}, "prompt_logprobs"),
     ({"priority": 2**40}, "priority"), ({"cache_salt": 5}, "cache_salt"), ({"timeout": -1}, "timeout"),
     ({"response_format": {"type": "json_object"}}, "response_format"), ({"response_format": "x"}, "response_format"),
-    ({"guided_json": {}}, "guided_json"), ({"ignore_eos": 1}, "ignore_eos"), ({"model": 7}, "model"),
+    ({"guided_json": {}}, "guided_json"), ({"chat_template": "{{ 1 }}"}, "chat_template"),
+    ({"bad_words": ["x"]}, "bad_words"), ({"use_beam_search": True}, "use_beam_search"), ({"ignore_eos": 1}, "ignore_eos"), ({"model": 7}, "model"),
 ]
 BAD_CHAT = [
     ({"messages": []}, "messages"), ({"messages": "hi"}, "messages"), ({"messages": None}, "messages"),
@@ -141,3 +142,47 @@ def test_floods_of_headers_and_rubbish_are_cut_off(shared, http, job):
                     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"):
         assert b" 200 " not in raw(shared[1], rubbish, seconds=1)
     assert http.get("/health").status_code == 200
+
+
+def test_what_asks_for_nothing_is_not_refused(http, job):
+    r = complete(http, suffix="", chat_template=None, use_beam_search=False, bad_words=[])
+    assert r.status_code == 200
+
+
+def test_a_model_name_that_goes_on_after_a_nul_is_another_name(http, job):
+    r = chat(http, model="tiny\0x")
+    assert (r.status_code, r.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_tokenize_takes_one_prompt(http, job):
+    assert http.post("/tokenize", json={"prompt": "ab"}).json()["count"] == 2
+    r = http.post("/tokenize", json={"prompt": ["ab", "cd"]})
+    assert (r.status_code, r.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_a_call_of_a_tool_may_have_no_content(http, job):
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    for silent in ({"content": None}, {}):
+        r = http.post("/v1/chat/completions", json={"messages": [
+            {"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": calls, **silent},
+            {"role": "tool", "tool_call_id": "1", "content": "b"}]})
+        assert r.status_code == 200, r.text
+
+
+def test_a_wrong_method_is_told_the_right_ones(http, job):
+    assert http.get("/v1/completions").headers["allow"] == "POST"
+    assert http.delete("/v1/models").headers["allow"] == "GET, HEAD"
+    assert http.delete("/ping").headers["allow"] == "GET, HEAD, POST"
+    assert "allow" not in http.get("/nothing").headers
+
+
+def test_a_body_whose_length_is_doubtful_or_that_is_compressed_is_refused(shared, http, job):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    body = b'{"prompt":"a"}'
+    for lengths in (b"Content-Length: 14\r\nContent-Length: 3\r\n\r\n" + body,
+                    b"Content-Length: 14\r\nTransfer-Encoding: chunked\r\n\r\ne\r\n" + body +
+                    b"\r\n0\r\n\r\n"):
+        assert b" 400 " in raw(shared[1], head + lengths).split(b"\r\n")[0]
+    coded = raw(shared[1], head + b"Content-Encoding: gzip\r\nContent-Length: 14\r\n\r\n" + body)
+    assert b" 415 " in coded.split(b"\r\n")[0]
+    assert not job.requests
