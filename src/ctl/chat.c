@@ -179,7 +179,7 @@ int ctl_chat(int argc, char **argv)
     const struct flag flags[] = {
         { "url", &url, NULL, "URL", "the service [http://127.0.0.1:8000]; unix:PATH for a socket" },
         { "endpoint-file", &file, NULL, "FILE", "where `up` wrote how it is reached" },
-        { "api-key-file", &key_file, NULL, "FILE", "its first line is sent; or RANKSERVE_API_KEY" },
+        { "api-key-file", &key_file, NULL, "FILE", "its first key is sent; or RANKSERVE_API_KEY" },
         { "model", &model, NULL, "NAME", "which model; default: the first that is served" },
         { "system", &manner.system, NULL, "TEXT", "the system message" },
         { "temperature", &temperature, NULL, "X", "0: always the likeliest token [0.2]" },

@@ -37,7 +37,7 @@ static const char *member(const json_t *o, const char *name)
     return text && *text ? config_keep(text, strlen(text)) : NULL;
 }
 
-/* The first line of a key file, or the environment's key. */
+/* The first key of a key file, or the environment's key. */
 static const char *find_key(const char *key_file)
 {
     const char *key = getenv("RANKSERVE_API_KEY");
@@ -45,7 +45,12 @@ static const char *find_key(const char *key_file)
     struct buf text = { 0 };
     struct why why;
     if (read_file(key_file, KEY_FILE_BYTES_MAX, &text, &why) != OK) die("%s", why.text);
-    key = config_keep(text.data, strcspn(text.data, " \t\r\n"));
+    const char *line = text.data ? text.data : "";
+    while (*line == '#' || *line == '\r' || *line == '\n') { /* as the gateway reads it */
+        line += strcspn(line, "\n");
+        line += *line == '\n';
+    }
+    key = config_keep(line, strcspn(line, " \t\r\n"));
     buf_release(&text);
     return *key ? key : NULL;
 }

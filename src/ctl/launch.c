@@ -33,6 +33,7 @@ static enum err beside(const char *name, char *out, size_t bytes, struct why *wh
 
 static bool in_path(const char *name)
 {
+    if (strchr(name, '/')) return access(name, X_OK) == 0;
     const char *path = getenv("PATH");
     for (const char *at = path ? path : ""; *at;) {
         char file[PATH_MAX];
@@ -69,7 +70,7 @@ enum err launch_check(struct why *why)
     if (e == OK) e = beside("rankserve-gateway", path, sizeof path, why);
     bool given = given_starter(words, sizeof words, argv, STARTER_WORDS_MAX) > 0;
     if (e == OK && given && !in_path(argv[0])) {
-        return why_set(why, ERR_IO, "RANKSERVE_MPIRUN: %.200s is not in PATH", argv[0]);
+        return why_set(why, ERR_IO, "RANKSERVE_MPIRUN: %.200s: no such program", argv[0]);
     }
     if (e == OK && !given && !in_path("mpirun")) {
         e = why_set(why, ERR_IO, "mpirun is not in PATH (package openmpi-bin, or `make deps`)");

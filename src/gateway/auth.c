@@ -41,6 +41,7 @@ static enum err read_keys(struct auth *a, FILE *in, const char *path, struct why
             return why_set(why, ERR_LIMIT, "API key file %s: over %d keys or %d bytes a key", path,
                            KEYS_MAX, KEY_BYTES_MAX);
         }
+        while (bytes && (line[bytes - 1] == ' ' || line[bytes - 1] == '\t')) bytes--;
         if (bytes && line[0] != '#') add(a, line, bytes);
     }
     if (!a->count) return why_set(why, ERR_FORMAT, "API key file %s: holds no key", path);

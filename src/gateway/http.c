@@ -53,7 +53,7 @@ struct exchange {                     /* a request and its answer */
     struct buf body;
     bool over_limit;
     uint64_t received, since_ns;
-    char request_id[72], path[128], method[16];
+    char request_id[72], path[192], method[16]; /* path: holds any model's name */
     struct call *call;
     int status;
 };

@@ -303,6 +303,16 @@ def test_a_model_that_is_not_there_is_refused(up):
     assert code == 1 and err == "rankserve: --model /no/such.gguf: No such file or directory\n"
 
 
+def test_the_starter_of_ranks_may_be_named_by_its_path(up, monkeypatch):
+    monkeypatch.setenv("RANKSERVE_MPIRUN", os.path.join(FAKE, "mpirun"))
+    u = up()
+    u.ready()
+    u.process.terminate()
+    assert u.end()[0] == 0
+    monkeypatch.setenv("RANKSERVE_MPIRUN", "/no/mpirun -x")
+    assert u.is_clean() and "/no/mpirun: no such program" in up().end()[2]
+
+
 def test_an_endpoint_file_that_cannot_be_written_is_refused(up, tmp_path):
     u = up("--endpoint-file", str(tmp_path / "none" / "e.json"))
     code, out, err = u.end()
@@ -338,6 +348,15 @@ def test_chat_streams_and_keeps_the_conversation(up):
     assert asked[0]["model"] == "fake-model" and asked[0]["stream"] is True
     r = ctl("chat", "--endpoint-file", u.endpoint, text="hello\n")
     assert "Good day" in r.stdout
+
+
+def test_a_key_file_may_begin_with_a_comment(up, tmp_path):
+    u = up()
+    url = u.ready()
+    keys = tmp_path / "keys"
+    keys.write_text("# of the lab\n\nsk-one \nsk-two\n")
+    assert ctl("chat", "--url", url, "--api-key-file", keys, text="hello\n").returncode == 0
+    assert u.events().count("key Bearer sk-one") == 1
 
 
 def test_status_is_a_page(up):

@@ -458,7 +458,7 @@ def test_rubbish_on_the_link_drops_it(tmp_path):
 
 def test_api_keys(tmp_path):
     keys = tmp_path / "keys"
-    keys.write_text("# two\nfirst-key\nsecond-key\n")
+    keys.write_text("# two\nfirst-key\nsecond-key \t\n")
     keys.chmod(0o600)
     with own(tmp_path, "--api-key-file", keys) as (_, g), httpx.Client(base_url=g.url) as http:
         for header in (None, "Bearer wrong", "Bearer first-ke", "Basic first-key", "Bearer", "first-key"):
@@ -475,6 +475,14 @@ def test_api_keys(tmp_path):
     with own(tmp_path, env={"RANKSERVE_API_KEY": "secret"}) as (_, g):
         assert httpx.get(g.url + "/v1/models").status_code == 401
         assert httpx.get(g.url + "/v1/models", headers={"authorization": "bearer secret"}).status_code == 200
+
+
+def test_a_long_model_name_is_found_by_its_path(tmp_path):
+    name = "org/" + "n" * 120
+    with own(tmp_path, "--served-model-name", name) as (_, g):
+        assert httpx.get(g.url + "/v1/models/" + name).json()["id"] == name
+        assert httpx.get(g.url + "/v1/models/" + name + "n").status_code == 404
+        assert httpx.get(g.url + "/v1/models/" + name + "n" * 4000).status_code == 404
 
 
 def fails(*arguments, **options):
