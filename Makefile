@@ -87,6 +87,12 @@ $(B)/unit/%: $(B)/tests/unit/%.o $$(UNIT_$$(call unit_folder,$$*))
 
 unit: $(UNIT_TESTS)
 
+# Measuring programs: perf/NAME.c links what a backend needs; peak_* are loops for each CPU.
+PERF = $(patsubst perf/%.c,$(B)/%,$(filter-out %_avx2.c %_avx512.c,$(wildcard perf/*.c)))
+$(PERF): $(B)/%: $(B)/perf/%.o $(B)/perf/peak_avx2.o $(B)/perf/peak_avx512.o $(UNIT_engine)
+	$(CC) $(LDFLAGS) -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
+$(B)/perf/%.o: CFLAGS += -Iperf
+
 deps:
 	@tests/deps.sh run
 serve: deps
@@ -100,11 +106,15 @@ check-long:
 	@tests/deps.sh long
 	@$(MAKE) --no-print-directory -j$$(nproc) all unit
 	@tests/run.sh --long
+bench: deps
+	@$(MAKE) --no-print-directory all perf
+	@python3 perf/bench.py $(BENCH)
+perf: $(PERF)
 tidy:
 	@tests/tidy.sh
 clean:
 	rm -rf build
 
-.PHONY: all unit deps serve check check-long tidy clean bench
+.PHONY: all unit deps serve check check-long tidy clean bench perf
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

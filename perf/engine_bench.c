@@ -1,9 +1,11 @@
-/* perf/engine_bench.c - the CPU backend alone: prefill, decode at depth, batches.
+/* perf/engine_bench.c - the CPU backend alone: prefill, decode in batches and at depth.
  *
- *   engine_bench MODEL.gguf [threads] [isa]
+ *   engine_bench MODEL.gguf [THREADS] [OUT.json]
  *
- * Best of several; `cpu` is from the process's CPU time (as if its threads had cores of their own),
- * which holds where other processes take part of the machine.
+ * First the answers are compared: a prompt in one piece, alone, must give the same KV and the same
+ * token as in chunks beside other sequences.  Then the times: best of several; `cpu` is from the
+ * process's CPU time (as if its threads had cores of their own), which holds where other processes
+ * take part of the machine.  The instruction set is the best, or RANKSERVE_ISA.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,61 +14,189 @@
 #include "common/clock.h"
 #include "common/mem.h"
 #include "engine/backend.h"
+#include "figures.h"
 
-enum { BLOCK = 16, STEP = 2048, SEQS = 32, TOKENS = 4608 };
+enum { BLOCK = 16, STEP = 2048, SEQS = 32, TOKENS = 4608, PROMPT = 300, ROUNDS = 3 };
 
 struct bench {
     void *self;
+    const struct model *model;
+    struct kv_shape shape;
     uint32_t threads;
     int32_t ids[STEP];
     uint32_t blocks[SEQS][TOKENS / BLOCK];
+    struct figures out;
 };
 
-static double cpu_now(void)
+/* One step, and a greedy token of the last row of each sequence into tokens. */
+static void run_step(struct bench *b, const struct step_seq *seqs, uint32_t count,
+                     const int32_t *ids, struct token_record *tokens)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-/* One step of `seqs` sequences with `count` tokens each at `depth`, and a greedy token for each. */
-static void one_step(struct bench *b, uint32_t seqs, uint32_t depth, uint32_t count)
-{
-    struct step_seq seq[SEQS];
     uint32_t rows[SEQS];
-    struct sampling params = { .max_tokens = 1, .top_p = 1, .repetition_penalty = 1 };
-    struct sample_job *jobs = mem_array(seqs, sizeof *jobs);
-    for (uint32_t i = 0; i < seqs; i++) {
-        seq[i] = (struct step_seq){ depth, count, i * count, b->blocks[i] };
-        rows[i] = i * count + count - 1;
-        jobs[i].logit = i;
-        jobs[i].params = &params;
-        jobs[i].history = b->ids;
-        jobs[i].prompt_count = jobs[i].history_count = 1;
+    struct sampling params = { .max_tokens = 1, .top_p = 1, .repetition_penalty = 1,
+                               .flags = SAMPLING_LOGPROBS };
+    struct sample_job *jobs = mem_array(count, sizeof *jobs);
+    for (uint32_t i = 0; i < count; i++) {
+        rows[i] = seqs[i].row + seqs[i].count - 1;
+        jobs[i] = (struct sample_job){ .logit = i, .params = &params, .history = ids,
+                                       .prompt_count = 1, .history_count = 1 };
     }
-    struct step s = { .ids = b->ids, .token_count = seqs * count, .seq_count = seqs, .seqs = seq,
-                      .logit_rows = rows, .logit_count = seqs };
-    CHECK(backend_cpu.step(b->self, &s) == OK);
-    CHECK(backend_cpu.sample(b->self, jobs, seqs) == OK);
+    const struct step_seq *last = &seqs[count - 1];
+    struct step s = { .ids = ids, .token_count = last->row + last->count, .seq_count = count,
+                      .seqs = seqs, .logit_rows = rows, .logit_count = count };
+    if (backend_cpu.step(b->self, &s) != OK) die("a step failed");
+    if (backend_cpu.sample(b->self, jobs, count) != OK) die("sampling failed");
+    for (uint32_t i = 0; tokens && i < count; i++) tokens[i] = jobs[i].record;
     free(jobs);
 }
 
-static void measure(struct bench *b, const char *what, uint32_t seqs, uint32_t depth,
+/* `seqs` sequences with `count` tokens each at `depth`. */
+static void even_step(struct bench *b, uint32_t seqs, uint32_t depth, uint32_t count)
+{
+    struct step_seq seq[SEQS];
+    for (uint32_t i = 0; i < seqs; i++) {
+        seq[i] = (struct step_seq){ depth, count, i * count, b->blocks[i] };
+    }
+    run_step(b, seq, seqs, b->ids, NULL);
+}
+
+/* --- the answers ----------------------------------------------------------------------------- */
+
+static uint8_t *kv_of(struct bench *b, uint32_t seq, uint32_t tokens)
+{
+    uint8_t *kv = mem_array(b->shape.layers * b->shape.token_bytes, tokens);
+    backend_cpu.kv_read(b->self, b->blocks[seq], 0, b->shape.layers, 0, tokens, kv);
+    return kv;
+}
+
+static void compare(struct bench *b, const char *what, uint32_t tokens,
+                    const struct token_record *x, const struct token_record *y)
+{
+    uint8_t *kv0 = kv_of(b, 0, tokens), *kv1 = kv_of(b, 1, tokens);
+    bool same_kv = memcmp(kv0, kv1, b->shape.layers * b->shape.token_bytes * tokens) == 0;
+    bool same = x->id == y->id && memcmp(&x->logprob, &y->logprob, sizeof x->logprob) == 0;
+    free(kv0);
+    free(kv1);
+    if (!same_kv || !same) die("wrong answer: %s differs in %s", what, same ? "KV" : "the token");
+}
+
+/* Sequence 1 gets the prompt of sequence 0 in chunks, each beside a sequence of other tokens. */
+static struct token_record in_chunks(struct bench *b)
+{
+    static const uint32_t chunks[] = { 100, 1, 136, 63 };
+    struct token_record tokens[2];
+    int32_t ids[PROMPT + 50];
+    uint32_t done = 0;
+    for (int i = 0; i < 4; i++) {
+        for (uint32_t j = 0; j < 50; j++) ids[j] = (int32_t)(1000 + j);
+        memcpy(ids + 50, b->ids + done, chunks[i] * sizeof *ids);
+        struct step_seq seqs[] = { { (uint32_t)i * 50, 50, 0, b->blocks[2] },
+                                   { done, chunks[i], 50, b->blocks[1] } };
+        run_step(b, seqs, 2, ids, tokens);
+        done += chunks[i];
+    }
+    CHECK(done == PROMPT);
+    return tokens[1];
+}
+
+static void verify(struct bench *b)
+{
+    struct token_record whole, chunked, batch[SEQS];
+    struct step_seq one = { 0, PROMPT, 0, b->blocks[0] };
+    run_step(b, &one, 1, b->ids, &whole);
+    chunked = in_chunks(b);
+    compare(b, "a prompt in chunks", PROMPT, &whole, &chunked);
+
+    struct step_seq seqs[SEQS];
+    int32_t ids[SEQS];
+    for (uint32_t i = 0; i < SEQS - 2; i++) {
+        seqs[i] = (struct step_seq){ i, 1, i, b->blocks[i + 2] };
+        ids[i] = (int32_t)(500 + i);
+    }
+    seqs[SEQS - 2] = (struct step_seq){ PROMPT, 1, SEQS - 2, b->blocks[1] };
+    ids[SEQS - 2] = whole.id;
+    run_step(b, seqs, SEQS - 1, ids, batch);
+    one = (struct step_seq){ PROMPT, 1, 0, b->blocks[0] };
+    int32_t first = whole.id;
+    run_step(b, &one, 1, &first, &whole);
+    compare(b, "a token among 31 streams", PROMPT + 1, &whole, &batch[SEQS - 2]);
+    printf("answers agree: one piece and chunks, alone and in a batch\n");
+}
+
+/* --- the times ------------------------------------------------------------------------------- */
+
+static void measure(struct bench *b, const char *name, uint32_t seqs, uint32_t depth,
                     uint32_t count, uint32_t times)
 {
-    double best = 1e9, best_cpu = 1e9;
-    for (uint32_t i = 0; i < 3; i++) {
+    double best = 1e9, best_cpu = 1e9, tokens = (double)seqs * count * times;
+    for (uint32_t i = 0; i < ROUNDS; i++) {
         uint64_t wall = clock_now_ns();
-        double cpu = cpu_now();
-        for (uint32_t t = 0; t < times; t++) one_step(b, seqs, depth + (count == 1 ? t : 0), count);
+        double cpu = cpu_seconds(CLOCK_PROCESS_CPUTIME_ID);
+        for (uint32_t t = 0; t < times; t++) {
+            even_step(b, seqs, depth + (count == 1 ? t : 0), count);
+        }
         double took = (double)(clock_now_ns() - wall) / 1e9;
-        cpu = (cpu_now() - cpu) / b->threads;
+        cpu = (cpu_seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / b->threads;
         best = took < best ? took : best;
         best_cpu = cpu < best_cpu ? cpu : best_cpu;
     }
-    double tokens = (double)seqs * count * times;
-    printf("%-28s %8.0f tok/s  %8.0f cpu\n", what, tokens / best, tokens / best_cpu);
+    char cpu_name[64];
+    snprintf(cpu_name, sizeof cpu_name, "%s_cpu", name);
+    figure(&b->out, name, tokens / best);
+    figure(&b->out, cpu_name, tokens / best_cpu);
+    printf("%-20s %8.0f tok/s  %8.0f cpu\n", name, tokens / best, tokens / best_cpu);
     fflush(stdout);
+}
+
+static double weights_of(const struct gguf_tensor *t)
+{
+    return t ? (double)t->dims[0] * (double)t->dims[1] : 0;
+}
+
+/* What the work costs at least, for shares of the machine's peaks. */
+static void add_costs(struct bench *b, enum isa isa)
+{
+    const struct hparams *h = &b->model->h;
+    double weights = 0;
+    for (uint32_t i = 0; i < h->layers; i++) {
+        const struct layer_weights *w = &b->model->layers[i];
+        weights += weights_of(w->q) + weights_of(w->k) + weights_of(w->v) + weights_of(w->o) +
+                   weights_of(w->gate) + weights_of(w->up) + weights_of(w->down);
+    }
+    figure(&b->out, "layer_ops", 2 * weights);
+    figure(&b->out, "head_ops", 2 * weights_of(b->model->output));
+    figure(&b->out, "attention_ops", 4.0 * h->heads * h->head_dim * h->layers);
+    figure(&b->out, "weight_bytes", (double)backend_cpu.packed_bytes(b->model, isa));
+    figure(&b->out, "kv_token_bytes", (double)b->shape.token_bytes * b->shape.layers);
+}
+
+static void open_backend(struct bench *b)
+{
+    struct why why;
+    struct backend_config c = { .model = b->model, .threads = b->threads, .isa = isa_best(),
+                                .block_tokens = BLOCK, .kv_bytes = UINT64_C(3) << 30,
+                                .step_tokens_max = STEP, .step_seqs_max = SEQS,
+                                .seq_tokens_max = TOKENS };
+    uint64_t before = clock_now_ns();
+    if (backend_cpu.open(&b->self, &c, &b->shape, &why)) die("%s", why.text);
+    double took = (double)(clock_now_ns() - before) / 1e9;
+    printf("%s, %u threads, open %.2f s\n", isa_name(c.isa), b->threads, took);
+    figure(&b->out, "threads", b->threads);
+    figure(&b->out, "isa", c.isa);
+    figure(&b->out, "open_s", took);
+    add_costs(b, c.isa);
+}
+
+static void lay_out(struct bench *b)
+{
+    int32_t vocab = (int32_t)b->model->h.vocab;
+    for (uint32_t i = 0; i < STEP; i++) b->ids[i] = (int32_t)(i * 37 % 20000) % vocab;
+    uint32_t per_seq = b->shape.block_count / SEQS;
+    if (per_seq < PROMPT / BLOCK + 1) die("the pool is too small for this model");
+    if (per_seq > TOKENS / BLOCK) per_seq = TOKENS / BLOCK;
+    for (uint32_t s = 0; s < SEQS; s++) {
+        for (uint32_t i = 0; i < TOKENS / BLOCK; i++) b->blocks[s][i] = s * per_seq + i % per_seq;
+    }
 }
 
 int main(int argc, char **argv)
@@ -74,31 +204,23 @@ int main(int argc, char **argv)
     struct why why = { "" };
     struct gguf *g;
     struct model *m;
-    if (argc < 2) die("usage: engine_bench MODEL.gguf [threads]");
+    if (argc < 2) die("usage: engine_bench MODEL.gguf [threads] [out.json]");
     if (gguf_open(&g, argv[1], &why) || model_open(&m, g, &why)) die("%s", why.text);
     struct bench *b = mem_alloc(sizeof *b);
+    b->model = m;
     b->threads = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 2;
-    struct backend_config c = { .model = m, .threads = b->threads, .isa = isa_best(),
-                                .block_tokens = BLOCK, .kv_bytes = UINT64_C(3) << 30,
-                                .step_tokens_max = STEP, .step_seqs_max = SEQS,
-                                .seq_tokens_max = TOKENS };
-    struct kv_shape shape;
-    uint64_t before = clock_now_ns();
-    if (backend_cpu.open(&b->self, &c, &shape, &why)) die("%s", why.text);
-    printf("%s, %u threads, open %.2f s\n", isa_name(c.isa), b->threads,
-           (double)(clock_now_ns() - before) / 1e9);
-    for (uint32_t i = 0; i < STEP; i++) b->ids[i] = (int32_t)(i * 37 % 20000);
-    uint32_t per_seq = shape.block_count / SEQS;
-    if (per_seq > TOKENS / BLOCK) per_seq = TOKENS / BLOCK;
-    for (uint32_t s = 0; s < SEQS; s++) {
-        for (uint32_t i = 0; i < TOKENS / BLOCK; i++) b->blocks[s][i] = s * per_seq + i % per_seq;
-    }
-    measure(b, "prefill 512", 1, 0, 512, 2);
-    measure(b, "prefill 2048", 1, 0, 2048, 1);
-    measure(b, "decode, 1 stream", 1, 64, 1, 40);
-    measure(b, "decode, 1 at depth 4096", 1, 4096, 1, 10);
-    measure(b, "decode, 8 streams", 8, 256, 1, 10);
-    measure(b, "decode, 32 streams", 32, 256, 1, 4);
+    if (b->threads < 1 || b->threads > THREAD_COUNT_MAX) die("threads: 1 to %d", THREAD_COUNT_MAX);
+    b->out = figures_open(argc > 3 ? argv[3] : NULL);
+    open_backend(b);
+    lay_out(b);
+    verify(b);
+    measure(b, "prefill_512", 1, 0, 512, 2);
+    measure(b, "prefill_2048", 1, 0, 2048, 1);
+    measure(b, "decode_1", 1, 64, 1, 40);
+    measure(b, "decode_1_d4096", 1, 4096, 1, 10);
+    measure(b, "decode_8", 8, 256, 1, 10);
+    measure(b, "decode_32", 32, 256, 1, 4);
+    figures_close(&b->out);
     backend_cpu.close(b->self);
     model_close(m);
     gguf_close(g);
