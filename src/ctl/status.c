@@ -23,13 +23,20 @@ static const struct {
     { "llm_d_scheduler_decisions_total", "placements" },
 };
 
+/* The quote that ends a label's value, which begins at `at`; NULL when there is none. */
+static const char *value_end(const char *at, const char *end)
+{
+    while (at < end && *at != '"') at += *at == '\\' ? 2 : 1;
+    return at < end ? at : NULL;
+}
+
 /* The labels without the model's name, which the page says once. */
 static void print_labels(const char *at, const char *end)
 {
     static const char model[] = "model_name=\"";
     while (at < end) {
         const char *open = memchr(at, '"', (size_t)(end - at));
-        const char *close = open ? memchr(open + 1, '"', (size_t)(end - open - 1)) : NULL;
+        const char *close = open ? value_end(open + 1, end) : NULL;
         if (!close) return;
         if (strncmp(at, model, sizeof model - 1) != 0) {
             printf(" %.*s", (int)(close + 1 - at), at);
