@@ -23,7 +23,7 @@ enum {
     SET_INLINE_MAX = 4,
     SET_WORDS = (WORKER_COUNT_MAX + 1 + 63) / 64,
 };
-_Static_assert((int)WORKER_COUNT_MAX < (int)RANK_MASK, "a rank fits its bits, and the mark is no rank");
+_Static_assert((int)WORKER_COUNT_MAX < (int)RANK_MASK, "a rank fits; the mark is no rank");
 
 struct bitmap {
     uint64_t bits[SET_WORDS];

@@ -4,7 +4,7 @@
  * placed on it, so two decisions in a row never choose the same idle worker by mistake.
  *
  *  state       on which workers it may hold something          in the queue
- *  QUEUED      none                                            yes
+ *  QUEUED      none (it may be planned on one: `plan`)         yes
  *  PREFILLING  prefill and/or decode (one and the same: RUN)   no
  *  DECODING    decode; prefill until its KV has left           no
  *  RETRY       those that have not said GONE yet               no
@@ -13,6 +13,8 @@
 #ifndef RANKSERVE_SCHED_BOOKS_H
 #define RANKSERVE_SCHED_BOOKS_H
 
+#include "common/hash.h"
+#include "kv/index.h"
 #include "sched/sched.h"
 
 enum req_state {
@@ -36,8 +38,16 @@ struct request {
     uint64_t deadline_ns, not_before_ns;
     int32_t prefill, decode;          /* who holds something; equal for RUN; NO_WORKER: nobody  */
     uint32_t prefill_blocks, decode_blocks;   /* what they are charged                          */
-    bool prompt_charged;              /* prompt_tokens still count as work ahead on `prefill`    */
+    bool prompt_charged;              /* work_* still count as work ahead on `prefill`           */
+    uint32_t work_tokens;             /* prompt tokens to compute there                          */
+    uint64_t work_ns;                 /* how long that takes                                     */
     uint16_t next, previous;          /* in the queue                                            */
+    const struct hash128 *keys;       /* the caller's                                            */
+    uint32_t key_count;
+    uint64_t arrived_ns;
+    int32_t plan;                     /* the worker that will compute it; NO_WORKER: none yet    */
+    uint64_t plan_key;                /* its turn among those planned there: lowest first        */
+    uint16_t plan_next, plan_previous;
 };
 
 struct worker {
@@ -45,7 +55,16 @@ struct worker {
     enum role role;
     uint32_t blocks, seqs, tokens_max;        /* what it has                             */
     uint32_t blocks_charged, seqs_charged;
-    uint64_t prompt_tokens_charged;           /* prompts placed whose first token is out */
+    uint64_t prompt_tokens_charged;           /* to compute, of prompts without a first token */
+    uint64_t work_charged_ns;                 /* how long those take                          */
+    uint64_t busy_until_ns;                   /* when they are done, if they started when told */
+    uint32_t prompts_charged;                 /* how many those are                           */
+    struct sched_rates rates;
+    uint16_t plan_head;                       /* requests planned here, by plan_key           */
+    uint32_t plan_count, plan_blocks;
+    uint64_t plan_ns;
+    uint32_t seen_waiting;                    /* as llm-d would have scraped it               */
+    double seen_use;
 };
 
 struct sched {
@@ -57,9 +76,15 @@ struct sched {
     uint64_t order_next, random_state;
     uint32_t turn;                    /* of round-robin */
     bool draining;
+    uint64_t now_ns;                  /* of this step */
     uint64_t wake_ns;
     struct sched_stats stats;
     uint32_t timed_count;             /* live requests with a deadline or a not_before */
+    bool rated;                       /* EV_RATES has come: requests wait here, planned */
+    uint32_t plan_count;
+    uint64_t seen_ns;                 /* when the seen_* of workers were taken */
+    double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
+    uint32_t held[WORKER_COUNT_MAX + 1];  /* of the request in hand: leading blocks cached, by rank */
     /* Actions wait here until the caller has room.  A request causes at most
      * ACTIONS_PER_REQUEST before the caller takes them, whatever happens to it. */
     uint32_t action_first, action_count;
@@ -74,13 +99,53 @@ uint32_t request_blocks(const struct sched *s, uint32_t tokens);
 void queue_insert(struct sched *s, struct request *r);
 void queue_remove(struct sched *s, struct request *r);
 /* Charges and discharges; both leave the books consistent. */
-void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode);
-void discharge_prompt(struct sched *s, struct request *r);
-void discharge(struct sched *s, struct request *r, int32_t worker);
+void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode, uint64_t now_ns);
+void discharge_prompt(struct sched *s, struct request *r, uint64_t now_ns);
+void discharge(struct sched *s, struct request *r, int32_t worker, uint64_t now_ns);
 
-/* sched/policy.c: where could r go now?  False: nowhere; it waits.  RUN: *prefill == *decode. */
-bool policy_place(struct sched *s, const struct request *r, int32_t *prefill, int32_t *decode);
+/* sched/policy.c */
+/* s->held for this request. */
+void policy_match(struct sched *s, const struct request *r);
+/* Where could r go now?  False: nowhere; it waits.  RUN: *prefill == *decode.  Needs s->held. */
+bool policy_place(struct sched *s, const struct request *r, uint64_t now_ns, int32_t *prefill,
+                  int32_t *decode);
 /* Could any worker that is alive ever hold it?  True while none is up yet. */
 bool policy_fits(const struct sched *s, uint32_t prompt_tokens);
+bool policy_can_take(const struct sched *s, const struct worker *w, const struct request *r);
+bool policy_can_ever_take(const struct sched *s, const struct worker *w, const struct request *r);
+/* The worker to plan r on, with room or not; NO_WORKER: none can ever take it. */
+int32_t policy_plan(struct sched *s, const struct request *r, uint64_t now_ns);
+bool policy_can_plan(const struct sched *s, const struct request *r, uint32_t rank);
+/* The worker that generates what `prefill` computes; NO_WORKER: none has room. */
+int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill,
+                       uint64_t now_ns);
+
+/* sched/cost.c: the cost model, in ns.  Needs s->held. */
+extern const struct sched_rates cost_rates_guess;
+uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank);
+double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank);
+/* Until `rank` would start on r's prompt. */
+double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns,
+                    uint64_t now_ns);
+double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t rank,
+                       uint64_t now_ns);
+double cost_of_decode(const struct sched *s, const struct request *r, uint32_t prefill,
+                      uint32_t rank);
+/* After a first token. */
+void cost_learn(struct sched *s, const struct request *r, uint64_t now_ns);
+
+/* sched/plan.c: requests that wait here for a worker that is about to need them. */
+/* Needs s->held. */
+void plan_add(struct sched *s, struct request *r, int32_t rank);
+void plan_remove(struct sched *s, struct request *r);
+void plan_all_away(struct sched *s, int32_t rank);
+/* The plan_key of a request that takes own_ns. */
+uint64_t plan_key_of(const struct request *r, double own_ns);
+/* Chooses a worker for each request without one.  */
+void plan_waiting(struct sched *s, uint64_t now_ns);
+/* The next request whose worker should have it now, with that worker's partner; NULL: none. */
+struct request *plan_due(struct sched *s, uint64_t now_ns, int32_t *prefill, int32_t *decode);
+/* When plan_due may find another though nothing happened. */
+uint64_t plan_wake_ns(const struct sched *s);
 
 #endif

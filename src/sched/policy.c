@@ -1,39 +1,57 @@
-/* sched/policy.c - which workers get the request?
+/* sched/policy.c - which workers get the request: the table of policies, and how one is applied.
  *
  *  1. A worker that cannot take it now (not alive, no sequence or block left in its books) never
  *     wins.  A worker that holds nothing can always take what fits it at all.
  *  2. One token of output needs no decode rank: it is run where prompts are computed.
- *  3. The prefill worker with the least prompt tokens ahead wins: they are what a first token waits
- *     for.  The decode worker with the fewest sequences wins: they are what a token waits for.
- *  4. A worker of role BOTH takes the whole request when its prompt would start no later than on
- *     the best pair.
- *  5. Otherwise more free blocks wins, so that load spreads before it must; then the lower rank.
- *     The last rule only makes replays repeat.
- *
- * round-robin and random replace rule 3 by the next, or any, worker that can take it.
+ *  3. Among those that can, the lowest score wins; scores are policy_score.c and cost.c.
+ *  4. A worker of role BOTH takes the whole request when its score is no worse than the best
+ *     prefill worker's.  With measured rates, POLICY_COST considers decode workers like that too:
+ *     a short suffix of a cached prompt is computed where it is cached.
+ *  5. Equal scores: more free blocks wins, so that load spreads before it must; then the lower
+ *     rank, which only makes replays repeat.  llm-d's policies draw lots, as llm-d does.
  */
 #include <string.h>
 
 #include "sched/books.h"
+#include "sched/policy_score.h"
 
-static const char *const names[POLICY_COUNT] = {
-    [POLICY_COST] = "cost",
-    [POLICY_LOAD_BASED] = "load-based",
-    [POLICY_ROUND_ROBIN] = "round-robin",
-    [POLICY_RANDOM] = "random",
+static const struct policy_row {
+    const char *name;
+    policy_score *prefill, *decode;
+    bool lots;
+} table[POLICY_COUNT] = {
+    [POLICY_COST] = { "cost", score_cost_prefill, score_cost_decode, false },
+    [POLICY_CACHE_AWARE] = { "cache-aware", score_cached, score_cached, false },
+    [POLICY_LOAD_BASED] = { "load-based", score_work, score_seqs, false },
+    [POLICY_LATENCY_OPTIMIZED] = { "latency-optimized", score_first, score_step, false },
+    [POLICY_ROUND_ROBIN] = { "round-robin", score_turn, score_turn, false },
+    [POLICY_RANDOM] = { "random", score_any, score_any, true },
+    [POLICY_LLM_D_WEIGHTED] = { "llm-d-weighted", score_weighted, score_weighted, true },
+    [POLICY_LLM_D_AFFINITY] = { "llm-d-affinity", score_affinity, score_active, true },
 };
 
 bool sched_policy_find(const char *name, enum sched_policy *out)
 {
     for (int i = 0; i < POLICY_COUNT; i++) {
-        if (strcmp(name, names[i]) != 0) continue;
+        if (strcmp(name, table[i].name) != 0) continue;
         *out = (enum sched_policy)i;
         return true;
     }
     return false;
 }
 
-enum part { PART_PREFILL, PART_DECODE, PART_WHOLE };
+const char *sched_policy_name(enum sched_policy policy)
+{
+    return table[policy].name;
+}
+
+static const struct policy_row *row(const struct sched *s, enum part part)
+{
+    uint32_t p = s->config.policy;
+    if (part == PART_DECODE && s->config.decode_policy) p = s->config.decode_policy - 1;
+    CHECK(p < POLICY_COUNT);
+    return &table[p];
+}
 
 static bool does(const struct worker *w, enum part part)
 {
@@ -43,32 +61,19 @@ static bool does(const struct worker *w, enum part part)
     return w->role == ROLE_BOTH;
 }
 
-static bool can_take(const struct sched *s, const struct worker *w, const struct request *r)
+bool policy_can_ever_take(const struct sched *s, const struct worker *w, const struct request *r)
+{
+    return w->alive && r->prompt_tokens < w->tokens_max
+        && request_blocks(s, r->prompt_tokens + 1) <= w->blocks;
+}
+
+bool policy_can_take(const struct sched *s, const struct worker *w, const struct request *r)
 {
     uint32_t growth = r->max_tokens < 64 ? r->max_tokens : 64;
-    if (r->prompt_tokens >= w->tokens_max) return false;
-    if (request_blocks(s, r->prompt_tokens + 1) > w->blocks) return false;
+    if (!policy_can_ever_take(s, w, r)) return false;
     if (w->seqs_charged == 0) return true;
     return w->seqs_charged < w->seqs
         && w->blocks_charged + request_blocks(s, r->prompt_tokens + growth) <= w->blocks;
-}
-
-static uint64_t load_of(const struct worker *w, enum part part)
-{
-    if (part == PART_DECODE) return w->seqs_charged;
-    return w->prompt_tokens_charged;
-}
-
-/* < 0 when a is better, as for qsort. */
-static int compare(const struct worker *a, const struct worker *b, enum part part)
-{
-    uint64_t load_a = load_of(a, part), load_b = load_of(b, part);
-    if (load_a != load_b) return load_a < load_b ? -1 : 1;                          /* 3 */
-    if (a->seqs_charged != b->seqs_charged) return a->seqs_charged < b->seqs_charged ? -1 : 1;
-    uint32_t free_a = a->blocks - (a->blocks_charged < a->blocks ? a->blocks_charged : a->blocks);
-    uint32_t free_b = b->blocks - (b->blocks_charged < b->blocks ? b->blocks_charged : b->blocks);
-    if (free_a != free_b) return free_a > free_b ? -1 : 1;                          /* 5 */
-    return a < b ? -1 : 1;
 }
 
 static uint64_t random_next(struct sched *s)
@@ -80,38 +85,100 @@ static uint64_t random_next(struct sched *s)
     return x ^ (x >> 31);
 }
 
-static int32_t best_of(struct sched *s, const struct request *r, enum part part)
+static uint32_t blocks_free(const struct worker *w)
 {
-    int32_t found[WORKER_COUNT_MAX];
-    uint32_t count = 0;
-    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
-        const struct worker *w = &s->workers[rank];
-        if (does(w, part) && can_take(s, w, r)) found[count++] = (int32_t)rank;
-    }
-    if (count == 0) return NO_WORKER;
-    if (s->config.policy == POLICY_ROUND_ROBIN) return found[s->turn++ % count];
-    if (s->config.policy == POLICY_RANDOM) return found[random_next(s) % count];
-    int32_t best = found[0];
-    for (uint32_t i = 1; i < count; i++)
-        if (compare(&s->workers[found[i]], &s->workers[best], part) < 0) best = found[i];
-    return best;
+    return w->blocks_charged < w->blocks ? w->blocks - w->blocks_charged : 0;
 }
 
-bool policy_place(struct sched *s, const struct request *r, int32_t *prefill, int32_t *decode)
+/* The best of c->ranks, and its score. */
+static int32_t best_of(struct sched *s, struct choice *c, double *score_out)
 {
-    int32_t p = best_of(s, r, PART_PREFILL);
-    int32_t d = r->max_tokens == 1 ? p : best_of(s, r, PART_DECODE);                /* 2 */
-    int32_t whole = best_of(s, r, PART_WHOLE);
+    const struct policy_row *p = row(s, c->part);
+    policy_score *score = c->part == PART_DECODE ? p->decode : p->prefill;
+    if (c->count == 0) return NO_WORKER;
+    c->lot = random_next(s);
+    if (score == score_turn) c->turn = s->turn++;
+    score_prepare(s, c);
+    uint32_t best = 0, ties = 0;
+    double least = 0;
+    for (uint32_t i = 0; i < c->count; i++) {
+        uint32_t rank = c->ranks[i];
+        double x = score(s, c, rank);
+        if (best && x > least) continue;
+        if (best && x == least) {
+            ties++;
+            bool takes = p->lots ? (c->lot >> (ties % 32)) % (ties + 1) == 0
+                                 : blocks_free(&s->workers[rank]) > blocks_free(&s->workers[best]);
+            if (!takes) continue;
+        } else {
+            ties = 0;
+        }
+        best = rank;
+        least = x;
+    }
+    *score_out = least;
+    return (int32_t)best;
+}
+
+static int32_t best_now(struct sched *s, const struct request *r, enum part part, int32_t prefill,
+                        uint64_t now_ns, double *score)
+{
+    struct choice c = { .r = r, .part = part, .now_ns = now_ns, .prefill = prefill };
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
+        const struct worker *w = &s->workers[rank];
+        if (does(w, part) && policy_can_take(s, w, r)) c.ranks[c.count++] = (uint16_t)rank;
+    }
+    return best_of(s, &c, score);
+}
+
+void policy_match(struct sched *s, const struct request *r)
+{
+    uint32_t most = r->key_count, cacheable = (r->prompt_tokens - 1) / s->config.block_tokens;
+    if (most > cacheable) most = cacheable;
+    if (s->config.index && most > 0) kv_index_match(s->config.index, r->keys, most, s->held);
+    else memset(s->held, 0, s->config.rank_count * sizeof s->held[0]);
+}
+
+bool policy_place(struct sched *s, const struct request *r, uint64_t now_ns, int32_t *prefill,
+                  int32_t *decode)
+{
+    double pair_score = 0, whole_score = 0, decode_score;
+    int32_t p = best_now(s, r, PART_PREFILL, NO_WORKER, now_ns, &pair_score);
+    int32_t d = p;
+    if (p != NO_WORKER && r->max_tokens > 1)                                        /* 2 */
+        d = best_now(s, r, PART_DECODE, p, now_ns, &decode_score);
+    int32_t whole = best_now(s, r, PART_WHOLE, NO_WORKER, now_ns, &whole_score);
     bool pair = p != NO_WORKER && d != NO_WORKER;
-    if (whole != NO_WORKER
-        && (!pair || s->workers[whole].prompt_tokens_charged
-                         <= s->workers[p].prompt_tokens_charged)) {                 /* 4 */
+    if (whole != NO_WORKER && (!pair || whole_score <= pair_score)) {               /* 4 */
         p = d = whole;
         pair = true;
     }
     *prefill = p;
     *decode = d;
     return pair;
+}
+
+/* -- for sched/plan.c ------------------------------------------------------------------------- */
+
+bool policy_can_plan(const struct sched *s, const struct request *r, uint32_t rank)
+{
+    return policy_can_ever_take(s, &s->workers[rank], r);
+}
+
+int32_t policy_plan(struct sched *s, const struct request *r, uint64_t now_ns)
+{
+    struct choice c = { .r = r, .part = PART_WHOLE, .now_ns = now_ns, .prefill = NO_WORKER };
+    double score;
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++)
+        if (policy_can_plan(s, r, rank)) c.ranks[c.count++] = (uint16_t)rank;
+    return best_of(s, &c, &score);
+}
+
+int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill, uint64_t now_ns)
+{
+    double score;
+    if (s->workers[prefill].role != ROLE_PREFILL || r->max_tokens == 1) return prefill;
+    return best_now(s, r, PART_DECODE, prefill, now_ns, &score);
 }
 
 bool policy_fits(const struct sched *s, uint32_t prompt_tokens)

@@ -23,6 +23,7 @@ static void request_check(const struct request *r)
     bool held = r->prefill != NO_WORKER || r->decode != NO_WORKER;
     CHECK(r->state < REQ_STATE_COUNT);
     if (r->state == REQ_FREE || r->state == REQ_QUEUED) CHECK(!held);
+    if (r->state != REQ_QUEUED) CHECK(r->plan == NO_WORKER);
     if (r->state == REQ_PREFILLING) CHECK(held);
     CHECK(r->prefill != 0 && r->decode != 0);       /* rank 0 never runs the model */
 }
@@ -70,7 +71,7 @@ void queue_remove(struct sched *s, struct request *r)
     s->queue_count--;
 }
 
-void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode)
+void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode, uint64_t now_ns)
 {
     struct worker *p = &s->workers[prefill], *d = &s->workers[decode];
     CHECK(p->alive && d->alive);
@@ -80,7 +81,13 @@ void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode)
     r->prefill_blocks = prefill == decode ? 0 : request_blocks(s, r->prompt_tokens);
     r->decode_blocks = request_blocks(s, r->prompt_tokens + growth);
     r->prompt_charged = true;
-    p->prompt_tokens_charged += r->prompt_tokens;
+    r->work_tokens = r->prompt_tokens - cost_cached_tokens(s, r, (uint32_t)prefill);
+    r->work_ns = (uint64_t)cost_prefill_ns(s, r, (uint32_t)prefill);
+    p->prompt_tokens_charged += r->work_tokens;
+    p->work_charged_ns += r->work_ns;
+    p->prompts_charged++;
+    if (p->busy_until_ns < now_ns) p->busy_until_ns = now_ns;
+    p->busy_until_ns += r->work_ns;
     d->blocks_charged += r->decode_blocks;
     d->seqs_charged++;
     if (prefill == decode) return;
@@ -88,12 +95,16 @@ void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode)
     p->seqs_charged++;
 }
 
-void discharge_prompt(struct sched *s, struct request *r)
+void discharge_prompt(struct sched *s, struct request *r, uint64_t now_ns)
 {
     if (!r->prompt_charged) return;
     struct worker *p = &s->workers[r->prefill];
-    CHECK(p->prompt_tokens_charged >= r->prompt_tokens);
-    p->prompt_tokens_charged -= r->prompt_tokens;
+    CHECK(p->prompt_tokens_charged >= r->work_tokens && p->work_charged_ns >= r->work_ns);
+    CHECK(p->prompts_charged > 0);
+    p->prompt_tokens_charged -= r->work_tokens;
+    p->work_charged_ns -= r->work_ns;
+    p->prompts_charged--;
+    p->busy_until_ns = now_ns + p->work_charged_ns;
     r->prompt_charged = false;
 }
 
@@ -104,10 +115,10 @@ static void discharge_seq(struct worker *w, uint32_t blocks)
     w->blocks_charged -= blocks;
 }
 
-void discharge(struct sched *s, struct request *r, int32_t worker)
+void discharge(struct sched *s, struct request *r, int32_t worker, uint64_t now_ns)
 {
     if (r->prefill == worker) {
-        discharge_prompt(s, r);
+        discharge_prompt(s, r, now_ns);
         if (r->prefill != r->decode) discharge_seq(&s->workers[worker], r->prefill_blocks);
         r->prefill = NO_WORKER;
     }

@@ -25,8 +25,13 @@ struct sched *sched_init(void *memory, const struct sched_config *c)
     s->queue_head = s->queue_tail = NO_SLOT;
     s->random_state = c->seed;
     s->wake_ns = UINT64_MAX;
+    CHECK(c->policy < POLICY_COUNT && c->decode_policy <= POLICY_COUNT);
+    for (uint32_t i = 0; i <= WORKER_COUNT_MAX; i++) {
+        s->workers[i].plan_head = NO_SLOT;
+        s->workers[i].rates = cost_rates_guess;
+    }
     for (uint32_t i = 0; i < REQ_COUNT_MAX; i++) {
-        s->requests[i].prefill = s->requests[i].decode = NO_WORKER;
+        s->requests[i].prefill = s->requests[i].decode = s->requests[i].plan = NO_WORKER;
         s->requests[i].next = s->requests[i].previous = NO_SLOT;
     }
     return s;
@@ -87,7 +92,10 @@ static uint32_t retry_after_s(const struct sched *s)
 static void end(struct sched *s, struct request *r, enum sched_end why, uint16_t finish)
 {
     if (r->state == REQ_ENDED) return;
-    if (r->state == REQ_QUEUED) queue_remove(s, r);
+    if (r->state == REQ_QUEUED) {
+        plan_remove(s, r);
+        queue_remove(s, r);
+    }
     if (timed(r)) s->timed_count--;
     if (why != END_DONE && r->state != REQ_RETRY) cancel_holders(s, r);
     act(s, (struct sched_action){ .type = ACT_END, .req = r->id, .end = why, .finish = finish,
@@ -108,8 +116,10 @@ static void on_request(struct sched *s, const struct sched_event *e)
         .state = REQ_FREE, .id = e->req, .prompt_tokens = e->prompt_tokens,
         .max_tokens = e->max_tokens, .priority = e->priority, .order = s->order_next++,
         .deadline_ns = e->deadline_ns, .prefill = NO_WORKER, .decode = NO_WORKER,
-        .next = NO_SLOT, .previous = NO_SLOT,
+        .next = NO_SLOT, .previous = NO_SLOT, .plan = NO_WORKER, .arrived_ns = s->now_ns,
+        .keys = e->keys, .key_count = e->keys ? e->key_count : 0,
     };
+    CHECK(r->prompt_tokens > 0);
     if (timed(r)) s->timed_count++;
     bool full = s->queue_count >= s->config.queue_max;
     request_move(r, REQ_QUEUED);
@@ -129,7 +139,7 @@ static void requeue_if_gone(struct sched *s, struct request *r)
 
 static void on_gone(struct sched *s, struct request *r, int32_t worker)
 {
-    discharge(s, r, worker);
+    discharge(s, r, worker, s->now_ns);
     bool running = r->state == REQ_PREFILLING || r->state == REQ_DECODING;
     if (running && !held(r)) end(s, r, END_WORKER_LOST, FINISH_ERROR);
     free_if_gone(s, r);
@@ -139,7 +149,7 @@ static void on_gone(struct sched *s, struct request *r, int32_t worker)
 static void on_refused(struct sched *s, struct request *r, const struct sched_event *e,
                        uint64_t now_ns)
 {
-    discharge(s, r, e->worker);
+    discharge(s, r, e->worker, s->now_ns);
     bool running = r->state == REQ_PREFILLING || r->state == REQ_DECODING;
     /* Also after its first token: then the next attempt continues behind it. */
     if (running && e->err == ERR_FULL) {
@@ -163,7 +173,7 @@ static void on_lost(struct sched *s, int32_t rank)
     for (uint32_t i = 0; i < REQ_COUNT_MAX; i++) {
         struct request *r = &s->requests[i];
         if (r->state == REQ_FREE || (r->prefill != rank && r->decode != rank)) continue;
-        discharge(s, r, rank);
+        discharge(s, r, rank, s->now_ns);
         if (r->state == REQ_PREFILLING || r->state == REQ_DECODING)
             end(s, r, END_WORKER_LOST, FINISH_ERROR);
         else {
@@ -171,17 +181,41 @@ static void on_lost(struct sched *s, int32_t rank)
             requeue_if_gone(s, r);
         }
     }
+    plan_all_away(s, rank);
     CHECK(w->seqs_charged == 0 && w->blocks_charged == 0 && w->prompt_tokens_charged == 0);
+    CHECK(w->prompts_charged == 0 && w->work_charged_ns == 0 && w->plan_blocks == 0);
     w->alive = false;
 }
 
 static void on_up(struct sched *s, const struct sched_event *e)
 {
     CHECK(e->worker > 0 && (uint32_t)e->worker < s->config.rank_count);
+    CHECK(!s->workers[e->worker].alive && e->blocks > 0);
     s->workers[e->worker] = (struct worker){
         .alive = true, .role = e->role, .blocks = e->blocks, .seqs = e->seqs,
-        .tokens_max = e->max_tokens,
+        .tokens_max = e->max_tokens, .rates = s->workers[e->worker].rates, .plan_head = NO_SLOT,
     };
+}
+
+static void on_rates(struct sched *s, const struct sched_event *e)
+{
+    CHECK(e->worker > 0 && (uint32_t)e->worker < s->config.rank_count);
+    CHECK(e->rates->prefill_token_ns > 0 && e->rates->step_ns > 0 && e->rates->step_seq_ns > 0);
+    /* The others are taken to be like the first one until they say. */
+    for (uint32_t i = 0; !s->rated && i < s->config.rank_count; i++)
+        s->workers[i].rates = *e->rates;
+    s->workers[e->worker].rates = *e->rates;
+    s->rated = true;
+}
+
+static void on_policy(struct sched *s, const struct sched_event *e)
+{
+    CHECK(e->policy < POLICY_COUNT && e->decode_policy <= POLICY_COUNT);
+    s->config.policy = e->policy;
+    s->config.decode_policy = e->decode_policy;
+    s->config.cache_locality_weight = e->cache_locality_weight;
+    s->config.latency_weight = e->latency_weight;
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) plan_all_away(s, (int32_t)rank);
 }
 
 static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_ns)
@@ -192,13 +226,16 @@ static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_
     case EV_WORKER_LOST: on_lost(s, e->worker); return;
     case EV_REQUEST: on_request(s, e); return;
     case EV_DRAIN: s->draining = true; return;
+    case EV_RATES: on_rates(s, e); return;
+    case EV_POLICY: on_policy(s, e); return;
     case EV_CANCEL:                   /* it may have been placed since the client left */
         r = find_any_attempt(s, e->req);
         if (r) end(s, r, END_CANCELLED, FINISH_ABORT);
         return;
     case EV_FIRST:
         if (!r || r->state != REQ_PREFILLING) return;
-        discharge_prompt(s, r);
+        cost_learn(s, r, s->now_ns);
+        discharge_prompt(s, r, s->now_ns);
         request_move(r, REQ_DECODING);
         return;
     case EV_FINISHED:
@@ -233,23 +270,40 @@ static void expire(struct sched *s, uint64_t now_ns)
     }
 }
 
+static void place(struct sched *s, struct request *r, int32_t prefill, int32_t decode)
+{
+    uint32_t cached = cost_cached_tokens(s, r, (uint32_t)prefill);
+    plan_remove(s, r);
+    queue_remove(s, r);
+    if (r->not_before_ns && !r->deadline_ns) s->timed_count--;
+    r->not_before_ns = 0;
+    charge(s, r, prefill, decode, s->now_ns);
+    r->id.attempt++;                                         /* 0 until first placed */
+    request_move(r, REQ_PREFILLING);
+    s->stats.decisions++;
+    act(s, (struct sched_action){ .type = prefill == decode ? ACT_RUN : ACT_PAIR, .req = r->id,
+                                  .worker = prefill, .prefill = prefill, .decode = decode,
+                                  .cached = cached });
+}
+
 static void place_waiting(struct sched *s, uint64_t now_ns)
 {
+    int32_t prefill, decode;
+    if (s->rated && s->config.policy == POLICY_COST) {
+        plan_waiting(s, now_ns);
+        for (struct request *r; (r = plan_due(s, now_ns, &prefill, &decode)) != NULL;)
+            place(s, r, prefill, decode);
+        uint64_t wake = plan_wake_ns(s);
+        if (wake < s->wake_ns) s->wake_ns = wake;
+        return;
+    }
     for (uint16_t slot = s->queue_head; slot != NO_SLOT;) {
         struct request *r = &s->requests[slot];
-        int32_t prefill, decode;
         slot = r->next;
         if (r->not_before_ns > now_ns) continue;
-        if (!policy_place(s, r, &prefill, &decode)) return;  /* nobody overtakes the first */
-        queue_remove(s, r);
-        if (r->not_before_ns && !r->deadline_ns) s->timed_count--;
-        r->not_before_ns = 0;
-        charge(s, r, prefill, decode);
-        r->id.attempt++;                                     /* 0 until first placed */
-        request_move(r, REQ_PREFILLING);
-        s->stats.decisions++;
-        act(s, (struct sched_action){ .type = prefill == decode ? ACT_RUN : ACT_PAIR, .req = r->id,
-                                      .worker = prefill, .prefill = prefill, .decode = decode });
+        policy_match(s, r);
+        if (!policy_place(s, r, now_ns, &prefill, &decode)) return;  /* nobody overtakes */
+        place(s, r, prefill, decode);
     }
 }
 
@@ -257,6 +311,7 @@ size_t sched_step(struct sched *s, uint64_t now_ns, const struct sched_event *in
                   struct sched_action *out, size_t out_max)
 {
     CHECK(in_count <= SCHED_EVENTS_MAX);
+    s->now_ns = now_ns;
     for (size_t i = 0; i < in_count; i++) on_event(s, &in[i], now_ns);
     expire(s, now_ns);
     place_waiting(s, now_ns);

@@ -4,6 +4,11 @@
  * arguments alone, so that a test or a simulator replays it.  Time comes in as a number; memory is
  * the caller's, sized by sched_bytes.
  *
+ * Placement is a policy of one table (sched/policy.c), one for the worker that computes the prompt
+ * and one for the worker that generates.  What is cached where comes from the index given at init.
+ * With POLICY_COST and known rates (EV_RATES) requests wait here, not at workers: each is planned on
+ * a worker at once, and handed out when that worker is about to need it (sched/plan.c).
+ *
  * A request's life (sched/req.c checks every move):
  *
  *     QUEUED -place-> PREFILLING -first token-> DECODING -last token-> ENDED -all gone-> free
@@ -13,7 +18,7 @@
  * Always true: every request gets exactly one ACT_END, then exactly one ACT_FREE once no worker
  * holds anything of it.  A worker's books (sequences, blocks) are charged when a request is placed
  * and discharged when that worker said GONE, or was lost.
- * Not here: prompts, tokens, messages (src/mpi), what is cached where (kv/index.h).
+ * Not here: prompts, tokens, messages (src/mpi), the index itself (kv/index.h).
  */
 #ifndef RANKSERVE_SCHED_SCHED_H
 #define RANKSERVE_SCHED_SCHED_H
@@ -27,33 +32,59 @@
 #include "common/limits.h"
 
 enum sched_policy {
-    POLICY_COST,
-    POLICY_LOAD_BASED,
+    POLICY_COST,                      /* least cost: waits, recompute, transfer, harm to others  */
+    POLICY_CACHE_AWARE,               /* the longest cached prefix; then the least work ahead    */
+    POLICY_LOAD_BASED,                /* the least work ahead; for decode the fewest sequences   */
+    POLICY_LATENCY_OPTIMIZED,         /* the earliest first token; for decode the shortest step  */
     POLICY_ROUND_ROBIN,
     POLICY_RANDOM,
+    POLICY_LLM_D_WEIGHTED,            /* llm-d's sum: prefix 3, queue 2, kv 2                    */
+    POLICY_LLM_D_AFFINITY,            /* llm-d's sticky filter (0.80), then token load           */
     POLICY_COUNT
 };
-/* "cost", "load-based", "round-robin", "random"; false when `name` is none of them. */
+/* "cost", "cache-aware", ... as in the table of policy.c; false when `name` is none of them. */
 bool sched_policy_find(const char *name, enum sched_policy *out);
+const char *sched_policy_name(enum sched_policy policy);
+
+/* What one worker can do, as measured.  All > 0, but for context and link: 0 is none. */
+struct sched_rates {
+    double prefill_token_ns;          /* per prompt token                                        */
+    double prefill_context_ns;        /* more per prompt token, per 1,024 tokens before it       */
+    double step_ns, step_seq_ns;      /* of a decode step: fixed; per sequence                   */
+    double kv_token_bytes;            /* of KV, all layers                                       */
+    double link_bytes_s;              /* from a prefill worker to it; 0: not measured            */
+};
+
+struct kv_index;
+struct hash128;
 
 struct sched_config {
     uint32_t rank_count;              /* ranks 1 .. rank_count-1 are workers */
     uint32_t queue_max;               /* waiting requests; one more is refused */
     uint32_t block_tokens;
-    enum sched_policy policy;
-    uint64_t seed;                    /* of POLICY_RANDOM */
+    enum sched_policy policy;         /* for the worker that computes the prompt */
+    uint32_t decode_policy;           /* for the one that generates: policy + 1; 0: the same     */
+    uint64_t seed;                    /* of POLICY_RANDOM and of ties */
+    const struct kv_index *index;     /* NULL: nothing is known of what is cached                */
+    /* CachePolicy: how much a recompute and a wait count, 0 .. 1; both 0: equally. */
+    double cache_locality_weight, latency_weight;
+    uint64_t ttft_target_ns;          /* 0: 2 s */
+    uint64_t metrics_ns;              /* llm-d-weighted sees queues and KV use this old; 0: exact */
 };
 
 enum sched_event_type {
     EV_WORKER_UP,                     /* worker, role, blocks, seqs, max_tokens: max_model_len */
     EV_WORKER_LOST,                   /* worker                                         */
-    EV_REQUEST,                       /* req, prompt_tokens, max_tokens, priority, deadline_ns */
+    EV_REQUEST,                       /* req, prompt_tokens, max_tokens, priority, deadline_ns;
+                                         keys, key_count: of the blocks that may be cached      */
     EV_CANCEL,                        /* req: the client went away                      */
     EV_FIRST,                         /* req: its first token arrived                   */
     EV_FINISHED,                      /* req, finish: its last token arrived            */
     EV_GONE,                          /* req, worker: it holds nothing of req now       */
     EV_REFUSED,                       /* req, worker, err: it could not take req        */
     EV_DRAIN,                         /* no new requests; those waiting are served      */
+    EV_RATES,                         /* worker, rates: measured, at start or later     */
+    EV_POLICY,                        /* policy, decode_policy, weights: from now on    */
 };
 
 struct sched_event {
@@ -67,6 +98,13 @@ struct sched_event {
     uint64_t deadline_ns;             /* 0: none */
     uint16_t finish;                  /* enum finish */
     enum err err;
+    /* The caller's; unchanged until ACT_FREE of the request. */
+    const struct hash128 *keys;
+    uint32_t key_count;
+    const struct sched_rates *rates;  /* copied */
+    enum sched_policy policy;
+    uint32_t decode_policy;           /* as in sched_config */
+    double cache_locality_weight, latency_weight;
 };
 
 enum sched_action_type {
@@ -95,6 +133,7 @@ struct sched_action {
     enum sched_end end;
     uint16_t finish;
     uint32_t retry_after_s;
+    uint32_t cached;                  /* RUN, PAIR: prompt tokens that worker or prefill holds   */
 };
 
 struct sched;

@@ -15,7 +15,6 @@ struct world {
     struct kv_index *x;
     uint64_t random;
     struct hash128 keys[CHAINS][LENGTH];  /* chains share their first keys, as prompts do */
-    uint32_t owner[CHAINS][LENGTH];       /* chain whose key it is: equal for shared ones  */
     uint32_t held[RANKS][CHAINS];         /* leading keys of a chain that a rank holds     */
     bool up[RANKS];
     uint32_t epoch[RANKS];
@@ -45,10 +44,8 @@ static void open_world(struct world *w, uint64_t seed, uint64_t blocks)
     for (uint32_t c = 0; c < CHAINS; c++) {
         uint32_t shared = c == 0 ? 0 : (uint32_t)draw(w, LENGTH);
         uint32_t with = c == 0 ? 0 : (uint32_t)draw(w, c);
-        for (uint32_t i = 0; i < LENGTH; i++) {
+        for (uint32_t i = 0; i < LENGTH; i++)
             w->keys[c][i] = i < shared ? w->keys[with][i] : any_key(w);
-            w->owner[c][i] = i < shared ? w->owner[with][i] : c;
-        }
     }
 }
 
@@ -67,14 +64,15 @@ static enum err tell(struct world *w, uint32_t rank, struct hash128 key, bool st
 static void set_length(struct world *w, uint32_t rank, uint32_t chain, uint32_t at, bool stored)
 {
     for (uint32_t c = 0; c < CHAINS; c++)
-        if (w->owner[c][at] == w->owner[chain][at] && hash_equal(w->keys[c][at], w->keys[chain][at]))
+        if (hash_equal(w->keys[c][at], w->keys[chain][at]))
             w->held[rank][c] = stored ? at + 1 : at;
 }
 
 static bool child_is_held(const struct world *w, uint32_t rank, uint32_t chain, uint32_t at)
 {
     for (uint32_t c = 0; c < CHAINS; c++)
-        if (w->owner[c][at] == w->owner[chain][at] && w->held[rank][c] > at + 1) return true;
+        if (hash_equal(w->keys[c][at], w->keys[chain][at]) && w->held[rank][c] > at + 1)
+            return true;
     return false;
 }
 

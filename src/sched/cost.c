@@ -1,0 +1,111 @@
+/* sched/cost.c - what serving a request on a worker costs, in nanoseconds.
+ *
+ *   prefill on w:  T * (wait(w) + transfer left over) + L * recompute(w) + harm(w) + delay of others
+ *   decode on d:   max(0, transfer - what hides behind the prefill) + harm(d)
+ *
+ * T and L are the weights of the CachePolicy, 1 when they are equal; T grows with the virtual queue
+ * of late first tokens, so that harm counts less while targets are missed.
+ */
+#include "sched/books.h"
+
+/* Until measured: a small CPU.  Only their ratio matters then. */
+const struct sched_rates cost_rates_guess = {
+    .prefill_token_ns = 2e6, .step_ns = 2e7, .step_seq_ns = 1e6, .kv_token_bytes = 1e4,
+};
+
+enum {
+    HARM_TOKENS = 200,                /* that those decoding still have to come, about */
+    WALK_MAX = 64,                    /* planned requests looked at for a wait         */
+};
+#define PREFILL_HARM 0.02             /* of a prompt's time, for each sequence it delays */
+#define DEBT_TO_WEIGHT 0.5            /* a second of late first tokens adds this to T   */
+#define NO_ROOM_NS 2e9                /* to wait for a worker that lacks all blocks     */
+
+uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank)
+{
+    uint64_t tokens = (uint64_t)s->held[rank] * s->config.block_tokens;
+    return tokens < r->prompt_tokens ? (uint32_t)tokens : r->prompt_tokens - 1;
+}
+
+double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank)
+{
+    const struct sched_rates *k = &s->workers[rank].rates;
+    double cached = cost_cached_tokens(s, r, rank), left = r->prompt_tokens - cached;
+    return left * (k->prefill_token_ns + k->prefill_context_ns * (cached + left / 2) / 1024);
+}
+
+static double busy_ns(const struct worker *w, uint64_t now_ns)
+{
+    return w->busy_until_ns > now_ns ? (double)(w->busy_until_ns - now_ns) : 0;
+}
+
+double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns,
+                    uint64_t now_ns)
+{
+    const struct worker *w = &s->workers[rank];
+    double wait = busy_ns(w, now_ns);
+    if (w->plan_count == 0) return wait;
+    if (w->plan_count > WALK_MAX) return wait + (double)w->plan_ns;
+    uint32_t behind = 0;
+    for (uint16_t slot = w->plan_head; slot != NO_SLOT; slot = s->requests[slot].plan_next) {
+        const struct request *other = &s->requests[slot];
+        if (other == r) continue;
+        bool before = other->priority != r->priority ? other->priority < r->priority
+                                                     : other->plan_key <= plan_key_of(r, own_ns);
+        if (before) wait += (double)other->work_ns;
+        else behind++;
+    }
+    return wait + behind * own_ns;
+}
+
+static double room_ns(const struct sched *s, const struct request *r, const struct worker *w)
+{
+    uint32_t need = w->blocks_charged + w->plan_blocks + request_blocks(s, r->prompt_tokens + 64);
+    double lack = need > w->blocks ? (double)(need - w->blocks) / w->blocks : 0;
+    if (w->seqs_charged + w->plan_count >= w->seqs) lack += 1;
+    return lack * NO_ROOM_NS;
+}
+
+static double weight(double mine, double other)
+{
+    return mine + other > 0 ? 2 * mine / (mine + other) : 1;
+}
+
+double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t rank,
+                       uint64_t now_ns)
+{
+    const struct worker *w = &s->workers[rank];
+    const struct sched_config *c = &s->config;
+    double own = cost_prefill_ns(s, r, rank);
+    double wait = cost_wait_ns(s, r, rank, own, now_ns) + room_ns(s, r, w);
+    double decoding = w->role == ROLE_PREFILL ? 0 : w->seqs_charged - w->prompts_charged;
+    double harm = own * PREFILL_HARM * decoding;
+    double hurry = 1 + DEBT_TO_WEIGHT * s->ttft_debt_s;
+    return hurry * (weight(c->latency_weight, c->cache_locality_weight) * wait
+                    + weight(c->cache_locality_weight, c->latency_weight) * own) + harm;
+}
+
+double cost_of_decode(const struct sched *s, const struct request *r, uint32_t prefill,
+                      uint32_t rank)
+{
+    const struct worker *d = &s->workers[rank];
+    const struct sched_rates *k = &d->rates;
+    double transfer = 0;
+    if (k->link_bytes_s > 0) {
+        double bytes = (r->prompt_tokens - cost_cached_tokens(s, r, rank)) * k->kv_token_bytes;
+        transfer = bytes / k->link_bytes_s * 1e9 - cost_prefill_ns(s, r, prefill);
+    }
+    double use = (double)d->blocks_charged / d->blocks;
+    double harm = k->step_seq_ns * d->seqs_charged * HARM_TOKENS * (1 + use);
+    return (transfer > 0 ? transfer : 0) + harm;
+}
+
+/* First tokens that come late lengthen the virtual queue, those in time shorten it. */
+void cost_learn(struct sched *s, const struct request *r, uint64_t now_ns)
+{
+    double target = s->config.ttft_target_ns ? (double)s->config.ttft_target_ns : 2e9;
+    double late_s = ((double)(now_ns - r->arrived_ns) - target) / 1e9;
+    s->ttft_debt_s += 0.1 * late_s;
+    if (s->ttft_debt_s < 0) s->ttft_debt_s = 0;
+    if (s->ttft_debt_s > 10) s->ttft_debt_s = 10;
+}
