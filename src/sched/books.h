@@ -84,7 +84,8 @@ struct sched {
     uint32_t plan_count;
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
     double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
-    uint32_t held[WORKER_COUNT_MAX + 1];  /* of the request in hand: leading blocks cached, by rank */
+    /* Of the request in hand: leading blocks cached, by rank. */
+    uint32_t held[WORKER_COUNT_MAX + 1];
     /* Actions wait here until the caller has room.  A request causes at most
      * ACTIONS_PER_REQUEST before the caller takes them, whatever happens to it. */
     uint32_t action_first, action_count;

@@ -1,6 +1,6 @@
 /* sched/cost.c - what serving a request on a worker costs, in nanoseconds.
  *
- *   prefill on w:  T * (wait(w) + transfer left over) + L * recompute(w) + harm(w) + delay of others
+ *   prefill on w: T * (wait(w) + transfer left over) + L * recompute(w) + harm(w) + delay of others
  *   decode on d:   max(0, transfer - what hides behind the prefill) + harm(d)
  *
  * T and L are the weights of the CachePolicy, 1 when they are equal; T grows with the virtual queue
