@@ -58,6 +58,8 @@ $(B)/rankservectl: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(CTL)
 $(B)/src/mpi/%.o: src/mpi/%.c
 	@mkdir -p $(@D)
 	$(Q)$(MPICC) $(CFLAGS) -c -o $@ $<
+# The CRDs are inside rankservectl.
+$(B)/src/ctl/schema_text.o: $(wildcard k8s-mpi-operator/base/crds/*.yaml k8s-mpi-operator/schemas/*)
 $(B)/%_avx2.o: %_avx2.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(AVX2) -c -o $@ $<
