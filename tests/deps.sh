@@ -10,9 +10,11 @@ mode=${1:-run}
 packages="gcc make libc6-dev openmpi-bin libopenmpi-dev libmicrohttpd-dev libjansson-dev
 libhiredis-dev libcurl4-openssl-dev|libcurl4-gnutls-dev libssl-dev libyaml-dev libpcre2-dev
 python3 python3-pip"
-[ "$mode" = run ] || packages="$packages libcmocka-dev python3-venv"
+[ "$mode" = run ] ||
+    packages="$packages libcmocka-dev python3-venv slurm-wlm etcd-server openssl shellcheck"
 [ "$mode" = long ] && packages="$packages clang"
-python_packages="jinja2==3.* tokenizers==0.* numpy==2.* pytest==9.* openai==3.* httpx==0.*"
+python_packages="jinja2==3.* tokenizers==0.* numpy==2.* pytest==9.* openai==3.* httpx==0.*
+pyyaml==6.*"
 
 command -v dpkg-query > /dev/null && command -v apt-get > /dev/null || {
     for tool in gcc mpicc mpirun python3; do

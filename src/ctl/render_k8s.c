@@ -69,7 +69,7 @@ static void service(struct render *r)
     buf_print(&r->out, "spec:\n  # Rank 0's pod only: the gateway is beside it.\n  selector:\n"
               "    " JOB_NAME ": %s\n    " JOB_ROLE ": launcher\n"
               "  ports:\n  - name: http\n    port: %d\n    targetPort: http\n"
-              "    appProtocol: http\n", r->spec.name, PORT);
+              "    protocol: TCP\n    appProtocol: http\n", r->spec.name, PORT);
 }
 
 static void disruption_budget(struct render *r)
@@ -199,7 +199,7 @@ static void launcher(struct render *r)
               "            command: [/usr/local/bin/rankserve-launch]\n", r->image);
     launcher_options(r);
     buf_print(&r->out, "            ports:\n            - name: http\n"
-              "              containerPort: %d\n", PORT);
+              "              containerPort: %d\n              protocol: TCP\n", PORT);
     probes(r);
     container_security(r);
     buf_text(&r->out, "            # Rank 0 and the gateway compute nothing.\n"
