@@ -12,7 +12,8 @@
 #include "engine/backend.h"
 #include "tiny_model.h"
 
-enum { SEQS = 4, TOKENS_MAX = 700, STEP_MAX = 1200, BLOCKS = 512 };
+/* Sequences longer than TAIL end in small steps, as decoding does: tiles are then shared out. */
+enum { TAIL = 560, SEQS = 4, TOKENS_MAX = 700, STEP_MAX = 1200, BLOCKS = 512 };
 static const uint32_t lengths[SEQS] = { 600, 37, 1, 90 };
 
 struct trial {
@@ -119,8 +120,10 @@ static bool random_step(struct run *r, bool whole)
         left |= rest > 0;
         if (rest == 0 || (whole && count > 0) || tiny_random(&r->seed) % 4 == 0) continue;
         uint64_t limit = tiny_random(&r->seed) % 3 ? 40 : 700;
+        if (r->done[s] >= TAIL) limit = 3;
         uint32_t n = whole ? rest : 1 + (uint32_t)(tiny_random(&r->seed) % limit);
         if (n > rest) n = rest;
+        if (!whole && r->done[s] < TAIL && r->done[s] + n > TAIL) n = TAIL - r->done[s];
         seqs[count] = (struct step_seq){ .first = r->done[s], .count = n, .row = tokens,
                                          .blocks = r->blocks[s] };
         memcpy(ids + tokens, r->ids[s] + r->done[s], n * sizeof *ids);
@@ -185,7 +188,7 @@ static void check_isa(enum isa isa)
                            .block_tokens = 16u << i % 3, .kv_type = i % 2 ? KV_F32 : KV_F16 };
         tiny_open(&t, &plans[i]);
         run_trial(&t, &plans[i], &c, &expected);
-        for (uint32_t trial = 0; trial < 4; trial++) {
+        for (uint32_t trial = 0; trial < (isa == ISA_PLAIN ? 2 : 4); trial++) {
             c.whole = false;
             c.threads = 1 + trial % 4;
             c.seed = 100 + trial;

@@ -1,7 +1,9 @@
 /* engine/cpu/attend.c - attention over paged KV: which thread does which queries and tiles.
  *
  * An item is some rows of one sequence for one kv head, with all its query heads.  It walks the
- * tiles upwards and merges each into the queries' running softmax.
+ * tiles upwards and merges each into the queries' running softmax.  When there are few items and
+ * they are deep, each tile is work of its own, and the tiles are merged afterwards in the same
+ * order: the same bits.
  */
 #include <math.h>
 
@@ -10,6 +12,31 @@
 static uint32_t query_heads(const struct cpu *u)         /* per kv head */
 {
     return u->model->h.heads / u->model->h.kv_heads;
+}
+
+static uint32_t tiles_of(const struct cpu *u, const struct attend_item *it)
+{
+    return u->row[it->row + it->rows - 1].position / KV_TILE_TOKENS + 1;
+}
+
+/* Cuts the items into tiles if that gives the threads more to share. */
+static void plan_splits(struct cpu *u)
+{
+    uint32_t heads = query_heads(u), threads = pool_threads(u->pool);
+    uint64_t entries = 0;
+    u->split_count = 0;
+    if (threads == 1 || u->item_count >= 4 * threads || heads > QUERIES_MAX) return;
+    for (uint32_t i = 0; i < u->item_count; i++) {
+        u->items[i].entry = (uint32_t)entries;
+        entries += (uint64_t)tiles_of(u, &u->items[i]) * u->items[i].rows * heads;
+        if (entries > u->split_max) return;
+    }
+    for (uint32_t i = 0; i < u->item_count; i++) {
+        for (uint32_t tile = 0; tile < tiles_of(u, &u->items[i]); tile++) {
+            u->splits[u->split_count++] = (struct attend_split){ i, tile };
+        }
+    }
+    if (u->split_count == u->item_count) u->split_count = 0;    /* one tile each */
 }
 
 void attend_plan(struct cpu *u, const struct step_seq *seqs, uint32_t count)
@@ -28,6 +55,7 @@ void attend_plan(struct cpu *u, const struct step_seq *seqs, uint32_t count)
             }
         }
     }
+    plan_splits(u);
 }
 
 bool attend_stores(const struct cpu *u)
@@ -90,7 +118,7 @@ static void one_set(const struct cpu *u, const struct kv_view *kv, struct querie
 static void walk(const struct cpu *u, const struct attend_item *it, uint32_t layer,
                  struct queries *qs, struct attend_scratch *s)
 {
-    uint32_t size = u->model->h.head_dim, last = qs->seen[qs->count - 1];
+    uint32_t last = qs->seen[qs->count - 1];
     struct kv_view kv = kv_view(u, layer, it->head, u->row[it->row].blocks);
     for (uint32_t tile = 0, from = 0; tile * KV_TILE_TOKENS < last; tile++) {
         while (qs->seen[from] <= tile * KV_TILE_TOKENS) from++;
@@ -99,10 +127,69 @@ static void walk(const struct cpu *u, const struct attend_item *it, uint32_t lay
             one_set(u, &kv, qs, tile, i, n, s->tile_outs);
         }
     }
+}
+
+static void finish(const struct cpu *u, struct queries *qs)
+{
     for (uint32_t i = 0; i < qs->count; i++) {
         float inverse = 1 / qs->state[i].sum;
-        for (uint32_t d = 0; d < size; d++) qs->out[i][d] = qs->state[i].out[d] * inverse;
+        for (uint32_t d = 0; d < u->model->h.head_dim; d++) {
+            qs->out[i][d] = qs->state[i].out[d] * inverse;
+        }
     }
+}
+
+static void store(struct cpu *u, const struct attend_item *it)
+{
+    uint32_t width = query_heads(u) * u->model->h.head_dim, first = it->head * width;
+    for (uint32_t r = it->row; attend_stores(u) && r < it->row + it->rows; r++) {
+        const float *out = u->heads_out + (uint64_t)r * u->attended.k + first;
+        acts_store(u, out, width, &u->attended, r, first);
+    }
+}
+
+static void split_one(void *ctx, uint32_t index, uint32_t worker)
+{
+    const struct attend_call *c = ctx;
+    struct cpu *u = c->u;
+    const struct attend_split *s = &u->splits[index];
+    const struct attend_item *it = &u->items[s->item];
+    uint32_t heads = query_heads(u), start = s->tile * KV_TILE_TOKENS, from = 0;
+    struct queries qs;
+    gather(u, it, it->head * heads, heads, &u->scratch[worker], &qs);
+    struct partial *parts = u->parts + it->entry + s->tile * qs.count;
+    struct kv_view kv = kv_view(u, c->layer, it->head, u->row[it->row].blocks);
+    while (qs.seen[from] <= start) from++;
+    for (uint32_t i = from; i < qs.count; i += QUERY_SET) {
+        uint32_t n = qs.count - i < QUERY_SET ? qs.count - i : QUERY_SET, visible[QUERY_SET];
+        for (uint32_t j = 0; j < n; j++) {
+            uint32_t past = qs.seen[i + j] - start;
+            visible[j] = past < KV_TILE_TOKENS ? past : KV_TILE_TOKENS;
+        }
+        u->k->tile(&kv, s->tile, qs.q + i, visible, n, parts + i);
+    }
+}
+
+static void merge_one(void *ctx, uint32_t item, uint32_t worker)
+{
+    const struct attend_call *c = ctx;
+    struct cpu *u = c->u;
+    const struct attend_item *it = &u->items[item];
+    uint32_t heads = query_heads(u);
+    struct queries qs;
+    gather(u, it, it->head * heads, heads, &u->scratch[worker], &qs);
+    const struct partial *part = u->parts + it->entry;
+    for (uint32_t tile = 0; tile < tiles_of(u, it); tile++) {
+        for (uint32_t i = 0; i < qs.count; i++, part++) {
+            if (tile == 0) {
+                qs.state[i] = *part;
+            } else if (qs.seen[i] > tile * KV_TILE_TOKENS) {
+                u->k->merge(&qs.state[i], part, u->model->h.head_dim);
+            }
+        }
+    }
+    finish(u, &qs);
+    store(u, it);
 }
 
 static void attend_one(void *ctx, uint32_t item, uint32_t worker)
@@ -117,16 +204,18 @@ static void attend_one(void *ctx, uint32_t item, uint32_t worker)
         struct queries qs;
         gather(u, it, it->head * heads + done, n, s, &qs);
         walk(u, it, c->layer, &qs, s);
+        finish(u, &qs);
     }
-    uint32_t width = heads * u->model->h.head_dim, first = it->head * width;
-    for (uint32_t r = it->row; attend_stores(u) && r < it->row + it->rows; r++) {
-        const float *out = u->heads_out + (uint64_t)r * u->attended.k + first;
-        acts_store(u, out, width, &u->attended, r, first);
-    }
+    store(u, it);
 }
 
 void attend(struct cpu *u, uint32_t layer)
 {
     struct attend_call c = { u, layer };
-    pool_run(u->pool, attend_one, &c, u->item_count);
+    if (u->split_count) {
+        pool_run(u->pool, split_one, &c, u->split_count);
+        pool_run(u->pool, merge_one, &c, u->item_count);
+    } else {
+        pool_run(u->pool, attend_one, &c, u->item_count);
+    }
 }

@@ -193,6 +193,19 @@ static void open_buffers(struct cpu *u)
     open_acts(u);
 }
 
+/* Room for the tiles of two rows and of an item at the longest. */
+static void open_splits(struct cpu *u)
+{
+    const struct hparams *h = &u->model->h;
+    u->split_max = (2 * h->heads + QUERIES_MAX) * (u->c.seq_tokens_max / KV_TILE_TOKENS + 1);
+    u->splits = mem_array(u->split_max, sizeof *u->splits);
+    u->parts = mem_array(u->split_max, sizeof *u->parts);
+    u->part_outs = mem_array((uint64_t)u->split_max * h->head_dim, sizeof(float));
+    for (uint32_t i = 0; i < u->split_max; i++) {
+        u->parts[i].out = u->part_outs + (uint64_t)i * h->head_dim;
+    }
+}
+
 static void open_threads(struct cpu *u)
 {
     const struct hparams *h = &u->model->h;
@@ -242,6 +255,9 @@ static void cpu_close(void *self)
     free(u->cosines);
     free(u->sines);
     free(u->items);
+    free(u->splits);
+    free(u->parts);
+    free(u->part_outs);
     kv_close(u);
     if (u->own_packed) pages_give(u->own_packed, u->layout->bytes);
     free(u->layout);
@@ -270,6 +286,7 @@ static enum err cpu_open(void **self, const struct backend_config *c, struct kv_
     }
     open_floats(u);
     open_buffers(u);
+    open_splits(u);
     open_threads(u);
     *shape_out = u->shape;
     *self = u;

@@ -31,6 +31,11 @@ struct row {
 
 struct attend_item {
     uint32_t row, rows, head;         /* rows of one sequence; kv head                        */
+    uint32_t entry;                   /* split: of its first tile's first query               */
+};
+
+struct attend_split {
+    uint32_t item, tile;
 };
 
 struct attend_scratch {               /* one per thread */
@@ -65,6 +70,10 @@ struct cpu {
     struct acts normed, attended, hidden;
     struct attend_item *items;
     uint32_t item_count;
+    struct attend_split *splits;      /* few deep queries: a work item is one tile of an item */
+    uint32_t split_count, split_max;
+    struct partial *parts;            /* (split_max) each query's tiles, outs (split_max, S)  */
+    float *part_outs;
     struct attend_scratch *scratch;   /* (threads)                                            */
     float **tiles;                    /* (threads): a work item's outputs                     */
 
