@@ -117,6 +117,7 @@ void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finis
 
 /* rank0_link.c */
 enum err links_open(struct rank0 *z, struct why *why);
+/* Every gateway sees the end at once, however long the ranks take to leave. */
 void links_close(struct rank0 *z);
 /* Sends what is queued, closes what broke; call it once per turn of the loop. */
 void links_turn(struct rank0 *z);

@@ -432,4 +432,8 @@ enum err links_open(struct rank0 *z, struct why *why)
 void links_close(struct rank0 *z)
 {
     if (z->link_path) unlink(z->link_path);
+    if (z->listener.ctx) close(z->listener.fd);
+    /* Not close: with unread bytes that would be a reset, which may overtake the last END. */
+    for (int i = 0; i < GATEWAY_COUNT_MAX; i++)
+        if (z->gateways[i].state != GATEWAY_NONE) shutdown(z->gateways[i].watch.fd, SHUT_WR);
 }

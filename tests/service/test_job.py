@@ -263,6 +263,15 @@ def test_a_drain_serves_what_was_accepted_and_ends_clean():
         assert job.process.wait(5) == 0
 
 
+def test_gateways_see_the_end_though_the_ranks_take_long_to_leave():
+    with Job(both=1, env=FAST) as job:
+        c = job.client()
+        job.kill(1, signal.SIGSTOP)
+        job.drain()
+        c.until(lambda: c.closed, 2.5)
+        assert c.closed and job.pids()
+
+
 def test_too_few_or_too_many_ranks_are_told_in_one_line():
     for ranks in (1, 2, 4):
         with Job(prefill=1, decode=1, ranks=ranks, live=False) as job:
