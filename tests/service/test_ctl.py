@@ -95,8 +95,9 @@ class Up:
 
     def is_clean(self):
         """Nothing left: no process, no file."""
-        pid = self.job()["pid"]
-        return (wait_for(lambda: not alive(pid), 3) and not os.listdir(self.runtime)
+        # A gateway that fails at once ends everything before the job has said a word.
+        pids = [self.job()["pid"]] if any(e.startswith("job ") for e in self.events()) else []
+        return (wait_for(lambda: not any(map(alive, pids)), 3) and not os.listdir(self.runtime)
                 and not self.endpoint.exists())
 
 
