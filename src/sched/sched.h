@@ -7,8 +7,7 @@
  * Placement is a policy of one table (sched/policy.c), one for the worker that computes the prompt
  * and one for the worker that generates.  What is cached where comes from the index given at init.
  * With POLICY_COST and known rates (EV_RATES) requests wait here, not at workers: each is planned
- * on
- * a worker at once, and handed out when that worker is about to need it (sched/plan.c).
+ * on a worker at once, and handed out when that worker is about to need it (sched/plan.c).
  *
  * A request's life (sched/req.c checks every move):
  *
