@@ -16,6 +16,7 @@ int ctl_up(int argc, char **argv);
 int ctl_pull(int argc, char **argv);
 int ctl_chat(int argc, char **argv);
 int ctl_bench(int argc, char **argv);
+int ctl_sim(int argc, char **argv);
 int ctl_status(int argc, char **argv);
 int ctl_validate(int argc, char **argv);
 int ctl_render(int argc, char **argv);

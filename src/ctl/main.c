@@ -20,6 +20,7 @@ static const struct command {
     { "chat", ctl_chat, "talk to a running service in the terminal" },
     { "status", ctl_status, "how a running service is doing" },
     { "bench", ctl_bench, "measure a server: latencies and throughput under load" },
+    { "sim", ctl_sim, "compare scheduling policies under virtual time" },
     { "pull", ctl_pull, "fetch the default model into the cache" },
     { "validate", ctl_validate, "check a service file and its settings" },
     { "render", ctl_render, "a service file as a Slurm script or Kubernetes manifests" },
