@@ -29,7 +29,7 @@ static const struct flag flags[] = {
     { "seeds", &seeds, NULL, "N", "N runs of small synthetic jobs with misfortunes, and no table" },
     { "chaos", NULL, &chaos, NULL, "workers die and return, clients cancel, messages are late" },
     { "metrics-ms", &metrics_ms, NULL, "MS", "age of what llm-d-weighted sees; 50" },
-    { "prefill-rate", &prefill_rate, NULL, "TOKENS", "of prompts a worker computes a second; 16000" },
+    { "prefill-rate", &prefill_rate, NULL, "TOKENS", "of a prompt, a second and worker; 16000" },
     { "context-us", &context, NULL, "US", "more per prompt token and 1,024 tokens before it; 0.5" },
     { "cache-tokens", &cache_tokens, NULL, "N", "of KV a worker has room for; 500000" },
     { "link-gb", &link_gb, NULL, "GB", "a second from prefill to decode; 25" },
@@ -37,7 +37,8 @@ static const struct flag flags[] = {
     { 0 },
 };
 
-static double number(const char *text, const char *name, double least, double most, double otherwise)
+static double number(const char *text, const char *name, double least, double most,
+                     double otherwise)
 {
     if (!text) return otherwise;
     char *end;
@@ -62,10 +63,7 @@ static enum sched_policy policy_named(const char *name)
 
 static struct sim_options options(void)
 {
-    struct sim_engine e = {
-        .step_ns = 8e6, .step_seq_ns = 1e5, .chunk_tokens = 512, .seqs = 128,
-        .kv_token_bytes = 262144,
-    };
+    struct sim_engine e = sim_engine_usual;
     double rate = number(prefill_rate, "prefill-rate", 1, 5e7, 16000);
     e.prefill_token_ns = 1e9 / rate - e.step_ns / e.chunk_tokens;
     if (e.prefill_token_ns < 1) e.prefill_token_ns = 1;
@@ -93,32 +91,17 @@ static struct sim_options options(void)
     return o;
 }
 
-/* Small jobs of every shape with every misfortune; a broken invariant ends the program. */
+/* A broken invariant ends the program. */
 static int run_seeds(uint64_t first, uint32_t count)
 {
     uint64_t requests = 0, deaths = 0, events = 0, decisions = 0;
     for (uint64_t s = first; s < first + count; s++) {
-        struct sim_load load;
         struct sim_result r;
-        struct sim_options o = options();
-        sim_load_mix(s, SEED_REQUESTS, 20 + (double)(s % 7) * 15, 16, &load);
-        o.seed = s;
-        o.speed = 1;
-        o.policy = (enum sched_policy)(s % POLICY_COUNT);
-        o.prefill = o.decode = (uint32_t)(s / 8 % 3);
-        o.both = s / 24 % 2 || o.prefill == 0 ? 2 + (uint32_t)(s % 3) : 0;
-        o.max_queue = s % 5 ? REQ_COUNT_MAX : 20;
-        o.engine.cache_tokens = 8000 + (uint32_t)(s % 4) * 8000;
-        o.engine.seqs = 8 + (uint32_t)(s % 3) * 20;
-        o.chaos = (struct sim_chaos){ .deaths_per_s = s % 3 * 0.5, .cancel_share = 0.1,
-                                      .deadline_share = 0.1, .delay_ns = s % 4 * 5000000,
-                                      .slow_share = 0.2 };
-        sim_run(&load, &o, &r);
+        sim_run_seed(s, SEED_REQUESTS, sim_engine_usual, &r);
         requests += r.requests;
         deaths += r.deaths;
         events += r.events;
         decisions += r.decisions;
-        sim_load_release(&load);
     }
     printf("%u seeds, %llu requests, %llu decisions, %llu events, %llu deaths: every request "
            "answered once, every block home, books empty, index exact\n", count,
@@ -127,9 +110,10 @@ static int run_seeds(uint64_t first, uint32_t count)
     return 0;
 }
 
-static void compare(const struct sim_load *load, struct sim_options o, double share, json_t *rows)
+static void compare(struct sim_load *load, struct sim_options o, double share, json_t *rows)
 {
     char names[512];
+    sim_load_reach(load, sim_cache_blocks(load, &o));
     if (share > 0) o.speed = sim_speed_of_load(load, &o, share);
     printf("\nload %.2f: %u requests, %u both + %u prefill + %u decode, arrivals x %.2f\n", share,
            load->count, o.both, o.prefill, o.decode, o.speed);

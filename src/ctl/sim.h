@@ -28,7 +28,7 @@ struct sim_job {                      /* one request of the workload */
     uint64_t arrives_ns;
     uint32_t prompt_tokens, output_tokens;
     uint32_t block_count;             /* full blocks of the prompt */
-    uint32_t possible;                /* leading blocks that an earlier request had too */
+    uint32_t possible;                /* sim_load_reach: leading blocks that can be reused     */
     const struct hash128 *keys;       /* (block_count) */
     const int32_t *ids;               /* (block_count): stand for the blocks' contents  */
 };
@@ -45,6 +45,8 @@ enum err sim_load_trace(const char *path, struct sim_load *out, struct why *why)
 /* Conversations of several turns over a few system prompts; `per_s` requests arrive a second. */
 void sim_load_mix(uint64_t seed, uint32_t requests, double per_s, uint32_t block_tokens,
                   struct sim_load *out);
+/* job.possible for all: what one cache of this size would give each, served in order of arrival. */
+void sim_load_reach(struct sim_load *l, uint32_t cache_blocks);
 void sim_load_release(struct sim_load *l);
 
 /* -- a run ------------------------------------------------------------------------------------ */
@@ -84,8 +86,7 @@ struct sim_result {
     double ttft_ms[4], itl_ms[4], e2e_ms[4];  /* mean, p50, p90, p99 of those done */
     double goodput;                   /* share of all: TTFT <= 2 s and mean ITL <= 50 ms        */
     double attained_per_s;            /* such requests a second */
-    double reuse_possible;            /* of full prompt blocks that an earlier request had, the
-                                         share taken from a cache                               */
+    double reuse_possible;            /* of job.possible, the share taken from a cache          */
     double reuse_held;                /* the same, of those some worker held when it was placed */
     double hit_share;                 /* of all prompt tokens */
     double busy;                      /* mean share of time that workers computed prompts        */
@@ -95,8 +96,14 @@ struct sim_result {
 
 /* Runs to the end.  A broken invariant prints the seed and the last events and does not return. */
 void sim_run(const struct sim_load *load, const struct sim_options *o, struct sim_result *out);
-/* The speed at which computing what cannot be reused keeps workers busy for this share of time. */
+/* After sim_load_reach: the speed at which computing what cannot be reused keeps workers busy for
+ * this share of the time. */
 double sim_speed_of_load(const struct sim_load *load, const struct sim_options *o, double share);
+/* All workers' room for KV. */
+uint32_t sim_cache_blocks(const struct sim_load *load, const struct sim_options *o);
+/* A small job of any shape, with any misfortune, all from the seed. */
+void sim_run_seed(uint64_t seed, uint32_t requests, struct sim_engine e, struct sim_result *out);
+extern const struct sim_engine sim_engine_usual;
 
 void sim_print_head(void);
 void sim_print_row(const char *name, const struct sim_result *r);

@@ -50,7 +50,7 @@ static int by_arrival(const void *a, const void *b)
     return x->ids < y->ids ? -1 : 1;
 }
 
-/* Keys of all blocks, and what each request could have from those before it. */
+/* Keys of all blocks; by arrival. */
 static void finish(struct builder *b)
 {
     struct sim_load *l = b->load;
@@ -66,20 +66,41 @@ static void finish(struct builder *b)
             l->keys[at] = kv_key_next(secret, k ? l->keys[at - 1] : root, &l->ids[at], 1);
     }
     qsort(l->jobs, l->count, sizeof *l->jobs, by_arrival);
-    struct kv_index *seen = kv_index_open(b->id_count + 1, 2);
-    kv_index_up(seen, 1, 1, 1);
-    uint32_t held[2];
+}
+
+/* A chain that is found is held, so that its own new blocks do not push it out. */
+static uint32_t through_cache(struct kv_pool *pool, const struct sim_job *job, uint32_t *blocks)
+{
+    uint32_t found = 0, count = 0, parent = KV_BLOCK_NONE;
+    for (; found < job->block_count; found++) {
+        uint32_t b = kv_pool_find(pool, job->keys[found], parent, &job->ids[found]);
+        if (b == KV_BLOCK_NONE) break;
+        kv_pool_hold(pool, b);
+        blocks[count++] = parent = b;
+    }
+    for (; count < job->block_count; count++) {
+        uint32_t b = kv_pool_take(pool);
+        if (b == KV_BLOCK_NONE) break;
+        struct hash128 parent_key = count ? job->keys[count - 1] : (struct hash128){ 0 };
+        parent = kv_pool_store(pool, b, parent, job->keys[count], parent_key, &job->ids[count]);
+        blocks[count] = parent;
+    }
+    kv_pool_release(pool, blocks, count);
+    return found;
+}
+
+void sim_load_reach(struct sim_load *l, uint32_t cache_blocks)
+{
+    struct kv_pool *pool = kv_pool_open(cache_blocks, 1, &(struct kv_pool_sink){ 0 });
+    uint32_t *blocks = mem_array(cache_blocks, sizeof *blocks);
     for (uint32_t i = 0; i < l->count; i++) {
         struct sim_job *job = &l->jobs[i];
         uint32_t cacheable = (job->prompt_tokens - 1) / l->block_tokens;
-        uint32_t known = kv_index_match(seen, job->keys, job->block_count, held);
-        job->possible = known < cacheable ? known : cacheable;
-        for (uint32_t k = known; k < job->block_count; k++) {
-            struct kv_change c = { .key = job->keys[k], .stored = 1 };
-            kv_index_apply(seen, 1, 1, kv_index_next_seq(seen, 1), &c, 1);
-        }
+        uint32_t found = through_cache(pool, job, blocks);
+        job->possible = found < cacheable ? found : cacheable;
     }
-    kv_index_close(seen);
+    free(blocks);
+    kv_pool_close(pool);
 }
 
 void sim_load_release(struct sim_load *l)

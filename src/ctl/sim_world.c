@@ -244,7 +244,8 @@ static void place(struct sim_world *m, const struct sched_action *a)
     struct call *c = &m->calls[m->slot_call[a->req.slot]];
     const struct sim_job *job = world_job(m, a->req);
     bool alone = a->type == ACT_RUN;
-    uint32_t held[WORKER_COUNT_MAX + 1], cacheable = (job->prompt_tokens - 1) / m->load->block_tokens;
+    uint32_t held[WORKER_COUNT_MAX + 1];
+    uint32_t cacheable = (job->prompt_tokens - 1) / m->load->block_tokens;
     CHECK(c->ends == 0);
     c->id = a->req;
     c->prefill = alone ? a->worker : a->prefill;
@@ -635,6 +636,13 @@ void sim_run(const struct sim_load *load, const struct sim_options *o, struct si
     out->wall_s = (double)(clock_now_ns() - wall) / 1e9;
     fatal_hook = hook;
     free(m);
+}
+
+uint32_t sim_cache_blocks(const struct sim_load *load, const struct sim_options *o)
+{
+    uint64_t blocks = (uint64_t)(o->prefill + o->decode + o->both)
+                    * (o->engine.cache_tokens / load->block_tokens);
+    return blocks < KV_BLOCK_COUNT_MAX ? (uint32_t)blocks : KV_BLOCK_COUNT_MAX;
 }
 
 double sim_speed_of_load(const struct sim_load *load, const struct sim_options *o, double share)

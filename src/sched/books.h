@@ -78,14 +78,14 @@ struct sched {
     bool draining;
     uint64_t now_ns;                  /* of this step */
     uint64_t wake_ns;
+    uint64_t timed_ns;                /* no deadline or not_before ends earlier */
     struct sched_stats stats;
     uint32_t timed_count;             /* live requests with a deadline or a not_before */
     bool rated;                       /* EV_RATES has come: requests wait here, planned */
     uint32_t plan_count;
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
     double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
-    /* Of the request in hand: leading blocks cached, by rank. */
-    uint32_t held[WORKER_COUNT_MAX + 1];
+    uint32_t held[WORKER_COUNT_MAX + 1];  /* by rank: leading blocks of the request in hand */
     /* Actions wait here until the caller has room.  A request causes at most
      * ACTIONS_PER_REQUEST before the caller takes them, whatever happens to it. */
     uint32_t action_first, action_count;
@@ -123,6 +123,7 @@ int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill
 
 /* sched/cost.c: the cost model, in ns.  Needs s->held. */
 extern const struct sched_rates cost_rates_guess;
+#define COST_OTHERS 2.0               /* what a recompute takes from others, times itself */
 uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank);
 double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank);
 /* Until `rank` would start on r's prompt. */

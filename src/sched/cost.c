@@ -1,7 +1,11 @@
 /* sched/cost.c - what serving a request on a worker costs, in nanoseconds.
  *
- *   prefill on w: T * (wait(w) + transfer left over) + L * recompute(w) + harm(w) + delay of others
+ *   prefill on w:  T * (wait(w) + passed(w)) + L * (1 + COST_OTHERS) * recompute(w) + harm(w)
  *   decode on d:   max(0, transfer - what hides behind the prefill) + harm(d)
+ *
+ * wait(w) is the work in hand and the planned work whose turn is earlier; passed(w) is what those
+ * whose turn is later lose.  A recompute costs twice: this request waits for it, and it takes from
+ * everybody time that a cached prefix would have left (COST_OTHERS, docs/SCHEDULING.md).
  *
  * T and L are the weights of the CachePolicy, 1 when they are equal; T grows with the virtual queue
  * of late first tokens, so that harm counts less while targets are missed.
@@ -82,7 +86,8 @@ double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t 
     double harm = own * PREFILL_HARM * decoding;
     double hurry = 1 + DEBT_TO_WEIGHT * s->ttft_debt_s;
     return hurry * (weight(c->latency_weight, c->cache_locality_weight) * wait
-                    + weight(c->cache_locality_weight, c->latency_weight) * own) + harm;
+                    + weight(c->cache_locality_weight, c->latency_weight)
+                          * (1 + COST_OTHERS) * own) + harm;
 }
 
 double cost_of_decode(const struct sched *s, const struct request *r, uint32_t prefill,

@@ -12,7 +12,7 @@
 
 #define AHEAD_NS UINT64_C(30000000)   /* a worker has at least this much work in hand          */
 #define STEAL_GAIN_NS 5e6             /* less is not worth a move */
-enum { AGING = 4, STEAL_LOOK = 8, STEAL_MAX = 4 };
+enum { AGING = 6, STEAL_LOOK = 8, STEAL_MAX = 4 };
 
 uint64_t plan_key_of(const struct request *r, double own_ns)
 {
@@ -115,7 +115,8 @@ static bool steal(struct sched *s, uint32_t rank, uint64_t now_ns)
         struct request *r = &s->requests[slot];
         if (policy_can_plan(s, r, rank)) {
             policy_match(s, r);
-            double gain = ahead + (double)r->work_ns - cost_prefill_ns(s, r, rank);
+            double more = cost_prefill_ns(s, r, rank) - (double)r->work_ns;
+            double gain = ahead - (1 + COST_OTHERS) * more;
             if (gain > best_gain && policy_can_take(s, &s->workers[rank], r)) {
                 best_gain = gain;
                 best = r;

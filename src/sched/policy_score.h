@@ -1,4 +1,4 @@
-/* sched/policy_score.h - how good a worker is for a request, by each policy; for policy.c alone. */
+/* sched/policy_score.h - how good a worker is for a request; private to policy.c. */
 #ifndef RANKSERVE_SCHED_POLICY_SCORE_H
 #define RANKSERVE_SCHED_POLICY_SCORE_H
 

@@ -24,7 +24,7 @@ struct sched *sched_init(void *memory, const struct sched_config *c)
     s->config = *c;
     s->queue_head = s->queue_tail = NO_SLOT;
     s->random_state = c->seed;
-    s->wake_ns = UINT64_MAX;
+    s->wake_ns = s->timed_ns = UINT64_MAX;
     CHECK(c->policy < POLICY_COUNT && c->decode_policy <= POLICY_COUNT);
     for (uint32_t i = 0; i <= WORKER_COUNT_MAX; i++) {
         s->workers[i].plan_head = NO_SLOT;
@@ -121,6 +121,7 @@ static void on_request(struct sched *s, const struct sched_event *e)
     };
     CHECK(r->prompt_tokens > 0);
     if (timed(r)) s->timed_count++;
+    if (r->deadline_ns && r->deadline_ns < s->timed_ns) s->timed_ns = r->deadline_ns;
     bool full = s->queue_count >= s->config.queue_max;
     request_move(r, REQ_QUEUED);
     queue_insert(s, r);
@@ -135,6 +136,7 @@ static void requeue_if_gone(struct sched *s, struct request *r)
     if (r->state != REQ_RETRY || held(r)) return;
     request_move(r, REQ_QUEUED);
     queue_insert(s, r);
+    if (r->not_before_ns < s->timed_ns) s->timed_ns = r->not_before_ns;
 }
 
 static void on_gone(struct sched *s, struct request *r, int32_t worker)
@@ -255,8 +257,10 @@ static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_
 /* Ends what is past its deadline, and finds when to look again. */
 static void expire(struct sched *s, uint64_t now_ns)
 {
+    if (s->timed_count == 0) s->timed_ns = UINT64_MAX;
+    s->wake_ns = s->timed_ns;
+    if (now_ns < s->timed_ns) return;
     s->wake_ns = UINT64_MAX;
-    if (s->timed_count == 0) return;
     for (uint32_t i = 0; i < REQ_COUNT_MAX; i++) {
         struct request *r = &s->requests[i];
         if (r->state == REQ_FREE || r->state == REQ_ENDED || !timed(r)) continue;
@@ -268,6 +272,7 @@ static void expire(struct sched *s, uint64_t now_ns)
         if (r->state == REQ_QUEUED && r->not_before_ns > now_ns && r->not_before_ns < s->wake_ns)
             s->wake_ns = r->not_before_ns;
     }
+    s->timed_ns = s->wake_ns;
 }
 
 static void place(struct sched *s, struct request *r, int32_t prefill, int32_t decode)
