@@ -93,6 +93,7 @@ unit: $(UNIT_TESTS)
 PERF = $(patsubst perf/%.c,$(B)/%,$(filter-out %_avx2.c %_avx512.c,$(wildcard perf/*.c)))
 $(PERF): $(B)/%: $(B)/perf/%.o $(B)/perf/peak_avx2.o $(B)/perf/peak_avx512.o $(UNIT_engine)
 	$(CC) $(LDFLAGS) -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
+$(B)/sched_bench: $(SCHED)
 $(B)/perf/%.o: CFLAGS += -Iperf
 
 deps:
