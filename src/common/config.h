@@ -33,6 +33,9 @@ struct config {
     const char *policy;
     const char *run_dir;              /* sockets, secret, status; "": made by `up`            */
     const char *link;                 /* rank 0 listens / gateway connects: path or HOST:PORT */
+    const char *link_listen;          /* rank 0 also listens here; "": nowhere else           */
+    const char *jobs;                 /* of the gateway: a directory of endpoint files        */
+    const char *jobs_name;            /* only jobs of this name; "": all                      */
     const char *secret_file;          /* 0600, the link's secret                              */
     const char *status_file;          /* rank 0 writes how the job ended                      */
     const char *job_id;

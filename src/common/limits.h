@@ -13,6 +13,9 @@ enum {
     WORKER_COUNT_MAX = 1024,          /* ranks that compute; rank 0 is not one of them */
     REQ_COUNT_MAX = 4096,             /* live requests in the job                      */
     GATEWAY_COUNT_MAX = 16,           /* gateways connected to one job                 */
+    JOBS_MAX = 16,                    /* jobs that one gateway is connected to         */
+    JOB_FILES_MAX = 1024,             /* entries of a --jobs directory that are read   */
+    JOB_FILE_BYTES_MAX = 65536,       /* one of them                                   */
 
     /* A sequence. */
     SEQ_TOKENS_MAX = 131072,          /* prompt + output; --max-model-len is at most this */

@@ -30,6 +30,44 @@ static void forget_streams(struct call *c)
     c->running = 0;
 }
 
+/* -- onto the link, under the lock ------------------------------------------------------------- */
+
+/* prompt_logprobs, or the probabilities of an echoed prompt: asked for once per prompt. */
+static void scores_of(const struct api_request *r, struct sampling *s)
+{
+    const struct api_options *o = &r->o;
+    bool echoed = r->kind == API_COMPLETION && o->echo && o->logprobs;
+    if (o->prompt_logprobs < 0 && !echoed) return;
+    int64_t tops = o->prompt_logprobs;
+    if (echoed && o->top_logprobs > tops) tops = o->top_logprobs;
+    s->flags |= SAMPLING_PROMPT_LOGPROBS;
+    s->prompt_top_count = (uint16_t)tops;
+}
+
+static bool submit(struct call *c, struct choice *ch)
+{
+    const struct api_request *r = &c->request;
+    const struct token_list *ids = &r->prompts[ch->prompt].ids;
+    size_t bytes = link_request_bytes(r->bias_count, 0, (uint32_t)ids->count);
+    struct link_request *frame = mem_alloc(bytes);
+    frame->cache_salt = r->cache_salt;
+    frame->user_hash = r->user_hash;
+    frame->timeout_ms = (uint64_t)(r->o.timeout_s * 1000);
+    frame->priority = (int32_t)r->o.priority;
+    frame->id_count = (uint32_t)ids->count;
+    frame->params = c->params;
+    frame->params.seed += ch->index;
+    frame->params.max_tokens = c->max_tokens[ch->prompt];
+    if (ch->index % (uint32_t)r->o.n == 0) scores_of(r, &frame->params);
+    if (r->bias_count) {
+        memcpy((void *)link_request_bias(frame), r->bias, r->bias_count * sizeof *r->bias);
+    }
+    memcpy((void *)link_request_ids(frame), ids->ids, ids->count * sizeof *ids->ids);
+    ch->stream = link_client_submit(c->gw->link, frame, c, ch->index, &ch->tried);
+    free(frame);
+    return ch->stream;
+}
+
 /* -- tokens in, under the lock, on the link's thread ------------------------------------------- */
 
 static void fail(struct call *c, const struct api_error *e)
@@ -174,11 +212,25 @@ static void error_of(const struct link_end *e, struct api_error *out)
     if (!out->retry_after_s && (out->status == 429 || out->status == 503)) out->retry_after_s = 1;
 }
 
+/* A job that refused a request, or was lost before it said a token, costs nobody anything when
+ * another job can do it. */
+static bool goes_elsewhere(struct call *c, struct choice *ch, const struct link_end *e)
+{
+    bool unheard = ch->tokens == 0 && c->scores[ch->prompt].size == 0;
+    bool other = e->code == LINK_REFUSED_STATE || e->code == LINK_REFUSED_FULL ||
+                 e->code == LINK_WORKER_LOST;
+    if (!other || !unheard || ch->finish) return false;
+    submit(c, ch);
+    if (ch->stream) log_info("request=%s goes to another job", c->request_id);
+    return ch->stream;
+}
+
 static void on_end(void *owner, uint32_t index, const struct link_end *e)
 {
     struct call *c = owner;
     struct choice *ch = &c->choices[index];
     ch->stream = 0;
+    if (goes_elsewhere(c, ch, e)) return;
     ch->cached = e->cached_tokens;
     ch->prefill_rank = e->prefill_rank;
     ch->decode_rank = e->decode_rank;
@@ -339,43 +391,6 @@ static void sampling_of(const struct gateway *gw, const struct api_request *r, s
     if (!s->seed) secret_random(&s->seed, sizeof s->seed);
 }
 
-/* prompt_logprobs, or the probabilities of an echoed prompt: asked for once per prompt. */
-static void scores_of(const struct api_request *r, struct sampling *s)
-{
-    const struct api_options *o = &r->o;
-    bool echoed = r->kind == API_COMPLETION && o->echo && o->logprobs;
-    if (o->prompt_logprobs < 0 && !echoed) return;
-    int64_t tops = o->prompt_logprobs;
-    if (echoed && o->top_logprobs > tops) tops = o->top_logprobs;
-    s->flags |= SAMPLING_PROMPT_LOGPROBS;
-    s->prompt_top_count = (uint16_t)tops;
-}
-
-static bool submit(struct call *c, struct choice *ch, const struct sampling *params,
-                   uint32_t max_tokens)
-{
-    const struct api_request *r = &c->request;
-    const struct token_list *ids = &r->prompts[ch->prompt].ids;
-    size_t bytes = link_request_bytes(r->bias_count, 0, (uint32_t)ids->count);
-    struct link_request *frame = mem_alloc(bytes);
-    frame->cache_salt = r->cache_salt;
-    frame->user_hash = r->user_hash;
-    frame->timeout_ms = (uint64_t)(r->o.timeout_s * 1000);
-    frame->priority = (int32_t)r->o.priority;
-    frame->id_count = (uint32_t)ids->count;
-    frame->params = *params;
-    frame->params.seed += ch->index;
-    frame->params.max_tokens = max_tokens;
-    if (ch->index % (uint32_t)r->o.n == 0) scores_of(r, &frame->params);
-    if (r->bias_count) {
-        memcpy((void *)link_request_bias(frame), r->bias, r->bias_count * sizeof *r->bias);
-    }
-    memcpy((void *)link_request_ids(frame), ids->ids, ids->count * sizeof *ids->ids);
-    ch->stream = link_client_submit(c->gw->link, frame, c, ch->index);
-    free(frame);
-    return ch->stream;
-}
-
 static bool unavailable(const struct gateway *gw, struct api_error *e)
 {
     enum job_state state = link_client_state(gw->link);
@@ -386,14 +401,13 @@ static bool unavailable(const struct gateway *gw, struct api_error *e)
     return true;
 }
 
-static bool submit_all(struct call *c, const uint32_t *max_tokens, struct api_error *e)
+static bool submit_all(struct call *c, struct api_error *e)
 {
-    struct sampling params;
-    sampling_of(c->gw, &c->request, &params);
+    sampling_of(c->gw, &c->request, &c->params);
     if (unavailable(c->gw, e)) return false;
     for (uint32_t i = 0; i < c->choice_count; i++) {
         struct choice *ch = &c->choices[i];
-        if (submit(c, ch, &params, max_tokens[ch->prompt])) {
+        if (submit(c, ch)) {
             c->running++;
             continue;
         }
@@ -427,6 +441,7 @@ static void call_free(struct call *c)
         buf_release(&c->scores[i]);
     }
     free(c->choices);
+    free(c->max_tokens);
     free(c->scores);
     buf_release(&c->out);
     api_request_release(&c->request);
@@ -453,7 +468,7 @@ static void make_choices(struct call *c)
 
 /* Everything that needs no lock. */
 static bool prepare(struct call *c, enum api_kind kind, const char *body, size_t bytes,
-                    const struct call_origin *origin, uint32_t **max_tokens, struct api_error *e)
+                    const struct call_origin *origin, struct api_error *e)
 {
     struct gateway *gw = c->gw;
     uint32_t context = gw->context, vocab = tokenizer_vocab(gw->tokenizer);
@@ -463,9 +478,9 @@ static bool prepare(struct call *c, enum api_kind kind, const char *body, size_t
     struct api_request *r = &c->request;
     if (!api_parse(gw, kind, body, bytes, (size_t)context * 4, vocab, r, e)) return false;
     if (!priority_of(origin->priority, &r->o.priority, e)) return false;
-    *max_tokens = mem_array(r->prompt_count, sizeof **max_tokens);
+    c->max_tokens = mem_array(r->prompt_count, sizeof *c->max_tokens);
     for (uint32_t i = 0; i < r->prompt_count; i++) {
-        if (!budget(r, r->prompts[i].ids.count, context, &(*max_tokens)[i], e)) return false;
+        if (!budget(r, r->prompts[i].ids.count, context, &c->max_tokens[i], e)) return false;
     }
     make_choices(c);
     return true;
@@ -475,10 +490,9 @@ struct call *call_open(struct gateway *gw, enum api_kind kind, const char *body,
                        const struct call_origin *origin, struct api_error *e)
 {
     struct call *c = call_make(gw, origin);
-    uint32_t *max_tokens = NULL;
-    bool ok = prepare(c, kind, body, bytes, origin, &max_tokens, e);
+    bool ok = prepare(c, kind, body, bytes, origin, e);
     pthread_mutex_lock(&gw->lock);
-    ok = ok && submit_all(c, max_tokens, e);
+    ok = ok && submit_all(c, e);
     if (ok) {
         c->watched = link_client_watch(gw->link, origin->fd, c);
         c->next = all_calls;
@@ -489,7 +503,6 @@ struct call *call_open(struct gateway *gw, enum api_kind kind, const char *body,
         metrics_request(gw->metrics, e->status, FINISH_NONE, 0);
     }
     pthread_mutex_unlock(&gw->lock);
-    free(max_tokens);
     if (ok) return c;
     call_free(c);
     return NULL;

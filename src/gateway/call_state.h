@@ -7,6 +7,7 @@
 struct choice {
     uint32_t index, prompt;
     uint64_t stream;                  /* on the link; 0: ended */
+    uint32_t tried;                   /* jobs that it was sent to, as link_client_submit has it */
     struct utf8_stream utf8;
     struct stop_scan scan;
     struct buf text;                  /* streaming: not sent yet; else all of it */
@@ -25,6 +26,8 @@ struct call {
     struct gateway *gw;
     struct call *next, *before;       /* all calls of the gateway */
     struct api_request request;
+    struct sampling params;           /* of all choices but for the seed */
+    uint32_t *max_tokens;             /* per prompt */
     struct choice *choices;
     uint32_t choice_count, running;
     struct buf *scores;               /* per prompt: token_records of the prompt */

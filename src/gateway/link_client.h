@@ -1,19 +1,24 @@
-/* gateway/link_client.h - the gateway's end of the link to rank 0: one thread, many streams.
+/* gateway/link_client.h - the gateway's end of the links to jobs: one thread, many streams.
  *
- * The thread connects, proves who it is, reconnects when the job goes, hands what arrives to the
- * streams' owners, and tells them when their client's socket hung up (gateway/watch.h).
+ * The thread connects to every job it was told of, proves who it is, reconnects when a job goes,
+ * hands what arrives to the streams' owners, and tells them when their client's socket hung up
+ * (gateway/watch.h).  There is one job for ever (--link), or a set that changes (gateway/jobs.h).
+ * A request goes to the live job that was sent the longest beginning of its prompt, or, when none
+ * was sent more than another, to the one started last.
  * All functions but start and stop are called with the gateway's lock held; the owner's functions
  * are called by the link's thread with it held.
  * Always true: every submitted stream gets `end` exactly once, unless it was forgotten before;
- * when the link is lost, with LINK_WORKER_LOST.
+ * when its link is lost, with LINK_WORKER_LOST.
  */
 #ifndef RANKSERVE_GATEWAY_LINK_CLIENT_H
 #define RANKSERVE_GATEWAY_LINK_CLIENT_H
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #include "common/check.h"
+#include "common/limits.h"
 #include "gateway/gateway.h"
 #include "wire/link.h"
 
@@ -25,25 +30,44 @@ struct link_owner {                   /* what calls are to the link */
     void (*gone)(void *owner);        /* the watched socket hung up */
 };
 
-/* `tick` is called under the lock about once a second; `ready` without it, at the first LIVE. */
+/* Where a job is.  The same job is the same (name, started). */
+struct link_target {
+    char name[64];                    /* for people */
+    int64_t started, expires;         /* seconds since 1970; 0: not known */
+    bool draining;                    /* it wants no new requests */
+    char where[256];                  /* as it was written: a path or HOST:PORT */
+    struct sockaddr_storage address;  /* of HOST:PORT; ss_family 0: look it up when connecting */
+    socklen_t address_bytes;
+    uint8_t secret[SECRET_BYTES];
+};
+/* Fills address_bytes and address from HOST:PORT; may wait for a name server. */
+bool link_target_resolve(const char *where, struct sockaddr_storage *out, socklen_t *bytes);
+
+/* `tick` is called under the lock about once a second; `ready` without it, at the first LIVE.
+ * With gw->config.link that is the one job; else link_client_jobs() names them. */
 struct link_client *link_client_start(struct gateway *gw, const struct link_owner *functions,
                                       void (*tick)(struct gateway *), void (*ready)(void *),
                                       void *ready_arg);
 /* Ends the thread and frees everything; no stream may be open. */
 void link_client_stop(struct link_client *c);
 
-/* Sends a request, whose head is filled in here.  Returns its stream, or 0: no link, or no room. */
+/* All jobs there are now.  One that is not among them gets no new requests, and is left when its
+ * last stream has ended.  At most JOBS_MAX: one line in the log about more. */
+void link_client_jobs(struct link_client *c, const struct link_target *jobs, uint32_t count);
+
+/* Sends a request, whose head is filled in here, to a job not in `tried`, and adds that job to it.
+ * Returns its stream, or 0: no such job is live, or there is no room. */
 uint64_t link_client_submit(struct link_client *c, struct link_request *r, void *owner,
-                            uint32_t index);
+                            uint32_t index, uint32_t *tried);
 void link_client_cancel(struct link_client *c, uint64_t stream);  /* `end` still comes */
 void link_client_forget(struct link_client *c, uint64_t stream);  /* cancels; nothing comes */
 
 uint64_t link_client_watch(struct link_client *c, int fd, void *owner);
 void link_client_unwatch(struct link_client *c, uint64_t number);
 
-/* The job's state as last said, JOB_STARTING while there is no link. */
+/* The best state that a job is in, as last said; JOB_STARTING while there is no link. */
 enum job_state link_client_state(const struct link_client *c);
-/* What WELCOME said; false before the first one. */
+/* What WELCOME said, the smallest of all jobs; false before the first one. */
 bool link_client_job(const struct link_client *c, uint32_t *max_model_len, uint32_t *vocab);
 
 #endif
