@@ -44,6 +44,7 @@ struct request {
     uint16_t next, previous;          /* in the queue                                            */
     const struct hash128 *keys;       /* the caller's                                            */
     uint32_t key_count;
+    uint32_t blocks_least, blocks_soon;   /* with one token of output; with some growth          */
     uint64_t arrived_ns;
     int32_t plan;                     /* the worker that will compute it; NO_WORKER: none yet    */
     uint64_t plan_key;                /* its turn among those planned there: lowest first        */
@@ -83,6 +84,8 @@ struct sched {
     uint32_t timed_count;             /* live requests with a deadline or a not_before */
     bool rated;                       /* EV_RATES has come: requests wait here, planned */
     uint32_t plan_count;
+    uint64_t planned[(WORKER_COUNT_MAX + 64) / 64];   /* by rank: something is planned there */
+    uint64_t steal_ns;                /* no earlier than this is it worth to look for a move */
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
     double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
     uint32_t held[WORKER_COUNT_MAX + 1];  /* by rank: leading blocks of the request in hand */
@@ -97,6 +100,8 @@ enum { ACTIONS_PER_REQUEST = 6, ACTION_ROOM = REQ_COUNT_MAX * ACTIONS_PER_REQUES
 /* sched/req.c */
 void request_move(struct request *r, enum req_state to);
 uint32_t request_blocks(const struct sched *s, uint32_t tokens);
+/* Output tokens that room is kept for when it is placed. */
+uint32_t request_growth(const struct request *r);
 void queue_insert(struct sched *s, struct request *r);
 void queue_remove(struct sched *s, struct request *r);
 /* Charges and discharges; both leave the books consistent. */
@@ -129,8 +134,12 @@ double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t 
 /* Until `rank` would start on r's prompt. */
 double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns,
                     uint64_t now_ns);
+/* The policy's weights of waiting and of recomputing, at this moment. */
+struct cost_weights { double wait, own; };
+struct cost_weights cost_weights(const struct sched *s);
+/* Exact when it is at most `enough`; else something above `enough`, found with less work. */
 double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t rank,
-                       uint64_t now_ns);
+                       uint64_t now_ns, const struct cost_weights *weights, double enough);
 double cost_of_decode(const struct sched *s, const struct request *r, uint32_t prefill,
                       uint32_t rank);
 /* After a first token. */

@@ -35,7 +35,7 @@ double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t 
 {
     const struct sched_rates *k = &s->workers[rank].rates;
     double cached = cost_cached_tokens(s, r, rank), left = r->prompt_tokens - cached;
-    return left * (k->prefill_token_ns + k->prefill_context_ns * (cached + left / 2) / 1024);
+    return left * (k->prefill_token_ns + k->prefill_context_ns * (cached + left / 2) * (1 / 1024.));
 }
 
 static double busy_ns(const struct worker *w, uint64_t now_ns)
@@ -62,9 +62,9 @@ double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t ran
     return wait + behind * own_ns;
 }
 
-static double room_ns(const struct sched *s, const struct request *r, const struct worker *w)
+static double room_ns(const struct request *r, const struct worker *w)
 {
-    uint32_t need = w->blocks_charged + w->plan_blocks + request_blocks(s, r->prompt_tokens + 64);
+    uint32_t need = w->blocks_charged + w->plan_blocks + r->blocks_least;
     double lack = need > w->blocks ? (double)(need - w->blocks) / w->blocks : 0;
     if (w->seqs_charged + w->plan_count >= w->seqs) lack += 1;
     return lack * NO_ROOM_NS;
@@ -75,19 +75,26 @@ static double weight(double mine, double other)
     return mine + other > 0 ? 2 * mine / (mine + other) : 1;
 }
 
+struct cost_weights cost_weights(const struct sched *s)
+{
+    const struct sched_config *c = &s->config;
+    double hurry = 1 + DEBT_TO_WEIGHT * s->ttft_debt_s;
+    return (struct cost_weights){
+        .wait = hurry * weight(c->latency_weight, c->cache_locality_weight),
+        .own = hurry * weight(c->cache_locality_weight, c->latency_weight) * (1 + COST_OTHERS),
+    };
+}
+
 double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t rank,
-                       uint64_t now_ns)
+                       uint64_t now_ns, const struct cost_weights *weights, double enough)
 {
     const struct worker *w = &s->workers[rank];
-    const struct sched_config *c = &s->config;
     double own = cost_prefill_ns(s, r, rank);
-    double wait = cost_wait_ns(s, r, rank, own, now_ns) + room_ns(s, r, w);
     double decoding = w->role == ROLE_PREFILL ? 0 : w->seqs_charged - w->prompts_charged;
-    double harm = own * PREFILL_HARM * decoding;
-    double hurry = 1 + DEBT_TO_WEIGHT * s->ttft_debt_s;
-    return hurry * (weight(c->latency_weight, c->cache_locality_weight) * wait
-                    + weight(c->cache_locality_weight, c->latency_weight)
-                          * (1 + COST_OTHERS) * own) + harm;
+    double fixed = weights->own * own + own * PREFILL_HARM * decoding;
+    double least = fixed + weights->wait * busy_ns(w, now_ns);
+    if (least > enough) return least;
+    return fixed + weights->wait * (cost_wait_ns(s, r, rank, own, now_ns) + room_ns(r, w));
 }
 
 double cost_of_decode(const struct sched *s, const struct request *r, uint32_t prefill,

@@ -12,6 +12,7 @@
 
 #define AHEAD_NS UINT64_C(30000000)   /* a worker has at least this much work in hand          */
 #define STEAL_GAIN_NS 5e6             /* less is not worth a move */
+#define STEAL_EVERY_NS UINT64_C(20000000)
 enum { AGING = 6, STEAL_LOOK = 8, STEAL_MAX = 4 };
 
 uint64_t plan_key_of(const struct request *r, double own_ns)
@@ -26,9 +27,10 @@ static bool goes_before(const struct request *a, const struct request *b)
     return a->order < b->order;
 }
 
-static uint32_t plan_blocks_of(const struct sched *s, const struct request *r)
+static void mark(struct sched *s, int32_t rank)
 {
-    return request_blocks(s, r->prompt_tokens + (r->max_tokens < 64 ? r->max_tokens : 64));
+    uint64_t bit = UINT64_C(1) << (rank % 64), *word = &s->planned[rank / 64];
+    *word = s->workers[rank].plan_head != NO_SLOT ? *word | bit : *word & ~bit;
 }
 
 void plan_add(struct sched *s, struct request *r, int32_t rank)
@@ -51,8 +53,9 @@ void plan_add(struct sched *s, struct request *r, int32_t rank)
     if (at != NO_SLOT) s->requests[at].plan_previous = r->id.slot;
     w->plan_count++;
     w->plan_ns += r->work_ns;
-    w->plan_blocks += plan_blocks_of(s, r);
+    w->plan_blocks += r->blocks_soon;
     s->plan_count++;
+    mark(s, rank);
 }
 
 void plan_remove(struct sched *s, struct request *r)
@@ -65,8 +68,9 @@ void plan_remove(struct sched *s, struct request *r)
     if (r->plan_next != NO_SLOT) s->requests[r->plan_next].plan_previous = r->plan_previous;
     w->plan_count--;
     w->plan_ns -= r->work_ns;
-    w->plan_blocks -= plan_blocks_of(s, r);
+    w->plan_blocks -= r->blocks_soon;
     s->plan_count--;
+    mark(s, r->plan);
     r->plan = NO_WORKER;
 }
 
@@ -93,48 +97,92 @@ static bool needs_work(const struct worker *w, uint64_t now_ns)
     return w->alive && w->busy_until_ns <= now_ns + AHEAD_NS;
 }
 
-/* Takes from the worker with the most work ahead what would be served earlier here. */
-static bool steal(struct sched *s, uint32_t rank, uint64_t now_ns)
+/* The first rank above `rank` where something is planned; 0: none. */
+static uint32_t next_planned(const struct sched *s, uint32_t rank)
+{
+    uint32_t words = sizeof s->planned / sizeof s->planned[0], i = (rank + 1) / 64;
+    if (i >= words) return 0;
+    uint64_t left = s->planned[i] & (~UINT64_C(0) << ((rank + 1) % 64));
+    while (left == 0 && ++i < words) left = s->planned[i];
+    return left ? i * 64 + (uint32_t)__builtin_ctzll(left) : 0;
+}
+
+/* -- moves: an idle worker takes what it would serve earlier --------------------------------- */
+
+/* The worker with the most work ahead, something of it planned here. */
+static uint32_t most_loaded(const struct sched *s)
 {
     uint32_t from = 0;
     uint64_t most = 0;
-    for (uint32_t i = 1; i < s->config.rank_count; i++) {
-        const struct worker *w = &s->workers[i];
+    for (uint32_t rank = 0; (rank = next_planned(s, rank)) != 0;) {
+        const struct worker *w = &s->workers[rank];
         uint64_t ends = w->busy_until_ns + w->plan_ns;
-        if (w->plan_count == 0 || ends <= most) continue;
+        if (ends <= most) continue;
         most = ends;
-        from = i;
+        from = rank;
     }
-    if (from == 0 || from == rank) return false;
+    return from;
+}
+
+/* The idle worker that would gain most from computing r, which waits `ahead` ns where it is. */
+static uint32_t best_thief(struct sched *s, struct request *r, double ahead, uint64_t now_ns,
+                           double *best_gain)
+{
+    uint32_t best = 0;
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
+        const struct worker *w = &s->workers[rank];
+        if (w->plan_head != NO_SLOT || !needs_work(w, now_ns)) continue;
+        if (!policy_can_take(s, w, r)) continue;
+        double more = cost_prefill_ns(s, r, rank) - (double)r->work_ns;
+        double gain = ahead - (1 + COST_OTHERS) * more;
+        if (gain <= *best_gain) continue;
+        *best_gain = gain;
+        best = rank;
+    }
+    return best;
+}
+
+/* One move, the best among the first few requests of the most loaded worker. */
+static bool move_one(struct sched *s, uint64_t now_ns)
+{
+    uint32_t from = most_loaded(s), to = 0;
+    if (from == 0) return false;
+    const struct worker *w = &s->workers[from];
     struct request *best = NULL;
     double best_gain = STEAL_GAIN_NS, ahead = 0;
-    const struct worker *w = &s->workers[from];
     if (w->busy_until_ns > now_ns) ahead = (double)(w->busy_until_ns - now_ns);
     uint16_t slot = w->plan_head;
     for (int i = 0; slot != NO_SLOT && i < STEAL_LOOK; i++, slot = s->requests[slot].plan_next) {
         struct request *r = &s->requests[slot];
-        if (policy_can_plan(s, r, rank)) {
-            policy_match(s, r);
-            double more = cost_prefill_ns(s, r, rank) - (double)r->work_ns;
-            double gain = ahead - (1 + COST_OTHERS) * more;
-            if (gain > best_gain && policy_can_take(s, &s->workers[rank], r)) {
-                best_gain = gain;
-                best = r;
-            }
+        policy_match(s, r);
+        uint32_t thief = best_thief(s, r, ahead, now_ns, &best_gain);
+        if (thief) {
+            best = r;
+            to = thief;
         }
         ahead += (double)r->work_ns;
     }
     if (!best) return false;
     policy_match(s, best);
     plan_remove(s, best);
-    plan_add(s, best, (int32_t)rank);
+    plan_add(s, best, (int32_t)to);
     return true;
 }
+
+static void rebalance(struct sched *s, uint64_t now_ns)
+{
+    if (s->plan_count == 0 || now_ns < s->steal_ns) return;
+    for (int i = 0; i < STEAL_MAX; i++)
+        if (!move_one(s, now_ns)) break;
+    s->steal_ns = now_ns + STEAL_EVERY_NS;
+}
+
+/* -- handing out ------------------------------------------------------------------------------ */
 
 static struct request *due_of(struct sched *s, uint32_t rank, uint64_t now_ns, int32_t *decode)
 {
     const struct worker *w = &s->workers[rank];
-    if (w->plan_head == NO_SLOT || !needs_work(w, now_ns)) return NULL;
+    if (!needs_work(w, now_ns)) return NULL;
     struct request *r = &s->requests[w->plan_head];
     if (!policy_can_take(s, w, r)) return NULL;
     policy_match(s, r);
@@ -144,12 +192,8 @@ static struct request *due_of(struct sched *s, uint32_t rank, uint64_t now_ns, i
 
 struct request *plan_due(struct sched *s, uint64_t now_ns, int32_t *prefill, int32_t *decode)
 {
-    if (s->plan_count == 0) return NULL;
-    int steals = 0;
-    for (uint32_t rank = 1; rank < s->config.rank_count && s->plan_count > 0; rank++) {
-        struct worker *w = &s->workers[rank];
-        if (!needs_work(w, now_ns)) continue;
-        if (w->plan_head == NO_SLOT && (steals++ >= STEAL_MAX || !steal(s, rank, now_ns))) continue;
+    rebalance(s, now_ns);
+    for (uint32_t rank = 0; (rank = next_planned(s, rank)) != 0;) {
         struct request *r = due_of(s, rank, now_ns, decode);
         if (!r) continue;
         *prefill = (int32_t)rank;
@@ -161,11 +205,10 @@ struct request *plan_due(struct sched *s, uint64_t now_ns, int32_t *prefill, int
 uint64_t plan_wake_ns(const struct sched *s)
 {
     uint64_t wake = UINT64_MAX;
-    if (s->plan_count == 0) return wake;
-    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
+    for (uint32_t rank = 0; (rank = next_planned(s, rank)) != 0;) {
         const struct worker *w = &s->workers[rank];
         /* One that is due but lacks room waits for something to happen, not for time. */
-        if (!w->alive || needs_work(w, s->now_ns)) continue;
+        if (needs_work(w, s->now_ns)) continue;
         if (w->busy_until_ns - AHEAD_NS < wake) wake = w->busy_until_ns - AHEAD_NS;
     }
     return wake;

@@ -10,6 +10,7 @@
  *  5. Equal scores: more free blocks wins, so that load spreads before it must; then the lower
  *     rank, which only makes replays repeat.  llm-d's policies draw lots, as llm-d does.
  */
+#include <math.h>
 #include <string.h>
 
 #include "sched/books.h"
@@ -18,16 +19,16 @@
 static const struct policy_row {
     const char *name;
     policy_score *prefill, *decode;
-    bool lots;
+    bool lots, compares;              /* ties are drawn; scores need score_prepare */
 } table[POLICY_COUNT] = {
-    [POLICY_COST] = { "cost", score_cost_prefill, score_cost_decode, false },
-    [POLICY_CACHE_AWARE] = { "cache-aware", score_cached, score_cached, false },
-    [POLICY_LOAD_BASED] = { "load-based", score_work, score_seqs, false },
-    [POLICY_LATENCY_OPTIMIZED] = { "latency-optimized", score_first, score_step, false },
-    [POLICY_ROUND_ROBIN] = { "round-robin", score_turn, score_turn, false },
-    [POLICY_RANDOM] = { "random", score_any, score_any, true },
-    [POLICY_LLM_D_WEIGHTED] = { "llm-d-weighted", score_weighted, score_weighted, true },
-    [POLICY_LLM_D_AFFINITY] = { "llm-d-affinity", score_affinity, score_active, true },
+    [POLICY_COST] = { "cost", score_cost_prefill, score_cost_decode, false, false },
+    [POLICY_CACHE_AWARE] = { "cache-aware", score_cached, score_cached, false, false },
+    [POLICY_LOAD_BASED] = { "load-based", score_work, score_seqs, false, false },
+    [POLICY_LATENCY_OPTIMIZED] = { "latency-optimized", score_first, score_step, false, false },
+    [POLICY_ROUND_ROBIN] = { "round-robin", score_turn, score_turn, false, false },
+    [POLICY_RANDOM] = { "random", score_any, score_any, true, false },
+    [POLICY_LLM_D_WEIGHTED] = { "llm-d-weighted", score_weighted, score_weighted, true, true },
+    [POLICY_LLM_D_AFFINITY] = { "llm-d-affinity", score_affinity, score_active, true, true },
 };
 
 bool sched_policy_find(const char *name, enum sched_policy *out)
@@ -63,17 +64,16 @@ static bool does(const struct worker *w, enum part part)
 
 bool policy_can_ever_take(const struct sched *s, const struct worker *w, const struct request *r)
 {
-    return w->alive && r->prompt_tokens < w->tokens_max
-        && request_blocks(s, r->prompt_tokens + 1) <= w->blocks;
+    (void)s;
+    return w->alive && r->prompt_tokens < w->tokens_max && r->blocks_least <= w->blocks;
 }
 
 bool policy_can_take(const struct sched *s, const struct worker *w, const struct request *r)
 {
-    uint32_t growth = r->max_tokens < 64 ? r->max_tokens : 64;
     if (!policy_can_ever_take(s, w, r)) return false;
     if (w->seqs_charged == 0) return true;
     return w->seqs_charged < w->seqs
-        && w->blocks_charged + request_blocks(s, r->prompt_tokens + growth) <= w->blocks;
+        && w->blocks_charged + r->blocks_soon <= w->blocks;
 }
 
 static uint64_t random_next(struct sched *s)
@@ -98,14 +98,15 @@ static int32_t best_of(struct sched *s, struct choice *c, double *score_out)
     if (c->count == 0) return NO_WORKER;
     c->lot = random_next(s);
     if (score == score_turn) c->turn = s->turn++;
-    score_prepare(s, c);
+    if (p->compares) score_prepare(s, c);
+    c->weights = cost_weights(s);
+    c->least = INFINITY;
     uint32_t best = 0, ties = 0;
-    double least = 0;
     for (uint32_t i = 0; i < c->count; i++) {
         uint32_t rank = c->ranks[i];
         double x = score(s, c, rank);
-        if (best && x > least) continue;
-        if (best && x == least) {
+        if (x > c->least) continue;
+        if (best && x == c->least) {
             ties++;
             bool takes = p->lots ? (c->lot >> (ties % 32)) % (ties + 1) == 0
                                  : blocks_free(&s->workers[rank]) > blocks_free(&s->workers[best]);
@@ -114,9 +115,9 @@ static int32_t best_of(struct sched *s, struct choice *c, double *score_out)
             ties = 0;
         }
         best = rank;
-        least = x;
+        c->least = x;
     }
-    *score_out = least;
+    *score_out = c->least;
     return (int32_t)best;
 }
 

@@ -13,7 +13,7 @@
 
 double score_cost_prefill(const struct sched *s, const struct choice *c, uint32_t rank)
 {
-    return cost_of_prefill(s, c->r, rank, c->now_ns);
+    return cost_of_prefill(s, c->r, rank, c->now_ns, &c->weights, c->least);
 }
 
 double score_cost_decode(const struct sched *s, const struct choice *c, uint32_t rank)

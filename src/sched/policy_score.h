@@ -17,6 +17,8 @@ struct choice {
     uint32_t waiting_least, waiting_most;     /* requests, over the candidates */
     uint32_t blocks;                  /* of the prompt that could be cached */
     bool sticky;                      /* llm-d-affinity: only those with 0.80 of it count       */
+    double least;                     /* the best score so far; a worse one need not be exact   */
+    struct cost_weights weights;
     uint16_t ranks[WORKER_COUNT_MAX]; /* candidates, ascending                  */
 };
 

@@ -40,6 +40,11 @@ uint32_t request_blocks(const struct sched *s, uint32_t tokens)
     return (tokens + s->config.block_tokens - 1) / s->config.block_tokens;
 }
 
+uint32_t request_growth(const struct request *r)
+{
+    return r->max_tokens < 64 ? r->max_tokens : 64;
+}
+
 static bool goes_before(const struct request *a, const struct request *b)
 {
     if (a->priority != b->priority) return a->priority < b->priority;
@@ -75,11 +80,10 @@ void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode,
 {
     struct worker *p = &s->workers[prefill], *d = &s->workers[decode];
     CHECK(p->alive && d->alive);
-    uint32_t growth = r->max_tokens < 64 ? r->max_tokens : 64;
     r->prefill = prefill;
     r->decode = decode;
     r->prefill_blocks = prefill == decode ? 0 : request_blocks(s, r->prompt_tokens);
-    r->decode_blocks = request_blocks(s, r->prompt_tokens + growth);
+    r->decode_blocks = r->blocks_soon;
     r->prompt_charged = true;
     r->work_tokens = r->prompt_tokens - cost_cached_tokens(s, r, (uint32_t)prefill);
     r->work_ns = (uint64_t)cost_prefill_ns(s, r, (uint32_t)prefill);

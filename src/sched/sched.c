@@ -120,6 +120,8 @@ static void on_request(struct sched *s, const struct sched_event *e)
         .keys = e->keys, .key_count = e->keys ? e->key_count : 0,
     };
     CHECK(r->prompt_tokens > 0);
+    r->blocks_least = request_blocks(s, r->prompt_tokens + 1);
+    r->blocks_soon = request_blocks(s, r->prompt_tokens + request_growth(r));
     if (timed(r)) s->timed_count++;
     if (r->deadline_ns && r->deadline_ns < s->timed_ns) s->timed_ns = r->deadline_ns;
     bool full = s->queue_count >= s->config.queue_max;
