@@ -19,7 +19,7 @@
 #define START_NS (600 * NS_PER_S)     /* until every worker is up */
 #define LEAVE_NS (2 * NS_PER_S)       /* for the last messages    */
 
-enum { CODE_FAILED = 1, CODE_ROLE_EMPTY = 3 };
+enum { CODE_FAILED = 1, CODE_ALL_LOST = 3 };
 
 void rank0_over(struct rank0 *z, int code, const char *fmt, ...)
 {
@@ -60,16 +60,14 @@ void rank0_status_file(const struct config *c, int code, const char *why)
 
 /* -- workers ---------------------------------------------------------------------------------- */
 
-static void role_check(struct rank0 *z)
+static void anybody_check(struct rank0 *z)
 {
     struct sched_stats s;
     sched_stats(z->sched, &s);
     if (z->state == JOB_STARTING) {
         rank0_over(z, CODE_FAILED, "a worker was lost during start");
-    } else if (s.prefill_alive == 0) {
-        rank0_over(z, CODE_ROLE_EMPTY, "no worker that can prefill is left");
-    } else if (s.decode_alive == 0) {
-        rank0_over(z, CODE_ROLE_EMPTY, "no worker that can decode is left");
+    } else if (s.prefill_alive + s.decode_alive == 0) {
+        rank0_over(z, CODE_ALL_LOST, "no worker is left");
     }
 }
 
@@ -101,7 +99,7 @@ void rank0_lost(struct rank0 *z, int rank, const char *how)
     if (z->over) return;
     act_event(z, (struct sched_event){ .type = EV_WORKER_LOST, .worker = rank });
     act_step(z);
-    role_check(z);
+    anybody_check(z);
     links_state(z);
 }
 
@@ -290,7 +288,7 @@ static void open_sched(struct rank0 *z)
     struct sched_config s = {
         .rank_count = (uint32_t)z->job->size,
         .queue_max = (uint32_t)(c->max_queue < REQ_COUNT_MAX ? c->max_queue : REQ_COUNT_MAX),
-        .block_tokens = (uint32_t)c->block_size, .seed = c->seed,
+        .block_tokens = (uint32_t)c->block_size, .seed = c->seed, .emitted = z->emitted,
     };
     if (!sched_policy_find(c->policy, &s.policy))
         rank0_over(z, CODE_FAILED, "policy: there is no %s", c->policy);

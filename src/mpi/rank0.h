@@ -72,6 +72,7 @@ struct rank0 {
     struct peer_worker *workers;      /* by rank */
     struct request *requests;         /* REQ_COUNT_MAX */
     uint64_t *streams;                /* by slot; 0: none.  Searched for every REQUEST and CANCEL */
+    uint32_t *emitted;                /* by slot: tokens passed on; the scheduler reads it */
     uint16_t *free_slots;
     uint32_t free_count;
     struct gateway *gateways;         /* GATEWAY_COUNT_MAX */
@@ -101,6 +102,8 @@ void requests_open(struct rank0 *z);
 /* NULL: all slots are taken. */
 struct request *request_add(struct rank0 *z, int gateway, const struct link_request *m);
 struct request *request_find(struct rank0 *z, struct req_id id);
+/* Another attempt begins, behind what was emitted: what waits of the last one is forgotten. */
+void request_restart(struct request *r, struct req_id id, int32_t prefill, int32_t decode);
 struct request *request_of_stream(struct rank0 *z, int gateway, uint64_t stream);
 void request_free(struct rank0 *z, struct request *r);
 void requests_on_tokens(struct rank0 *z, int from, const struct msg_tokens *m);

@@ -28,6 +28,8 @@ static void send_seq(struct rank0 *z, const struct request *r, enum msg_type typ
     m->prompt_count = r->prompt_count;
     m->id_count = r->id_count;
     m->params = r->params;
+    /* Scores that have all passed need no second computing: the prompt may come from the cache. */
+    if (r->score_next >= r->prompt_count) m->params.flags &= (uint16_t)~SAMPLING_PROMPT_LOGPROBS;
     if (r->bias) memcpy(m + 1, r->bias, r->params.bias_count * sizeof *r->bias);
     memcpy((char *)(m + 1) + r->params.bias_count * sizeof *r->bias, r->ids,
            r->id_count * sizeof *r->ids);
@@ -43,12 +45,10 @@ void act_cancel(struct rank0 *z, const struct request *r, int worker)
 static void place(struct rank0 *z, struct request *r, const struct sched_action *a)
 {
     bool alone = a->type == ACT_RUN;
-    r->id = a->req; /* its attempt counts up */
-    r->started = false;
-    r->prefill = alone ? a->worker : a->prefill;
-    r->decode = alone ? a->worker : a->decode;
-    log_info("placed req=%u.%u attempt=%u prefill=%d decode=%d prompt=%u", r->id.slot,
-             r->id.generation, r->id.attempt, r->prefill, r->decode, r->prompt_count);
+    request_restart(r, a->req, alone ? a->worker : a->prefill, alone ? a->worker : a->decode);
+    log_info("placed req=%u.%u attempt=%u prefill=%d decode=%d prompt=%u emitted=%u", r->id.slot,
+             r->id.generation, r->id.attempt, r->prefill, r->decode, r->prompt_count,
+             r->id_count - r->prompt_count);
     if (alone) {
         send_seq(z, r, MSG_RUN, a->worker, -1);
         return;

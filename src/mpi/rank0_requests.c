@@ -15,6 +15,7 @@ void requests_open(struct rank0 *z)
 {
     z->requests = mem_array(REQ_COUNT_MAX, sizeof *z->requests);
     z->streams = mem_array(REQ_COUNT_MAX, sizeof *z->streams);
+    z->emitted = mem_array(REQ_COUNT_MAX, sizeof *z->emitted);
     z->free_slots = mem_array(REQ_COUNT_MAX, sizeof *z->free_slots);
     for (int i = 0; i < REQ_COUNT_MAX; i++) {
         z->requests[i].id = (struct req_id){ .slot = (uint16_t)i, .generation = 1 };
@@ -35,6 +36,7 @@ struct request *request_add(struct rank0 *z, int gateway, const struct link_requ
         .prefill = -1, .decode = -1, .arrived_ns = clock_now_ns(), .score_next = 1,
     };
     z->streams[id.slot] = r->stream;
+    z->emitted[id.slot] = 0;
     r->ids = mem_array(r->id_room, sizeof *r->ids);
     memcpy(r->ids, link_request_ids(m), m->id_count * sizeof *r->ids);
     if (m->params.bias_count) {
@@ -67,6 +69,15 @@ static void drop_early(struct request *r)
         r->early = e->next;
         free(e);
     }
+}
+
+void request_restart(struct request *r, struct req_id id, int32_t prefill, int32_t decode)
+{
+    drop_early(r);
+    r->id = id;
+    r->started = false;
+    r->prefill = prefill;
+    r->decode = decode;
 }
 
 void request_free(struct rank0 *z, struct request *r)
@@ -119,6 +130,7 @@ static void take(struct rank0 *z, struct request *r, int from, const struct toke
     }
     if (record->finish != FINISH_ERROR) { /* else it is no token: the backend failed */
         r->ids[r->id_count++] = record->id;
+        z->emitted[r->id.slot]++;
         pass_on(z, r, LINK_TOKENS, record, top);
         if (!r->started) first_token(z, r);
     }
@@ -166,7 +178,8 @@ void requests_on_tokens(struct rank0 *z, int from, const struct msg_tokens *m)
             continue;
         }
         if (r->ended || one.record.position < r->id_count) continue;
-        if (from == r->prefill) r->cached = one.cached;
+        /* A later attempt finds its own prompt in the cache: that saved nothing. */
+        if (from == r->prefill && r->id_count == r->prompt_count) r->cached = one.cached;
         if (one.record.position > r->id_count) {
             keep_early(r, &one.record, top);
             continue;

@@ -32,7 +32,9 @@ enum { NO_WORKER = -1, NO_SLOT = UINT16_MAX };
 struct request {
     enum req_state state;
     struct req_id id;
-    uint32_t prompt_tokens, max_tokens;
+    uint32_t prompt_tokens, max_tokens;       /* of the next attempt: what was emitted is prompt */
+    uint32_t emitted;                 /* how much of prompt_tokens that is                      */
+    uint8_t failures, fruitless;      /* attempts that failed; since the last token             */
     int32_t priority;
     uint64_t order;                   /* of arrival: first come, first served within a priority */
     uint64_t deadline_ns, not_before_ns;
@@ -77,9 +79,11 @@ struct sched {
     uint64_t order_next, random_state;
     uint32_t turn;                    /* of round-robin */
     bool draining;
+    bool no_prefill, no_decode;       /* nobody has that role: the others do both */
     uint64_t now_ns;                  /* of this step */
     uint64_t wake_ns;
     uint64_t timed_ns;                /* no deadline or not_before ends earlier */
+    uint64_t lost_wait_ns;            /* then what nobody left can take is ended */
     struct sched_stats stats;
     uint32_t timed_count;             /* live requests with a deadline or a not_before */
     bool rated;                       /* EV_RATES has come: requests wait here, planned */
@@ -112,6 +116,8 @@ void discharge(struct sched *s, struct request *r, int32_t worker, uint64_t now_
 /* sched/policy.c */
 /* s->held for this request. */
 void policy_match(struct sched *s, const struct request *r);
+/* Looks which roles nobody has.  Call it when a worker comes, goes or changes its role. */
+void policy_roles(struct sched *s);
 /* Where could r go now?  False: nowhere; it waits.  RUN: *prefill == *decode.  Needs s->held. */
 bool policy_place(struct sched *s, const struct request *r, uint64_t now_ns, int32_t *prefill,
                   int32_t *decode);

@@ -7,6 +7,7 @@
  *  4. A worker of role BOTH takes the whole request when its score is no worse than the best
  *     prefill worker's.  With measured rates, POLICY_COST considers decode workers like that too:
  *     a short suffix of a cached prompt is computed where it is cached.
+ *     While nobody has role PREFILL, or nobody DECODE, the others are of role BOTH.
  *  5. Equal scores: more free blocks wins, so that load spreads before it must; then the lower
  *     rank, which only makes replays repeat.  llm-d's policies draw lots, as llm-d does.
  */
@@ -54,12 +55,29 @@ static const struct policy_row *row(const struct sched *s, enum part part)
     return &table[p];
 }
 
-static bool does(const struct worker *w, enum part part)
+void policy_roles(struct sched *s)
+{
+    s->no_prefill = s->no_decode = true;
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
+        const struct worker *w = &s->workers[rank];
+        if (w->alive && w->role == ROLE_PREFILL) s->no_prefill = false;
+        if (w->alive && w->role == ROLE_DECODE) s->no_decode = false;
+    }
+}
+
+static enum role role_now(const struct sched *s, const struct worker *w)
+{
+    bool alone = w->role == ROLE_PREFILL ? s->no_decode : s->no_prefill;
+    return alone ? ROLE_BOTH : w->role;
+}
+
+static bool does(const struct sched *s, const struct worker *w, enum part part)
 {
     if (!w->alive) return false;
-    if (part == PART_PREFILL) return w->role == ROLE_PREFILL;
-    if (part == PART_DECODE) return w->role == ROLE_DECODE;
-    return w->role == ROLE_BOTH;
+    enum role role = role_now(s, w);
+    if (part == PART_PREFILL) return role == ROLE_PREFILL;
+    if (part == PART_DECODE) return role == ROLE_DECODE;
+    return role == ROLE_BOTH;
 }
 
 bool policy_can_ever_take(const struct sched *s, const struct worker *w, const struct request *r)
@@ -127,7 +145,7 @@ static int32_t best_now(struct sched *s, const struct request *r, enum part part
     struct choice c = { .r = r, .part = part, .now_ns = now_ns, .prefill = prefill };
     for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
         const struct worker *w = &s->workers[rank];
-        if (does(w, part) && policy_can_take(s, w, r)) c.ranks[c.count++] = (uint16_t)rank;
+        if (does(s, w, part) && policy_can_take(s, w, r)) c.ranks[c.count++] = (uint16_t)rank;
     }
     return best_of(s, &c, score);
 }
@@ -178,7 +196,7 @@ int32_t policy_plan(struct sched *s, const struct request *r, uint64_t now_ns)
 int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill, uint64_t now_ns)
 {
     double score;
-    if (s->workers[prefill].role != ROLE_PREFILL || r->max_tokens == 1) return prefill;
+    if (role_now(s, &s->workers[prefill]) != ROLE_PREFILL || r->max_tokens == 1) return prefill;
     return best_now(s, r, PART_DECODE, prefill, now_ns, &score);
 }
 

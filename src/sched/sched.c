@@ -8,6 +8,11 @@
 
 /* How long a request that a worker refused waits before it is placed again. */
 #define RETRY_NS UINT64_C(20000000)
+/* How long a request waits for somebody who could take it, when a loss left nobody. */
+#define LOST_WAIT_NS UINT64_C(10000000000)
+/* Attempts of one request that may fail: in a row without a token, and altogether.  A request that
+ * kills whoever runs it takes no more workers than this. */
+enum { FRUITLESS_MAX = 3, FAILURES_MAX = 16 };
 
 size_t sched_bytes(const struct sched_config *c)
 {
@@ -24,7 +29,8 @@ struct sched *sched_init(void *memory, const struct sched_config *c)
     s->config = *c;
     s->queue_head = s->queue_tail = NO_SLOT;
     s->random_state = c->seed;
-    s->wake_ns = s->timed_ns = UINT64_MAX;
+    s->wake_ns = s->timed_ns = s->lost_wait_ns = UINT64_MAX;
+    s->no_prefill = s->no_decode = true;
     CHECK(c->policy < POLICY_COUNT && c->decode_policy <= POLICY_COUNT);
     for (uint32_t i = 0; i <= WORKER_COUNT_MAX; i++) {
         s->workers[i].plan_head = NO_SLOT;
@@ -132,20 +138,52 @@ static void on_request(struct sched *s, const struct sched_event *e)
     else if (full) end(s, r, END_FULL, FINISH_ERROR);
 }
 
+/* What was emitted is prompt to the next attempt. */
+static void count_emitted(const struct sched *s, struct request *r)
+{
+    if (!s->config.emitted) return;
+    uint32_t more = s->config.emitted[r->id.slot] - r->emitted;
+    r->emitted += more;
+    r->prompt_tokens += more;
+    r->max_tokens = r->max_tokens > more ? r->max_tokens - more : 1;
+}
+
 /* Back to the queue, once no worker holds anything of the attempt that failed. */
 static void requeue_if_gone(struct sched *s, struct request *r)
 {
     if (r->state != REQ_RETRY || held(r)) return;
+    count_emitted(s, r);
     request_move(r, REQ_QUEUED);
     queue_insert(s, r);
-    if (r->not_before_ns < s->timed_ns) s->timed_ns = r->not_before_ns;
+    if (r->not_before_ns && r->not_before_ns < s->timed_ns) s->timed_ns = r->not_before_ns;
 }
 
+static bool running(const struct request *r)
+{
+    return r->state == REQ_PREFILLING || r->state == REQ_DECODING;
+}
+
+/* This attempt failed, and not for want of room. */
+static void recover(struct sched *s, struct request *r)
+{
+    if (++r->fruitless > FRUITLESS_MAX || ++r->failures > FAILURES_MAX) {
+        end(s, r, END_WORKER_LOST, FINISH_ERROR);
+        return;
+    }
+    cancel_holders(s, r);
+    request_move(r, REQ_RETRY);
+    s->stats.recovered++;
+}
+
+/* A prefill worker lets go when its KV has left, after the first token; whoever else lets go before
+ * the last token has failed. */
 static void on_gone(struct sched *s, struct request *r, int32_t worker)
 {
+    bool normal = r->state == REQ_DECODING && r->prefill == worker && r->decode != worker &&
+                  r->decode != NO_WORKER;
+    bool holds = r->prefill == worker || r->decode == worker;
     discharge(s, r, worker, s->now_ns);
-    bool running = r->state == REQ_PREFILLING || r->state == REQ_DECODING;
-    if (running && !held(r)) end(s, r, END_WORKER_LOST, FINISH_ERROR);
+    if (holds && running(r) && !normal) recover(s, r);
     free_if_gone(s, r);
     requeue_if_gone(s, r);
 }
@@ -154,16 +192,17 @@ static void on_refused(struct sched *s, struct request *r, const struct sched_ev
                        uint64_t now_ns)
 {
     discharge(s, r, e->worker, s->now_ns);
-    bool running = r->state == REQ_PREFILLING || r->state == REQ_DECODING;
     /* Also after its first token: then the next attempt continues behind it. */
-    if (running && e->err == ERR_FULL) {
+    if (running(r) && e->err == ERR_FULL) {
         if (!timed(r)) s->timed_count++;
         r->not_before_ns = now_ns + RETRY_NS;
         cancel_holders(s, r);
         request_move(r, REQ_RETRY);
-    } else if (running) {
-        end(s, r, e->err == ERR_LIMIT ? END_TOO_LONG : END_WORKER_LOST, FINISH_ERROR);
+    } else if (running(r) && e->err == ERR_LIMIT) {
+        end(s, r, END_TOO_LONG, FINISH_ERROR);
         return;
+    } else if (running(r)) {
+        recover(s, r);
     }
     free_if_gone(s, r);
     requeue_if_gone(s, r);
@@ -177,18 +216,36 @@ static void on_lost(struct sched *s, int32_t rank)
     for (uint32_t i = 0; i < REQ_COUNT_MAX; i++) {
         struct request *r = &s->requests[i];
         if (r->state == REQ_FREE || (r->prefill != rank && r->decode != rank)) continue;
+        /* The first token has come, so its KV may all be with decode: that one knows, and says
+         * GONE when it is not. */
+        bool only_prefill = r->state == REQ_DECODING && r->decode != rank &&
+                            r->decode != NO_WORKER;
         discharge(s, r, rank, s->now_ns);
-        if (r->state == REQ_PREFILLING || r->state == REQ_DECODING)
-            end(s, r, END_WORKER_LOST, FINISH_ERROR);
-        else {
-            free_if_gone(s, r);
-            requeue_if_gone(s, r);
-        }
+        if (running(r) && !only_prefill) recover(s, r);
+        free_if_gone(s, r);
+        requeue_if_gone(s, r);
     }
     plan_all_away(s, rank);
     CHECK(w->seqs_charged == 0 && w->blocks_charged == 0 && w->prompt_tokens_charged == 0);
     CHECK(w->prompts_charged == 0 && w->work_charged_ns == 0 && w->plan_blocks == 0);
     w->alive = false;
+    policy_roles(s);
+    s->lost_wait_ns = s->now_ns + LOST_WAIT_NS;
+}
+
+/* Long after a loss: ends what nobody who is left could ever take. */
+static void end_stranded(struct sched *s)
+{
+    if (s->now_ns < s->lost_wait_ns) return;
+    s->lost_wait_ns = UINT64_MAX;
+    for (uint16_t slot = s->queue_head; slot != NO_SLOT;) {
+        struct request *r = &s->requests[slot];
+        slot = r->next;
+        bool anybody = false;
+        for (uint32_t rank = 1; rank < s->config.rank_count && !anybody; rank++)
+            anybody = policy_can_ever_take(s, &s->workers[rank], r);
+        if (!anybody) end(s, r, END_WORKER_LOST, FINISH_ERROR);
+    }
 }
 
 static void on_up(struct sched *s, const struct sched_event *e)
@@ -199,6 +256,7 @@ static void on_up(struct sched *s, const struct sched_event *e)
         .alive = true, .role = e->role, .blocks = e->blocks, .seqs = e->seqs,
         .tokens_max = e->max_tokens, .rates = s->workers[e->worker].rates, .plan_head = NO_SLOT,
     };
+    policy_roles(s);
 }
 
 static void on_rates(struct sched *s, const struct sched_event *e)
@@ -238,7 +296,8 @@ static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_
         return;
     case EV_FIRST:
         if (!r || r->state != REQ_PREFILLING) return;
-        cost_learn(s, r, s->now_ns);
+        if (r->emitted == 0) cost_learn(s, r, s->now_ns);
+        r->fruitless = 0;
         discharge_prompt(s, r, s->now_ns);
         request_move(r, REQ_DECODING);
         return;
@@ -321,6 +380,8 @@ size_t sched_step(struct sched *s, uint64_t now_ns, const struct sched_event *in
     s->now_ns = now_ns;
     for (size_t i = 0; i < in_count; i++) on_event(s, &in[i], now_ns);
     expire(s, now_ns);
+    end_stranded(s);
+    if (s->lost_wait_ns < s->wake_ns) s->wake_ns = s->lost_wait_ns;
     place_waiting(s, now_ns);
     size_t count = 0;
     while (count < out_max && s->action_count > 0) {

@@ -12,8 +12,14 @@
  * A request's life (sched/req.c checks every move):
  *
  *     QUEUED -place-> PREFILLING -first token-> DECODING -last token-> ENDED -all gone-> free
- *        |                |                        |                     ^
- *        `--refuse, cancel, deadline, worker lost--+---------------------'
+ *      | ^                |                        |                     ^
+ *      | `--RETRY <-------+-refused, worker lost---'                     |
+ *      `--------------cancel, deadline, in every state-------------------'
+ *
+ * A request whose worker is lost, or gives it up, is placed again under the next attempt and goes
+ * on behind what was emitted.  It ends with END_WORKER_LOST only when attempts keep failing, or
+ * when for LOST_WAIT_NS nobody that is alive could ever take it.  When all workers of a role are
+ * lost, those of the other role do both.
  *
  * Always true: every request gets exactly one ACT_END, then exactly one ACT_FREE once no worker
  * holds anything of it.  A worker's books (sequences, blocks) are charged when a request is placed
@@ -70,6 +76,9 @@ struct sched_config {
     double cache_locality_weight, latency_weight;
     uint64_t ttft_target_ns;          /* 0: 2 s */
     uint64_t metrics_ns;              /* llm-d-weighted sees queues and KV use this old; 0: exact */
+    /* The caller's, by slot (REQ_COUNT_MAX): tokens emitted so far, of all attempts.  NULL: a new
+     * attempt computes the prompt alone. */
+    const uint32_t *emitted;
 };
 
 enum sched_event_type {
@@ -81,7 +90,7 @@ enum sched_event_type {
     EV_FIRST,                         /* req: its first token arrived                   */
     EV_FINISHED,                      /* req, finish: its last token arrived            */
     EV_GONE,                          /* req, worker: it holds nothing of req now       */
-    EV_REFUSED,                       /* req, worker, err: it could not take req        */
+    EV_REFUSED,                       /* req, worker, err: it could not take req, or gave it up */
     EV_DRAIN,                         /* no new requests; those waiting are served      */
     EV_RATES,                         /* worker, rates: measured, at start or later     */
     EV_POLICY,                        /* policy, decode_policy, weights: from now on    */
@@ -152,6 +161,7 @@ uint64_t sched_wake_ns(const struct sched *s);
 
 struct sched_stats {
     uint64_t decisions, ended, refused, workers_lost;
+    uint64_t recovered;               /* attempts that failed and were followed by another */
     uint32_t waiting, prefilling, decoding, ending;
     uint32_t prefill_alive, decode_alive; /* workers that can take that part; BOTH: in both */
 };

@@ -160,9 +160,7 @@ def test_a_killed_worker_is_noticed_at_once_and_the_others_continue(victim):
         streams = [c.request(prompt(i, 300), max_tokens=60) for i in range(12)]
         c.pump(0.3)
         assert lost_after(job, victim, signal.SIGKILL) <= 0.1
-        codes = [a.code for a in c.wait(streams)]
-        assert set(codes) <= {link.OK, link.WORKER_LOST}
-        assert link.WORKER_LOST in codes and link.OK in codes
+        assert all(a.code == link.OK for a in c.wait(streams))
         later = c.wait([c.request(prompt(i, 50), max_tokens=5) for i in range(6)])
         assert all(a.code == link.OK for a in later)
         assert c.home()
@@ -178,7 +176,7 @@ def test_a_stopped_worker_is_noticed_by_its_silence_and_leaves_when_it_wakes():
         assert lost_after(job, 2, signal.SIGSTOP) <= 1.35
         os.kill(pid, signal.SIGCONT)
         c.cancel(stream)
-        assert c.wait([stream])[0].code in (link.WORKER_LOST, link.CANCELLED)
+        assert c.wait([stream])[0].code == link.CANCELLED
         assert c.generate(prompt(2, 30), max_tokens=4).code == link.OK
         end = time.monotonic() + 3
         while 2 in job.pids() and time.monotonic() < end:
@@ -196,20 +194,6 @@ def test_a_rank_0_that_was_stopped_declares_nobody_dead():
         assert c.generate(prompt(2, 30), max_tokens=4).code == link.OK
         c.pump(1.2)
         assert "lost worker" not in job.log()
-
-
-@pytest.mark.parametrize("victim", [1, 2])
-def test_when_a_role_has_nobody_left_the_job_ends_with_a_status(victim):
-    with Job(prefill=1, decode=1, env=SLOW) as job:
-        c = job.client()
-        streams = [c.request(prompt(i, 100), max_tokens=60) for i in range(4)]
-        c.pump(0.2)
-        job.kill(victim)
-        c.until(lambda: all(c.answers[s].done() for s in streams), 5)
-        assert [c.answers[s].code for s in streams] == [link.WORKER_LOST] * 4
-        status = job.status()
-        assert status["code"] != 0 and "left" in status["why"]
-        assert job.ended(3)
 
 
 def test_when_rank_0_dies_all_workers_leave():
