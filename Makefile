@@ -77,6 +77,8 @@ UNIT_model   = $(COMMON) $(MODEL)
 UNIT_kv      = $(COMMON) $(KV)
 UNIT_sched   = $(COMMON) $(KV) $(SCHED)
 UNIT_engine  = $(COMMON) $(MODEL) $(KV) $(ENGINE)
+# What of src/mpi needs no MPI.
+UNIT_mpi     = $(COMMON) $(WIRE) $(KV) $(B)/src/mpi/blocks.o
 UNIT_gateway = $(COMMON) $(WIRE) $(MODEL) $(KV) $(filter-out %/gateway/main.o,$(GATEWAY))
 UNIT_ctl     = $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(filter-out %/ctl/main.o,$(CTL))
 UNIT_TESTS   = $(patsubst tests/unit/%.c,$(B)/unit/%,$(sort $(wildcard tests/unit/*_test.c)))

@@ -227,6 +227,12 @@ const struct kv_shape *engine_kv_shape(const struct engine *e)
     return &e->shape;
 }
 
+void engine_keys(const struct engine *e, void *ctx,
+                 void (*call)(void *ctx, struct hash128 key, struct hash128 parent))
+{
+    kv_pool_each(e->pool, ctx, call);
+}
+
 void engine_cache_clear(struct engine *e)
 {
     kv_pool_clear(e->pool);

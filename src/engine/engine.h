@@ -132,6 +132,9 @@ bool engine_poll(struct engine *e);
 
 void engine_stats(const struct engine *e, struct engine_stats *out);
 const struct kv_shape *engine_kv_shape(const struct engine *e);
+/* Every block that can be found by key: what stored and dropped have told, all at once. */
+void engine_keys(const struct engine *e, void *ctx,
+                 void (*call)(void *ctx, struct hash128 key, struct hash128 parent));
 /* Drops every cached (not held) block. */
 void engine_cache_clear(struct engine *e);
 

@@ -50,6 +50,8 @@ struct api_prompt {
     struct token_list ids;
     char *text;                       /* as given, else NULL */
     size_t bytes;
+    struct hash128 *keys;             /* of its KV blocks that may be cached; call.c fills them */
+    uint32_t key_count;
 };
 
 struct api_request {

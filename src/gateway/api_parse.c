@@ -553,6 +553,7 @@ void api_request_release(struct api_request *r)
     for (uint32_t i = 0; i < r->prompt_count; i++) {
         token_list_release(&r->prompts[i].ids);
         free(r->prompts[i].text);
+        free(r->prompts[i].keys);
     }
     free(r->prompts);
     free(r->bias);

@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "gateway/call_state.h"
 #include "gateway/metrics.h"
+#include "gateway/prompt_keys.h"
 
 static struct call *all_calls;        /* under the gateway's lock */
 
@@ -47,14 +48,16 @@ static void scores_of(const struct api_request *r, struct sampling *s)
 static bool submit(struct call *c, struct choice *ch)
 {
     const struct api_request *r = &c->request;
-    const struct token_list *ids = &r->prompts[ch->prompt].ids;
-    size_t bytes = link_request_bytes(r->bias_count, 0, (uint32_t)ids->count);
+    const struct api_prompt *prompt = &r->prompts[ch->prompt];
+    const struct token_list *ids = &prompt->ids;
+    size_t bytes = link_request_bytes(r->bias_count, prompt->key_count, (uint32_t)ids->count);
     struct link_request *frame = mem_alloc(bytes);
     frame->cache_salt = r->cache_salt;
     frame->user_hash = r->user_hash;
     frame->timeout_ms = (uint64_t)(r->o.timeout_s * 1000);
     frame->priority = (int32_t)r->o.priority;
     frame->id_count = (uint32_t)ids->count;
+    frame->key_count = prompt->key_count;
     frame->params = c->params;
     frame->params.seed += ch->index;
     frame->params.max_tokens = c->max_tokens[ch->prompt];
@@ -62,8 +65,12 @@ static bool submit(struct call *c, struct choice *ch)
     if (r->bias_count) {
         memcpy((void *)link_request_bias(frame), r->bias, r->bias_count * sizeof *r->bias);
     }
+    if (prompt->key_count) {
+        memcpy((void *)link_request_keys(frame), prompt->keys,
+               prompt->key_count * sizeof *prompt->keys);
+    }
     memcpy((void *)link_request_ids(frame), ids->ids, ids->count * sizeof *ids->ids);
-    ch->stream = link_client_submit(c->gw->link, frame, c, ch->index, &ch->tried);
+    ch->stream = link_client_submit(c->gw->link, frame, &c->keys, c, ch->index, &ch->tried);
     free(frame);
     return ch->stream;
 }
@@ -474,6 +481,7 @@ static bool prepare(struct call *c, enum api_kind kind, const char *body, size_t
     uint32_t context = gw->context, vocab = tokenizer_vocab(gw->tokenizer);
     pthread_mutex_lock(&gw->lock);
     link_client_job(gw->link, &context, &vocab);
+    bool known = link_client_keys(gw->link, &c->keys);
     pthread_mutex_unlock(&gw->lock);
     struct api_request *r = &c->request;
     if (!api_parse(gw, kind, body, bytes, (size_t)context * 4, vocab, r, e)) return false;
@@ -482,6 +490,7 @@ static bool prepare(struct call *c, enum api_kind kind, const char *body, size_t
     for (uint32_t i = 0; i < r->prompt_count; i++) {
         if (!budget(r, r->prompts[i].ids.count, context, &c->max_tokens[i], e)) return false;
     }
+    if (known) prompt_keys_make(r, &c->keys);
     make_choices(c);
     return true;
 }

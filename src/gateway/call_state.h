@@ -3,6 +3,7 @@
 #define RANKSERVE_GATEWAY_CALL_STATE_H
 
 #include "gateway/call.h"
+#include "gateway/link_client.h"
 
 struct choice {
     uint32_t index, prompt;
@@ -28,6 +29,7 @@ struct call {
     struct api_request request;
     struct sampling params;           /* of all choices but for the seed */
     uint32_t *max_tokens;             /* per prompt */
+    struct link_keys keys;            /* that the prompts' keys were made from */
     struct choice *choices;
     uint32_t choice_count, running;
     struct buf *scores;               /* per prompt: token_records of the prompt */

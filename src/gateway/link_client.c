@@ -146,6 +146,12 @@ static void add_state(struct link_state *sum, const struct link_state *s)
     sum->workers_lost += s->workers_lost;
     sum->requests_replaced += s->requests_replaced;
     sum->wakeups += s->wakeups;
+    sum->index_blocks += s->index_blocks;
+    sum->index_bytes += s->index_bytes;
+    sum->index_mismatches += s->index_mismatches;
+    sum->index_lookups += s->index_lookups;
+    sum->reuse_possible += s->reuse_possible;
+    sum->reuse_captured += s->reuse_captured;
     if (s->uptime_ns > sum->uptime_ns) sum->uptime_ns = s->uptime_ns;
 }
 
@@ -193,8 +199,27 @@ static bool send_frame(struct link_client *c, struct conn *conn, const struct li
     return true;
 }
 
-uint64_t link_client_submit(struct link_client *c, struct link_request *r, void *owner,
-                            uint32_t index, uint32_t *tried)
+bool link_client_keys(const struct link_client *c, struct link_keys *out)
+{
+    const struct conn *newest = NULL;
+    for (uint32_t i = 0; i < JOBS_MAX; i++) {
+        const struct conn *conn = &c->conns[i];
+        if (!takes_requests(conn)) continue;
+        if (!newest || conn->to.started > newest->to.started) newest = conn;
+    }
+    if (newest) *out = newest->keys;
+    return newest;
+}
+
+static void drop_keys(struct link_request *r)
+{
+    memmove((void *)link_request_keys(r), link_request_ids(r), r->id_count * sizeof(int32_t));
+    r->key_count = 0;
+}
+
+uint64_t link_client_submit(struct link_client *c, struct link_request *r,
+                            const struct link_keys *keys, void *owner, uint32_t index,
+                            uint32_t *tried)
 {
     struct conn *conn = choose(c, r, *tried);
     if (!conn) return 0;
@@ -202,6 +227,7 @@ uint64_t link_client_submit(struct link_client *c, struct link_request *r, void 
     uint64_t number = slots_take(&c->streams, (void **)&s);
     if (!number) return 0;
     *s = (struct stream){ owner, index, conn->index };
+    if (r->key_count && memcmp(keys, &conn->keys, sizeof *keys) != 0) drop_keys(r);
     link_head_set(&r->head, LINK_REQUEST, number,
                   link_request_bytes(r->params.bias_count, r->key_count, r->id_count));
     if (!send_frame(c, conn, &r->head)) {

@@ -20,6 +20,7 @@
 #include "common/check.h"
 #include "common/limits.h"
 #include "gateway/gateway.h"
+#include "kv/key.h"
 #include "wire/link.h"
 
 struct link_client;
@@ -55,10 +56,20 @@ void link_client_stop(struct link_client *c);
  * last stream has ended.  At most JOBS_MAX: one line in the log about more. */
 void link_client_jobs(struct link_client *c, const struct link_target *jobs, uint32_t count);
 
+/* What the keys of KV blocks are made from (kv/key.h): a job's, as WELCOME and its secret say. */
+struct link_keys {
+    struct hash_secret secret;
+    struct kv_scope scope;
+};
+/* Those of a live job; false when there is none. */
+bool link_client_keys(const struct link_client *c, struct link_keys *out);
+
 /* Sends a request, whose head is filled in here, to a job not in `tried`, and adds that job to it.
- * Returns its stream, or 0: no such job is live, or there is no room. */
-uint64_t link_client_submit(struct link_client *c, struct link_request *r, void *owner,
-                            uint32_t index, uint32_t *tried);
+ * The request's keys, if it has any, were made from `keys`: they are taken out of the frame when
+ * the job's are others.  Returns its stream, or 0: no such job is live, or there is no room. */
+uint64_t link_client_submit(struct link_client *c, struct link_request *r,
+                            const struct link_keys *keys, void *owner, uint32_t index,
+                            uint32_t *tried);
 void link_client_cancel(struct link_client *c, uint64_t stream);  /* `end` still comes */
 void link_client_forget(struct link_client *c, uint64_t stream);  /* cancels; nothing comes */
 

@@ -221,6 +221,11 @@ static const char *take_welcome(struct conn *c, const struct link_head *h)
     c->refused = c->failures = 0;
     pthread_mutex_lock(&gw->lock);
     c->job = *w;
+    c->keys = (struct link_keys){
+        .secret = link_kv_secret(c->to.secret),
+        .scope = { .model_digest = w->model_digest, .kv_type = w->kv_type,
+                   .block_tokens = w->block_tokens },
+    };
     c->known = c->up = true;
     pthread_mutex_unlock(&gw->lock);
     log_info("link up job=%s max_model_len=%u vocab=%u", c->to.name, w->max_model_len, w->vocab);

@@ -42,6 +42,7 @@ struct conn {
     struct buf out;                   /* not yet written to the socket, from out_at on */
     size_t out_at;
     struct link_welcome job;
+    struct link_keys keys;            /* that follow from it */
     bool known;                       /* `job` was said */
     struct link_state said;
 };

@@ -219,6 +219,16 @@ static double ratio(uint64_t part, uint64_t whole)
     return whole ? (double)part / (double)whole : 0;
 }
 
+static void write_index(const struct link_state *s, struct writer *w)
+{
+    gauge(w, "llm_d_index_blocks", "KV blocks that the job's index can find.",
+          (double)s->index_blocks);
+    gauge(w, "llm_d_index_bytes", "Memory of the index.", (double)s->index_bytes);
+    counter(w, "llm_d_index_mismatches_total", "Times that the index and a worker disagreed.",
+            s->index_mismatches);
+    counter(w, "llm_d_index_lookups_total", "Prompts looked for in the index.", s->index_lookups);
+}
+
 static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_ns)
 {
     const struct link_state *s = &m->state;
@@ -231,8 +241,10 @@ static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_
           ratio(s->prompt_tokens_cached, s->prompt_tokens));
     gauge(w, "llm_d_cache_memory_usage", "Bytes of KV blocks in use or cached.",
           (double)s->kv_bytes_used);
-    gauge(w, "llm_d_prefix_reuse_ratio", "Prompt tokens of this gateway that were cached.",
-          ratio(m->cached_tokens, m->prompt_tokens));
+    gauge(w, "llm_d_prefix_reuse_ratio",
+          "Prompt tokens reused, of all that some worker had cached when they were asked for.",
+          ratio(s->reuse_captured, s->reuse_possible));
+    write_index(s, w);
     counter(w, "llm_d_scheduler_decisions_total", "Placements decided by rank 0.", s->decisions);
     gauge(w, "llm_d_prefill_queue_depth", "Requests placed and waiting for prefill.",
           s->prefill_queue_depth);

@@ -40,3 +40,14 @@ struct hash128 kv_key_next(struct hash_secret secret, struct hash128 parent, con
     memcpy(b.ids, ids, block_tokens * sizeof *ids);
     return hash_sip128(secret, &b, sizeof b.parent + block_tokens * sizeof *ids);
 }
+
+void kv_key_chain(struct hash_secret secret, const struct kv_scope *scope, uint64_t salt,
+                  const int32_t *ids, uint32_t count, struct hash128 *keys)
+{
+    struct hash128 parent = kv_key_root(secret, scope, salt);
+    for (uint32_t i = 0; i < count; i++) {
+        parent = kv_key_next(secret, parent, ids + (size_t)i * scope->block_tokens,
+                             scope->block_tokens);
+        keys[i] = parent;
+    }
+}

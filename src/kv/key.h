@@ -22,5 +22,8 @@ struct kv_scope {                     /* what must be equal for blocks to be exc
 struct hash128 kv_key_root(struct hash_secret secret, const struct kv_scope *scope, uint64_t salt);
 struct hash128 kv_key_next(struct hash_secret secret, struct hash128 parent, const int32_t *ids,
                            uint32_t block_tokens);
+/* The keys of the first `count` full blocks of ids. */
+void kv_key_chain(struct hash_secret secret, const struct kv_scope *scope, uint64_t salt,
+                  const int32_t *ids, uint32_t count, struct hash128 *keys);
 
 #endif

@@ -213,6 +213,17 @@ uint32_t kv_pool_store(struct kv_pool *p, uint32_t block, uint32_t parent, struc
     return block;
 }
 
+void kv_pool_each(const struct kv_pool *p, void *ctx,
+                  void (*call)(void *ctx, struct hash128 key, struct hash128 parent))
+{
+    for (uint32_t i = 0; i < p->total; i++) {
+        const struct block *b = &p->blocks[i];
+        if (!b->stored) continue;
+        bool first = b->parent == KV_BLOCK_NONE;
+        call(ctx, b->key, first ? (struct hash128){ 0 } : p->blocks[b->parent].key);
+    }
+}
+
 void kv_pool_clear(struct kv_pool *p)
 {
     while (p->cached_count) {

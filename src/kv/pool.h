@@ -65,6 +65,10 @@ bool kv_pool_is_held(const struct kv_pool *p, uint32_t block);
 uint32_t kv_pool_store(struct kv_pool *p, uint32_t block, uint32_t parent, struct hash128 key,
                        struct hash128 parent_key, const int32_t *ids);
 
+/* Every stored block's key and its parent's (zero where the chain begins), in no order. */
+void kv_pool_each(const struct kv_pool *p, void *ctx,
+                  void (*call)(void *ctx, struct hash128 key, struct hash128 parent));
+
 /* Forgets every cached block. */
 void kv_pool_clear(struct kv_pool *p);
 

@@ -135,10 +135,7 @@ static enum err make_secrets(struct job *j, struct why *why)
     if (!j->config.secret_file[0]) return OK;
     enum err e = link_secret_read(j->config.secret_file, j->link_secret, why);
     if (e) return e;
-    struct hash_secret key;
-    memcpy(&key, j->link_secret, sizeof key);
-    struct hash128 derived = hash_sip128(key, "kv", 2);
-    j->kv_secret = (struct hash_secret){ .k0 = derived.lo, .k1 = derived.hi };
+    j->kv_secret = link_kv_secret(j->link_secret);
     return OK;
 }
 

@@ -92,6 +92,7 @@ void rank0_lost(struct rank0 *z, int rank, const char *how)
     z->workers_lost++;
     keep_counters(z, &w->stats);
     log_error("lost worker=%d role=%s how=\"%s\"", rank, role_name(job_role_of(z->job, rank)), how);
+    index_lost(z, rank);
     port_abandon(z->port, rank);
     struct msg_rank m = { .rank = rank };
     for (int i = 1; i < z->job->size; i++)
@@ -107,6 +108,7 @@ static void live(struct rank0 *z)
 {
     for (int i = 1; i < z->job->size; i++)
         if (!z->workers[i].up) return;
+    index_open(z);
     z->state = z->draining ? JOB_DRAINING : JOB_LIVE;
     loop_add(z->loop, &z->listener, EPOLLIN);
     log_info("live workers=%d hosts=%d seconds=%.2f", z->job->size - 1, z->job->host_count,
@@ -141,6 +143,7 @@ static void on_refuse(struct rank0 *z, int from, const struct msg_refuse *m)
 static void on_stats(struct rank0 *z, int from, const struct msg_stats *m)
 {
     z->workers[from].stats = *m;
+    index_on_stats(z, from, m);
 }
 
 static void on_fatal(struct rank0 *z, int from, const struct msg_fatal *m)
@@ -156,6 +159,7 @@ static bool dispatch(struct rank0 *z, int from, const void *data, size_t bytes)
     const struct msg_req *req = msg_as_req(data, bytes);
     const struct msg_stats *stats = msg_as_stats(data, bytes);
     const struct msg_fatal *fatal = msg_as_fatal(data, bytes);
+    const struct msg_blocks *blocks = msg_as_blocks(data, bytes);
     switch (msg_type_of(data, bytes)) {
     case MSG_UP: return up && (on_up(z, from, up), true);
     case MSG_TOKENS: return tokens && (requests_on_tokens(z, from, tokens), true);
@@ -165,7 +169,7 @@ static bool dispatch(struct rank0 *z, int from, const void *data, size_t bytes)
     case MSG_STATS: return stats && (on_stats(z, from, stats), true);
     case MSG_FATAL: return fatal && (on_fatal(z, from, fatal), true);
     case MSG_READY: return msg_as_ready(data, bytes) != NULL; /* the scheduler needs none */
-    case MSG_BLOCKS: return msg_as_blocks(data, bytes) != NULL;
+    case MSG_BLOCKS: return blocks && (index_on_blocks(z, from, blocks), true);
     default: return false;
     }
 }

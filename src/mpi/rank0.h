@@ -4,6 +4,7 @@
  *   rank0_requests.c  the table of requests: prompts, emitted tokens, order of tokens
  *   rank0_act.c       events to the scheduler, its actions to workers and gateways
  *   rank0_link.c      gateways: handshake, frames in, frames out
+ *   rank0_index.c     which worker holds which block; keys of prompts
  *
  * Always true: every REQUEST of a gateway is answered with exactly one END while that gateway stays
  * connected; a slot is free again only when no worker holds anything of its request.
@@ -11,9 +12,11 @@
 #ifndef RANKSERVE_MPI_RANK0_H
 #define RANKSERVE_MPI_RANK0_H
 
+#include "mpi/blocks.h"
 #include "mpi/job.h"
 #include "mpi/loop.h"
 #include "mpi/port.h"
+#include "kv/key.h"
 #include "mpi/weights.h"
 #include "sched/sched.h"
 #include "wire/link.h"
@@ -48,11 +51,14 @@ struct request {
     int32_t *ids;                     /* prompt, then all that was emitted */
     uint32_t id_count, id_room, prompt_count;
     uint32_t score_next;              /* position of the next prompt score to pass on */
-    uint32_t cached;
+    uint32_t cached;                  /* prompt tokens that were not computed                 */
+    uint32_t cached_most;             /* that some worker held when it was placed             */
     uint64_t cache_salt;
     int32_t priority;
     struct sampling params;
     struct logit_bias *bias;
+    struct hash128 *keys;             /* of the blocks that may be cached; key_count          */
+    uint32_t key_count;
     int32_t prefill, decode;          /* -1: none yet */
     uint64_t arrived_ns;
     struct early *early;              /* ascending positions */
@@ -75,6 +81,7 @@ struct rank0 {
     uint32_t *emitted;                /* by slot: tokens passed on; the scheduler reads it */
     uint16_t *free_slots;
     uint32_t free_count;
+    struct blocks_in blocks;          /* the index, once every worker is up */
     struct gateway *gateways;         /* GATEWAY_COUNT_MAX */
     struct watch listener;
     char *link_path;                  /* Unix socket to remove at the end */
@@ -86,6 +93,7 @@ struct rank0 {
     uint32_t signal_count;
     uint64_t signal_ns, drain_end_ns, tick_ns, state_ns;
     uint64_t workers_lost, stale;
+    uint64_t reuse_possible, reuse_captured; /* tokens, over all requests that ended          */
     struct { uint64_t preemptions, prompt, cached, output, kv, step_ns, stale, wakeups; } past;
 };
 
@@ -117,6 +125,20 @@ void act_step(struct rank0 *z);
 void act_cancel(struct rank0 *z, const struct request *r, int worker);
 void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finish finish,
              uint32_t retry_after_s);
+
+/* rank0_index.c */
+/* When every worker is up. */
+void index_open(struct rank0 *z);
+void index_on_blocks(struct rank0 *z, int from, const struct msg_blocks *m);
+void index_on_stats(struct rank0 *z, int from, const struct msg_stats *m);
+void index_lost(struct rank0 *z, int rank);
+void index_fill_state(const struct rank0 *z, struct link_state *m);
+/* What must be equal for a block to be of use to a request here. */
+struct kv_scope index_scope(const struct rank0 *z);
+/* Could these be the keys of this prompt? */
+bool index_keys_fit(const struct rank0 *z, const struct link_request *m);
+/* Fills r->keys from the frame, or computes them. */
+void index_keys_of(struct rank0 *z, struct request *r, const struct link_request *m);
 
 /* rank0_link.c */
 enum err links_open(struct rank0 *z, struct why *why);

@@ -46,6 +46,7 @@ static void place(struct rank0 *z, struct request *r, const struct sched_action 
 {
     bool alone = a->type == ACT_RUN;
     request_restart(r, a->req, alone ? a->worker : a->prefill, alone ? a->worker : a->decode);
+    r->cached_most = a->cached_most;
     log_info("placed req=%u.%u attempt=%u prefill=%d decode=%d prompt=%u emitted=%u", r->id.slot,
              r->id.generation, r->id.attempt, r->prefill, r->decode, r->prompt_count,
              r->id_count - r->prompt_count);
@@ -71,6 +72,10 @@ void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finis
     link_head_set(&m.head, LINK_END, r->stream, sizeof m);
     links_send(z, r->gateway, &m, sizeof m);
     r->ended = r->answered = true;
+    if (code == LINK_OK) {
+        z->reuse_possible += r->cached_most;
+        z->reuse_captured += r->cached < r->cached_most ? r->cached : r->cached_most;
+    }
     log_info("finished req=%u.%u code=%d finish=%d output=%u ms=%.1f", r->id.slot,
              r->id.generation, code, finish, m.output_tokens,
              (double)(clock_now_ns() - r->arrived_ns) / 1e6);

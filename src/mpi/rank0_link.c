@@ -129,6 +129,8 @@ static void fill_state(struct rank0 *z, struct link_state *m)
         .blocks_cached = (uint32_t)blocks(z, offsetof(struct msg_stats, blocks_cached)),
     };
     fill_workers(z, m);
+    index_fill_state(z, m);
+    m->index_lookups = s.lookups;
     link_head_set(&m->head, LINK_STATE, 0, sizeof *m);
 }
 
@@ -170,6 +172,7 @@ static void on_proof(struct rank0 *z, struct gateway *g, const struct link_proof
     struct link_welcome w = {
         .model_digest = z->weights.model->digest, .max_model_len = z->max_model_len,
         .block_tokens = (uint32_t)z->job->config.block_size, .vocab = z->weights.model->h.vocab,
+        .kv_type = index_scope(z).kv_type,
     };
     link_head_set(&w.head, LINK_WELCOME, 0, sizeof w);
     strncpy(w.job_id, z->job->config.job_id, sizeof w.job_id - 1);
@@ -208,7 +211,7 @@ static void on_request(struct rank0 *z, struct gateway *g, const struct link_req
         broke(g, "uses a stream twice");
         return;
     }
-    if (!ids_fit(m, z->weights.model->h.vocab)) {
+    if (!ids_fit(m, z->weights.model->h.vocab) || !index_keys_fit(z, m)) {
         refuse(z, gateway, m, LINK_BAD_REQUEST);
         return;
     }
@@ -224,6 +227,7 @@ static void on_request(struct rank0 *z, struct gateway *g, const struct link_req
     act_event(z, (struct sched_event){
         .type = EV_REQUEST, .req = r->id, .prompt_tokens = m->id_count,
         .max_tokens = m->params.max_tokens, .priority = m->priority,
+        .keys = r->keys, .key_count = r->key_count,
         .deadline_ns = m->timeout_ms ? r->arrived_ns + m->timeout_ms * NS_PER_MS : 0 });
 }
 

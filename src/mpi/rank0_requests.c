@@ -43,6 +43,7 @@ struct request *request_add(struct rank0 *z, int gateway, const struct link_requ
         r->bias = mem_array(m->params.bias_count, sizeof *r->bias);
         memcpy(r->bias, link_request_bias(m), m->params.bias_count * sizeof *r->bias);
     }
+    index_keys_of(z, r, m);
     return r;
 }
 
@@ -85,6 +86,7 @@ void request_free(struct rank0 *z, struct request *r)
     drop_early(r);
     free(r->ids);
     free(r->bias);
+    free(r->keys);
     struct req_id next = { .slot = r->id.slot, .generation = r->id.generation + 1 };
     *r = (struct request){ .id = next };
     z->streams[next.slot] = 0;

@@ -34,6 +34,8 @@ static void send_stats(struct worker *w)
         .kv_bytes_received = w->kv_received, .stale_refused = w->stale,
         .wakeups = w->loop->wakeups,
     };
+    worker_blocks_flush(w);           /* rank 0 compares at every STATS */
+    blocks_out_say(&w->blocks, &m);
     port_send_copy(w->port, 0, &m, MSG_STATS, sizeof m);
 }
 
@@ -66,6 +68,8 @@ static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
         return rank && rank->rank > 0 && rank->rank < w->job->size &&
                rank->rank != w->job->rank && (worker_on_lost(w, rank->rank), true);
     case MSG_PING: return ping && (on_ping(w, ping), true);
+    case MSG_SNAPSHOT:
+        return msg_as_snapshot(data, bytes) && (worker_on_snapshot(w), true);
     case MSG_EXIT: return leave && (on_exit_message(w, leave), true);
     default: return false;
     }
@@ -110,16 +114,6 @@ static void on_engine(struct watch *watch, uint32_t events)
 static void nothing(void *ctx)
 {
     (void)ctx;
-}
-
-static void nothing_stored(void *ctx, struct hash128 key, struct hash128 parent)
-{
-    (void)ctx, (void)key, (void)parent;
-}
-
-static void nothing_dropped(void *ctx, struct hash128 key)
-{
-    (void)ctx, (void)key;
 }
 
 /* -- start ------------------------------------------------------------------------------------ */
@@ -183,8 +177,9 @@ static enum err open_engine(struct worker *w, struct why *why)
         .enable_prefix_caching = c->enable_prefix_caching,
     };
     struct engine_sink sink = { .ctx = w, .token = worker_token, .scores = worker_scores,
-                                .kv_progress = nothing, .stored = nothing_stored,
-                                .dropped = nothing_dropped };
+                                .kv_progress = nothing, .stored = worker_stored,
+                                .dropped = worker_dropped };
+    blocks_out_open(&w->blocks);
     enum err err = engine_open(&w->engine, &e, &sink, why);
     if (err) return err;
     const struct kv_shape *shape = engine_kv_shape(w->engine);
@@ -192,7 +187,7 @@ static enum err open_engine(struct worker *w, struct why *why)
         .blocks_total = shape->block_count, .block_tokens = shape->block_tokens,
         .max_num_seqs = e.max_num_seqs, .max_model_len = length,
         .kv_token_bytes = shape->token_bytes * shape->layers,
-        .model_digest = w->weights.model->digest,
+        .model_digest = w->weights.model->digest, .kv_type = type,
     };
     port_send_copy(w->port, 0, &up, MSG_UP, sizeof up);
     return OK;
@@ -259,6 +254,7 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
         busy = engine_poll(w->engine);
         push_all(w);
         worker_flush(w);
+        worker_blocks_flush(w);
     }
     leave(w);
 }

@@ -3,6 +3,7 @@
  *   worker.c       the loop, the dispatch, heartbeats
  *   worker_seq.c   sequences from first message to GONE
  *   worker_push.c  KV to the decode rank while later layers compute
+ *   worker_blocks.c  which blocks can be found here, told to rank 0 (blocks.h)
  *
  * Always true: for each (request, attempt) that rank 0 sent here there is exactly one REFUSE or
  * exactly one GONE, unless the job ends first; GONE comes after the request's last token.
@@ -12,6 +13,7 @@
 
 #include "common/mem.h"
 #include "engine/engine.h"
+#include "mpi/blocks.h"
 #include "mpi/job.h"
 #include "mpi/loop.h"
 #include "mpi/port.h"
@@ -39,6 +41,7 @@ struct worker {
     struct watch engine_watch;
     struct wseq *seqs;                /* REQ_COUNT_MAX */
     struct push *pushes;              /* all, in the order they are served */
+    struct blocks_out blocks;
     struct buf tokens;                /* records not sent yet */
     uint32_t token_count;
     struct req_id *gone;              /* to be said after the tokens */
@@ -71,6 +74,13 @@ struct wseq *worker_find(struct worker *w, struct req_id req);
 void worker_end(struct worker *w, struct wseq *s);
 /* Sends what the last calls left: tokens, then GONEs. */
 void worker_flush(struct worker *w);
+
+/* worker_blocks.c */
+void worker_stored(void *ctx, struct hash128 key, struct hash128 parent);
+void worker_dropped(void *ctx, struct hash128 key);
+/* Sends what has changed. */
+void worker_blocks_flush(struct worker *w);
+void worker_on_snapshot(struct worker *w);
 
 /* worker_push.c */
 void push_open(struct worker *w, struct wseq *s, uint32_t total);

@@ -93,6 +93,7 @@ struct sched {
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
     double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
     uint32_t held[WORKER_COUNT_MAX + 1];  /* by rank: leading blocks of the request in hand */
+    uint32_t held_most;               /* the most of them */
     /* Actions wait here until the caller has room.  A request causes at most
      * ACTIONS_PER_REQUEST before the caller takes them, whatever happens to it. */
     uint32_t action_first, action_count;

@@ -154,8 +154,13 @@ void policy_match(struct sched *s, const struct request *r)
 {
     uint32_t most = r->key_count, cacheable = (r->prompt_tokens - 1) / s->config.block_tokens;
     if (most > cacheable) most = cacheable;
-    if (s->config.index && most > 0) kv_index_match(s->config.index, r->keys, most, s->held);
-    else memset(s->held, 0, s->config.rank_count * sizeof s->held[0]);
+    if (s->config.index && most > 0) {
+        s->stats.lookups++;
+        s->held_most = kv_index_match(s->config.index, r->keys, most, s->held);
+    } else {
+        s->held_most = 0;
+        memset(s->held, 0, s->config.rank_count * sizeof s->held[0]);
+    }
 }
 
 bool policy_place(struct sched *s, const struct request *r, uint64_t now_ns, int32_t *prefill,

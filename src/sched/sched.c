@@ -43,6 +43,11 @@ struct sched *sched_init(void *memory, const struct sched_config *c)
     return s;
 }
 
+void sched_index(struct sched *s, const struct kv_index *index)
+{
+    s->config.index = index;
+}
+
 static void act(struct sched *s, struct sched_action a)
 {
     CHECK(s->action_count < ACTION_ROOM);
@@ -349,7 +354,8 @@ static void place(struct sched *s, struct request *r, int32_t prefill, int32_t d
     s->stats.decisions++;
     act(s, (struct sched_action){ .type = prefill == decode ? ACT_RUN : ACT_PAIR, .req = r->id,
                                   .worker = prefill, .prefill = prefill, .decode = decode,
-                                  .cached = cached });
+                                  .cached = cached,
+                                  .cached_most = s->held_most * s->config.block_tokens });
 }
 
 static void place_waiting(struct sched *s, uint64_t now_ns)

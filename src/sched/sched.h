@@ -143,12 +143,16 @@ struct sched_action {
     uint16_t finish;
     uint32_t retry_after_s;
     uint32_t cached;                  /* RUN, PAIR: prompt tokens that worker or prefill holds   */
+    uint32_t cached_most;             /* the most that any worker holds                          */
 };
 
 struct sched;
 size_t sched_bytes(const struct sched_config *c);
 /* `memory` is sched_bytes(c) bytes, aligned as malloc does; *c is copied. */
 struct sched *sched_init(void *memory, const struct sched_config *c);
+
+/* What is cached where, from now on; as config.index. */
+void sched_index(struct sched *s, const struct kv_index *index);
 
 /* Takes the events, places what waits, and hands out up to out_max actions, in order.  The caller
  * calls again (with no events) while the result equals out_max.  ACT_RUN and ACT_PAIR carry the
@@ -162,6 +166,7 @@ uint64_t sched_wake_ns(const struct sched *s);
 struct sched_stats {
     uint64_t decisions, ended, refused, workers_lost;
     uint64_t recovered;               /* attempts that failed and were followed by another */
+    uint64_t lookups;                 /* prompts looked for in the index */
     uint32_t waiting, prefilling, decoding, ending;
     uint32_t prefill_alive, decode_alive; /* workers that can take that part; BOTH: in both */
 };

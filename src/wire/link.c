@@ -76,6 +76,14 @@ static bool secret_parse(const char *text, size_t bytes, uint8_t secret[SECRET_B
     return true;
 }
 
+struct hash_secret link_kv_secret(const uint8_t secret[SECRET_BYTES])
+{
+    struct hash_secret key;
+    memcpy(&key, secret, sizeof key);
+    struct hash128 derived = hash_sip128(key, "kv", 2);
+    return (struct hash_secret){ .k0 = derived.lo, .k1 = derived.hi };
+}
+
 enum err link_secret_read(const char *path, uint8_t secret[SECRET_BYTES], struct why *why)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);

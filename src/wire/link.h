@@ -62,7 +62,8 @@ struct link_welcome {
     struct link_head head;
     struct hash128 model_digest;      /* the gateway's own file must agree */
     uint32_t max_model_len, block_tokens;
-    uint32_t vocab, reserved;
+    uint32_t vocab;
+    uint32_t kv_type;                 /* with digest and block_tokens: what keys cover */
     char job_id[32];
 };
 
@@ -122,6 +123,10 @@ struct link_state {
     uint64_t decisions, prompt_tokens, prompt_tokens_cached, output_tokens;
     uint64_t preemptions, stale_refused, kv_bytes_sent, step_ns_sum, uptime_ns;
     uint64_t workers_lost, requests_replaced, wakeups;
+    /* The index: blocks that can be found, its memory, how often it had to be mended, lookups. */
+    uint64_t index_blocks, index_bytes, index_mismatches, index_lookups;
+    uint64_t reuse_possible, reuse_captured; /* prompt tokens that some worker held; of these,
+                                                those that were not computed again           */
 };
 
 void link_head_set(struct link_head *h, enum link_type type, uint64_t stream, size_t bytes);
@@ -129,6 +134,8 @@ struct hash128 link_proof_of_job(const uint8_t secret[SECRET_BYTES], const uint8
                                  const uint8_t job[16]);
 struct hash128 link_proof_of_gateway(const uint8_t secret[SECRET_BYTES], const uint8_t job[16],
                                      const uint8_t gateway[16]);
+/* The secret of the keys of KV blocks (kv/key.h): SipHash128 of "kv" under the first 16 bytes. */
+struct hash_secret link_kv_secret(const uint8_t secret[SECRET_BYTES]);
 /* Reads a 0600 file of 2*SECRET_BYTES hex digits; anything else is refused with a line. */
 enum err link_secret_read(const char *path, uint8_t secret[SECRET_BYTES], struct why *why);
 

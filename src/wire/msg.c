@@ -17,6 +17,7 @@ static const char *const type_names[MSG_TYPE_COUNT] = {
     [MSG_KVEND] = "KVEND",     [MSG_UP] = "UP",         [MSG_TOKENS] = "TOKENS",
     [MSG_SCORES] = "SCORES",   [MSG_REFUSE] = "REFUSE", [MSG_GONE] = "GONE",
     [MSG_BLOCKS] = "BLOCKS",   [MSG_STATS] = "STATS",   [MSG_FATAL] = "FATAL",
+    [MSG_SNAPSHOT] = "SNAPSHOT",
 };
 
 const char *msg_type_name(enum msg_type t)
@@ -111,6 +112,11 @@ const struct msg_exit *msg_as_exit(const void *data, size_t bytes)
     return exact(data, bytes, sizeof(struct msg_exit), MSG_EXIT, MSG_EXIT);
 }
 
+const struct msg_snapshot *msg_as_snapshot(const void *data, size_t bytes)
+{
+    return exact(data, bytes, sizeof(struct msg_snapshot), MSG_SNAPSHOT, MSG_SNAPSHOT);
+}
+
 const struct msg_ready *msg_as_ready(const void *data, size_t bytes)
 {
     const struct msg_ready *m = exact(data, bytes, sizeof *m, MSG_READY, MSG_READY);
@@ -187,6 +193,7 @@ const struct msg_blocks *msg_as_blocks(const void *data, size_t bytes)
 {
     if (msg_type_of(data, bytes) != MSG_BLOCKS || bytes < sizeof(struct msg_blocks)) return NULL;
     const struct msg_blocks *m = data;
+    if (m->stream_seq == 0 || m->flags & ~(uint32_t)BLOCKS_ALL) return NULL;
     uint64_t want = sizeof *m + (uint64_t)m->count * sizeof(struct block_change);
     return bytes == want ? m : NULL;
 }

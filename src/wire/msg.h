@@ -7,6 +7,7 @@
  *   rank 0  --LOST---> worker          that rank is dead: no transfers       (struct msg_rank)
  *   rank 0  --PING---> worker          liveness                              (struct msg_ping)
  *   rank 0  --EXIT---> worker          leave with this code                  (struct msg_exit)
+ *   rank 0  --SNAPSHOT> worker         say all keys again                    (struct msg_snapshot)
  *   decode  --READY--> prefill, rank 0 reserved; holds this prefix           (struct msg_ready)
  *   prefill --KV-----> decode          layers x tokens, on the data communicator (struct msg_kv)
  *   prefill --KVEND--> decode          all sent; the first token             (struct msg_kvend)
@@ -55,6 +56,7 @@ enum msg_type {
     MSG_BLOCKS,
     MSG_STATS,
     MSG_FATAL,
+    MSG_SNAPSHOT,
     MSG_TYPE_COUNT
 };
 
@@ -86,6 +88,7 @@ struct msg_req { struct msg_head head; struct req_id req; };                /* C
 struct msg_rank { struct msg_head head; int32_t rank; uint32_t reserved; }; /* LOST */
 struct msg_ping { struct msg_head head; uint64_t sent_ns; };
 struct msg_exit { struct msg_head head; int32_t code; uint32_t reserved; };
+struct msg_snapshot { struct msg_head head; };
 
 struct msg_ready {
     struct msg_head head;
@@ -116,6 +119,8 @@ struct msg_up {
     uint32_t max_num_seqs, max_model_len;
     uint64_t kv_token_bytes;          /* all layers                                */
     struct hash128 model_digest;
+    uint32_t kv_type;                 /* enum kv_type: part of what keys cover     */
+    uint32_t reserved;
 };
 
 /* TOKENS and SCORES: `count` times {struct msg_token, then record.top_count struct top_logprob},
@@ -141,9 +146,12 @@ struct msg_refuse {
 
 struct msg_blocks {                   /* then count struct block_change */
     struct msg_head head;
-    uint64_t stream_seq;              /* of the first change; consecutive          */
-    uint32_t count, reserved;
+    uint64_t stream_seq;              /* of the first change; consecutive, from 1  */
+    uint32_t count;
+    uint32_t flags;                   /* BLOCKS_ALL */
 };
+/* Forget what was known of this worker: this message and the next ones name all it holds. */
+enum { BLOCKS_ALL = 1 };
 struct block_change { struct hash128 key, parent; uint64_t stored; /* 1 stored, 0 dropped */ };
 
 struct msg_stats {
@@ -157,6 +165,9 @@ struct msg_stats {
     uint64_t prompt_tokens, prompt_tokens_cached, output_tokens;
     uint64_t kv_bytes_sent, kv_bytes_received;
     uint64_t stale_refused, wakeups;
+    /* The stream of BLOCKS up to here: number of its next change, and what it leaves stored. */
+    uint64_t stream_seq, key_count;
+    struct hash128 keys_xored;
 };
 
 struct msg_fatal { struct msg_head head; char text[256]; };
@@ -172,6 +183,7 @@ const struct msg_req *msg_as_req(const void *data, size_t bytes);
 const struct msg_rank *msg_as_rank(const void *data, size_t bytes);
 const struct msg_ping *msg_as_ping(const void *data, size_t bytes);
 const struct msg_exit *msg_as_exit(const void *data, size_t bytes);
+const struct msg_snapshot *msg_as_snapshot(const void *data, size_t bytes);
 const struct msg_ready *msg_as_ready(const void *data, size_t bytes);
 /* The payload's length is engine_import's to check. */
 const struct msg_kv *msg_as_kv(const void *data, size_t bytes);

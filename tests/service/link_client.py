@@ -20,7 +20,8 @@ STATE_FIELDS = ("state worker_count workers_alive requests_running requests_wait
                 "prefill_queue_depth decode_active blocks_total blocks_free blocks_held "
                 "blocks_cached reserved kv_bytes_total kv_bytes_used decisions prompt_tokens "
                 "prompt_tokens_cached output_tokens preemptions stale_refused kv_bytes_sent "
-                "step_ns_sum uptime_ns workers_lost requests_replaced wakeups").split()
+                "step_ns_sum uptime_ns workers_lost requests_replaced wakeups index_blocks "
+                "index_bytes index_mismatches index_lookups reuse_possible reuse_captured").split()
 
 
 def siphash128(key, data):
@@ -172,7 +173,7 @@ class Client:
     def handle(self, got):
         kind, stream, body = got
         if kind == STATE:
-            values = struct.unpack("<12I14Q", body)
+            values = struct.unpack("<12I20Q", body)
             self.state = dict(zip(STATE_FIELDS, values))
             self.states += 1
         elif kind in (TOKENS, SCORES):

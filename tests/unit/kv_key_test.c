@@ -62,6 +62,18 @@ static void a_key_depends_on_the_whole_prefix(void **state)
     assert_true(hash_equal(a0, kv_key_next(SECRET, root, a, 4)));
 }
 
+static void a_chain_is_the_keys_one_after_another(void **state)
+{
+    (void)state;
+    int32_t ids[12] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 };
+    struct hash128 keys[3], key = kv_key_root(SECRET, &SCOPE, 6);
+    kv_key_chain(SECRET, &SCOPE, 6, ids, 3, keys);
+    for (int i = 0; i < 3; i++) {
+        key = kv_key_next(SECRET, key, ids + 4 * i, 4);
+        assert_true(hash_equal(key, keys[i]));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -69,6 +81,7 @@ int main(void)
         cmocka_unit_test(everything_in_the_scope_changes_the_root),
         cmocka_unit_test(next_hashes_parent_then_ids_as_little_endian),
         cmocka_unit_test(a_key_depends_on_the_whole_prefix),
+        cmocka_unit_test(a_chain_is_the_keys_one_after_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -74,9 +74,10 @@ static void *make_any(enum msg_type type)
     case MSG_REFUSE: return make(type, sizeof(struct msg_refuse));
     case MSG_BLOCKS: {
         struct msg_blocks *m = make(type, sizeof *m + 2 * sizeof(struct block_change));
-        m->count = 2;
+        m->count = 2, m->stream_seq = 1;
         return m;
     }
+    case MSG_SNAPSHOT: return make(type, sizeof(struct msg_snapshot));
     case MSG_STATS: return make(type, sizeof(struct msg_stats));
     case MSG_FATAL: return make(type, sizeof(struct msg_fatal));
     default: fail_msg("no such type"); return NULL;
@@ -100,6 +101,7 @@ static const void *as_any(enum msg_type type, const void *data, size_t bytes)
     case MSG_BLOCKS: return msg_as_blocks(data, bytes);
     case MSG_STATS: return msg_as_stats(data, bytes);
     case MSG_FATAL: return msg_as_fatal(data, bytes);
+    case MSG_SNAPSHOT: return msg_as_snapshot(data, bytes);
     default: return NULL;
     }
 }
