@@ -47,6 +47,7 @@ struct config {
     uint64_t max_num_seqs;
     uint64_t max_num_batched_tokens;
     uint64_t long_prefill_token_threshold;
+    uint64_t step_time_target_ms;     /* of steps with decodes; 0: from what these take alone */
     bool enable_chunked_prefill;
     bool enable_prefix_caching;
     double gpu_memory_utilization;

@@ -78,6 +78,10 @@ static const struct option table[] = {
     { COUNT("long-prefill-token-threshold", ENGINE, JOB | CTL, long_prefill_token_threshold, "0",
             0, SEQ_TOKENS_MAX),
       .metavar = "TOKENS", .help = "a longer prompt takes at most this many of a step; 0: all" },
+    { COUNT("step-time-target-ms", ENGINE, JOB | CTL, step_time_target_ms, "0", 0, 60000),
+      .metavar = "MS", .zero_word = "auto",
+      .help = "prompts beside decodes take no more of a step than ends in time; auto: twice what "
+              "the decodes take alone" },
     { SWITCH("enable-chunked-prefill", ENGINE, JOB | CTL, enable_chunked_prefill, "true"),
       .help = "compute long prompts in pieces, between the steps of others" },
     { SWITCH("enable-prefix-caching", ENGINE, JOB | CTL, enable_prefix_caching, "true"),

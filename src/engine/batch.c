@@ -1,15 +1,22 @@
 /* engine/batch.c - what the next step computes: admission, preemption, decodes, prefill chunks.
  *
  * Decodes come first, then prefill in order of priority and arrival; without chunked prefill the
- * other way round, since a whole prompt may need the whole budget.  A waiting sequence that does
- * not fit blocks those behind it: nobody starves.  Runs only while no step is running.
+ * other way round, since a whole prompt may need the whole budget.  Beside decodes a chunk ends
+ * where the step's time would pass its target; some tokens are always taken.  A waiting sequence
+ * that does not fit blocks those behind it: nobody starves.  Runs only while no step is running.
  *
  * Always true: the oldest running sequence of the best priority makes progress in every step, so
  * preemption cannot go in circles for ever.
  */
+#include <math.h>
 #include <string.h>
 
 #include "engine/state.h"
+
+/* A step may take so many times what its decodes alone would take (docs/DECISIONS.md). */
+#define DECODE_STRETCH 2.0
+/* A prompt advances by so many tokens in any case, unless another one does. */
+enum { PREFILL_LEAST = 8 };
 
 static uint32_t left_to_compute(const struct seq *s)
 {
@@ -61,6 +68,7 @@ static void jobs_add(struct engine_step *b, struct step_part *part, const struct
 static void part_add(struct engine *e, struct seq *s, uint32_t count)
 {
     struct engine_step *b = &e->step;
+    bool decodes = left_to_compute(s) == 1;
     CHECK(s->computed + count <= s->block_count * e->shape.block_tokens);
     struct step_seq *in = &b->seqs[b->step.seq_count];
     *in = (struct step_seq){
@@ -76,6 +84,8 @@ static void part_add(struct engine *e, struct seq *s, uint32_t count)
     b->step.token_count += count;
     s->in_step = true;
     s->step_count = count;
+    if (decodes) pace_add_decode(&b->load, in->first);
+    else pace_add_prefill(&b->load, in->first, count);
     if (s->mode == SEQ_PREFILL) b->prefill = true;
     jobs_add(b, part, in);
     CHECK(b->step.logit_count <= e->config.max_num_seqs);
@@ -85,6 +95,7 @@ static void preempt(struct engine *e, struct seq *s)
 {
     seq_release(e, s);
     s->target = s->id_count;
+    s->again = true;
     seq_move(e, s, SEQ_WAITING);
     e->stats.preemptions++;
 }
@@ -127,6 +138,22 @@ static void add_decodes(struct engine *e)
     }
 }
 
+/* Prompt tokens may still be added: the step's time is not used up. */
+static bool time_left(const struct engine *e)
+{
+    const struct engine_step *b = &e->step;
+    return b->load.prefill_tokens == 0 || pace_predict_ns(&e->pace, &b->load) < b->target_ns;
+}
+
+/* Of `left` tokens of s, those that end in time, but some if nobody else's prompt advances. */
+static uint32_t count_in_time(const struct engine *e, const struct seq *s, uint32_t left)
+{
+    const struct engine_step *b = &e->step;
+    uint32_t fits = pace_fit(&e->pace, &b->load, s->computed, left, b->target_ns);
+    uint32_t least = b->load.prefill_tokens ? 0 : left < PREFILL_LEAST ? left : PREFILL_LEAST;
+    return fits > least ? fits : least;
+}
+
 /* Tokens of s that this step takes; 0: none, and nobody behind it goes first. */
 static uint32_t chunk_size(const struct engine *e, const struct seq *s)
 {
@@ -139,6 +166,7 @@ static uint32_t chunk_size(const struct engine *e, const struct seq *s)
         left > c->long_prefill_token_threshold)
         left = c->long_prefill_token_threshold;
     if (left > budget) left = budget;
+    left = count_in_time(e, s, left);
     /* Prompt scores need a row of logits per position: a chunk ends where the rows do, also
      * without chunked prefill, since that memory is bounded. */
     uint32_t count = 0;
@@ -164,12 +192,43 @@ static bool admit(struct engine *e, struct seq *s)
     return true;
 }
 
+/* Blocks that were computed for others since it was admitted. */
+static void catch_up(struct engine *e, struct seq *s)
+{
+    uint32_t found = seq_adopt(e, s);
+    if (!found || s->again) return;
+    s->cached += found;
+    e->stats.prompt_tokens_cached += found;
+    if (s->mode == SEQ_PREFILL) e->kv_advanced = true;
+}
+
+/* Its next block is being computed in this step, for a sequence with the same text. */
+static bool shares_with_step(struct engine *e, struct seq *s)
+{
+    uint32_t size = e->shape.block_tokens, block = s->computed / size;
+    if (!e->config.enable_prefix_caching || s->store_ended || seq_scores(s)) return false;
+    if (s->computed % size || s->computed + size >= s->id_count) return false;
+    for (uint32_t i = 0; i < e->step.step.seq_count; i++) {
+        struct seq *t = e->step.parts[i].seq;
+        bool covers = t->computed <= s->computed && !t->store_ended &&
+                      s->computed + size <= t->computed + t->step_count;
+        if (covers && seq_same_block(e, s, t, block)) return true;
+    }
+    return false;
+}
+
+static bool passed_over(const struct engine *e, const struct seq *s)
+{
+    return s->passed_over == e->stats.steps + 1;
+}
+
 static void add_prefills(struct engine *e)
 {
     struct seq *running = e->lists[SEQ_RUNNING].head;
     bool blocked = false;
-    while (seat_free(e)) {
-        while (running && (running->in_step || running->computed >= running->target))
+    while (seat_free(e) && time_left(e)) {
+        while (running && (running->in_step || running->computed >= running->target ||
+                           passed_over(e, running)))
             running = running->next;
         struct seq *waiting = blocked ? NULL : e->lists[SEQ_WAITING].head;
         struct seq *s = running;
@@ -181,10 +240,23 @@ static void add_prefills(struct engine *e)
             s = waiting;
         }
         if (!s) return;
+        catch_up(e, s);
+        if (shares_with_step(e, s)) {
+            s->passed_over = e->stats.steps + 1;
+            continue;
+        }
         uint32_t count = chunk_size(e, s);
         if (!count) return;
         part_add(e, s, count);
     }
+}
+
+/* Called when the step has its decodes and nothing else. */
+static double time_target(const struct engine *e)
+{
+    if (e->step.load.decode_seqs == 0 || e->pace.scale_ns == 0) return INFINITY;
+    if (e->config.step_time_target_ns) return (double)e->config.step_time_target_ns;
+    return DECODE_STRETCH * pace_predict_ns(&e->pace, &e->step.load);
 }
 
 bool batch_compose(struct engine *e)
@@ -192,8 +264,11 @@ bool batch_compose(struct engine *e)
     struct engine_step *b = &e->step;
     b->step.token_count = b->step.seq_count = b->step.logit_count = 0;
     b->prefill = false;
+    b->load = (struct pace_load){ 0 };
+    b->target_ns = INFINITY;
     if (e->config.enable_chunked_prefill) {
         add_decodes(e);
+        b->target_ns = time_target(e);
         add_prefills(e);
     } else {
         add_prefills(e);

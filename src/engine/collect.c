@@ -97,6 +97,7 @@ void batch_collect(struct engine *e)
     struct engine_step *b = &e->step;
     e->stats.steps++;
     e->stats.step_ns_sum += b->ended_ns - b->started_ns;
+    if (b->err == OK) pace_learn(&e->pace, &b->load, (double)(b->ended_ns - b->started_ns));
     for (uint32_t i = 0; i < b->step.seq_count; i++) collect_part(e, &b->parts[i]);
     if (b->prefill) e->kv_advanced = true;
     struct kv_pool_counts c = kv_pool_counts(e->pool);

@@ -91,6 +91,7 @@ enum err engine_open(struct engine **out, const struct engine_config *c,
     struct engine *e = mem_alloc(sizeof *e);
     e->config = *c;
     e->sink = *sink;
+    pace_open(&e->pace);
     err = backend_open(e, why);
     if (err) {
         free(e);

@@ -12,7 +12,9 @@
  * token, and holds the KV until engine_drop.  IMPORT reserves blocks, receives KV through
  * engine_import, and generates from the token after the first.
  *
- * Every step mixes decodes (first) with prefill chunks up to max_num_batched_tokens.  Admission
+ * Every step mixes decodes (first) with prefill chunks up to max_num_batched_tokens, and, beside
+ * decodes, only so far as the step is predicted to end in time (pace.h).  A prompt that begins like
+ * one which is being computed waits for those blocks instead of computing them again.  Admission
  * needs the whole prompt's blocks, and nobody overtakes within a priority.  When blocks run out the
  * youngest sequence is preempted and recomputed.  Without chunked prefill whole prompts go first.
  * Full blocks stay cached by key after their sequence ended (LRU from the tail of a chain).
@@ -44,6 +46,8 @@ struct engine_config {
     uint32_t long_prefill_token_threshold;  /* at most this many prompt tokens of one sequence in
                                                a step; 0: no limit of its own               */
     bool enable_chunked_prefill;      /* off: a prompt is one chunk                          */
+    uint64_t step_time_target_ns;     /* of a step with decodes: prompts take no more of it than
+                                         fits; 0: twice what its decodes alone would take */
     bool enable_prefix_caching;
 };
 

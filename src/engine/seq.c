@@ -181,6 +181,30 @@ static uint32_t match_prefix(struct engine *e, struct seq *s)
     return most;
 }
 
+uint32_t seq_adopt(struct engine *e, struct seq *s)
+{
+    uint32_t size = e->shape.block_tokens, found = 0;
+    if (!e->config.enable_prefix_caching || seq_scores(s) || s->store_ended) return 0;
+    while (s->computed == s->stored_count * size && s->computed + size < s->id_count) {
+        uint32_t i = s->stored_count;
+        uint32_t block = kv_pool_find(e->pool, key_of(e, s, i), block_before(s, i),
+                                      s->ids + i * size);
+        if (block == KV_BLOCK_NONE) break;
+        kv_pool_hold(e->pool, block);
+        kv_pool_release(e->pool, &s->blocks[i], 1);
+        s->blocks[i] = block;
+        s->stored_count++;
+        s->computed += size;
+        found += size;
+    }
+    return found;
+}
+
+bool seq_same_block(struct engine *e, struct seq *s, struct seq *other, uint32_t block)
+{
+    return hash_equal(key_of(e, s, block), key_of(e, other, block));
+}
+
 bool seq_reserve(struct engine *e, struct seq *s, uint32_t tokens)
 {
     CHECK(s->block_count == 0 && tokens <= s->limit);

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "engine/engine.h"
+#include "engine/pace.h"
 #include "kv/key.h"
 #include "kv/pool.h"
 
@@ -27,6 +28,8 @@ struct seq {
     bool dropped;                     /* unknown to the owner; freed when it leaves the step */
     bool store_ended;                 /* a key was taken by other contents: store no more    */
     bool counted;                     /* admitted once: its prompt is in the stats           */
+    bool again;                       /* was preempted: what it finds cached is no news      */
+    uint64_t passed_over;             /* number of the step that waits for its blocks        */
     int32_t priority;
     uint64_t arrival;                 /* order among equal priorities                        */
 
@@ -46,7 +49,7 @@ struct seq {
     uint32_t computed;                /* tokens whose KV is in the blocks                    */
     uint32_t step_count;              /* tokens in the running step                          */
     uint32_t block_count, stored_count, key_count;
-    uint32_t cached;                  /* tokens found in the cache at first admission        */
+    uint32_t cached;                  /* prompt tokens found in the cache, not computed here */
     uint32_t score_next;              /* next prompt position to score; prompt_count: none   */
 
     struct seq *prev, *next;          /* in engine.lists[state]                              */
@@ -71,6 +74,8 @@ struct engine_step {
     uint32_t *logit_rows;             /* (step_seqs_max)    */
     struct sample_job *jobs;          /* (step_seqs_max): one for each logit row             */
     bool prefill;                     /* has PREFILL sequences: somebody pushes their KV     */
+    struct pace_load load;
+    double target_ns;                 /* no prompt tokens that would take it past this   */
     enum err err;                     /* out                                                 */
     uint64_t started_ns, ended_ns;
 };
@@ -95,6 +100,7 @@ struct engine {
     struct top_logprob score_tops[SCORES_AT_ONCE * TOP_LOGPROBS_MAX];
 
     struct engine_step step;
+    struct pace pace;
     bool step_running;
     bool kv_advanced;                 /* tell sink.kv_progress                               */
     uint32_t layers_seen;             /* of the running step, when last told                 */
@@ -120,6 +126,10 @@ bool seq_before(const struct seq *a, const struct seq *b);
 bool seq_reserve(struct engine *e, struct seq *s, uint32_t tokens);
 void seq_release(struct engine *e, struct seq *s);     /* all its blocks                     */
 void seq_store(struct engine *e, struct seq *s);       /* full computed blocks get findable  */
+/* Takes blocks that others computed since; the tokens found so. */
+uint32_t seq_adopt(struct engine *e, struct seq *s);
+/* `s` and `other` have the same text up to the end of this block, with the same salt. */
+bool seq_same_block(struct engine *e, struct seq *s, struct seq *other, uint32_t block);
 static inline bool seq_scores(const struct seq *s) { return s->score_next < s->prompt_count; }
 
 /* batch.c: fills e->step; false when there is nothing to compute. */

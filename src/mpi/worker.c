@@ -173,6 +173,7 @@ static enum err open_engine(struct worker *w, struct why *why)
         .max_num_seqs = (uint32_t)c->max_num_seqs,
         .max_num_batched_tokens = (uint32_t)c->max_num_batched_tokens,
         .long_prefill_token_threshold = (uint32_t)c->long_prefill_token_threshold,
+        .step_time_target_ns = c->step_time_target_ms * NS_PER_MS,
         .enable_chunked_prefill = c->enable_chunked_prefill,
         .enable_prefix_caching = c->enable_prefix_caching,
     };

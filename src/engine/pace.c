@@ -1,0 +1,106 @@
+/* engine/pace.c - the filter behind pace.h. */
+#include "engine/pace.h"
+
+#include <math.h>
+
+/* Of a small CPU; only their ratios matter, and those only until a few steps were seen. */
+static const double guess_ns[PACE_COSTS] = { 4e6, 4e5, 8e5 / 1024, 4e5, 2e5 / 1024 };
+
+#define NOISE 0.01                    /* variance of log(a step's time), load apart          */
+#define DRIFT 2e-5                    /* variance that log(a cost) gains from step to step   */
+#define DOUBT 1.0                     /* of a guess                                          */
+#define OUTLIER 3.0                   /* deviations                                          */
+
+static void features(const struct pace_load *l, double out[PACE_COSTS])
+{
+    const double raw[PACE_COSTS] = { 1, l->decode_seqs, l->decode_context, l->prefill_tokens,
+                                     l->prefill_context };
+    for (int i = 0; i < PACE_COSTS; i++) out[i] = raw[i] * guess_ns[i];
+}
+
+static double dot(const double a[PACE_COSTS], const double b[PACE_COSTS])
+{
+    double sum = 0;
+    for (int i = 0; i < PACE_COSTS; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+void pace_open(struct pace *p)
+{
+    *p = (struct pace){ 0 };
+    for (int i = 0; i < PACE_COSTS; i++) {
+        p->cost[i] = 1;
+        p->doubt[i][i] = DOUBT;
+    }
+}
+
+/* Costs drift, but none is ever doubted more than the guess was. */
+static void drift(struct pace *p)
+{
+    double shrink[PACE_COSTS];
+    for (int i = 0; i < PACE_COSTS; i++) {
+        p->doubt[i][i] += DRIFT;
+        shrink[i] = p->doubt[i][i] > DOUBT ? sqrt(DOUBT / p->doubt[i][i]) : 1;
+    }
+    for (int i = 0; i < PACE_COSTS; i++)
+        for (int k = 0; k < PACE_COSTS; k++) p->doubt[i][k] *= shrink[i] * shrink[k];
+}
+
+/* One step of the extended filter: d log(ns) / d log(cost) is the cost's share of the step. */
+void pace_learn(struct pace *p, const struct pace_load *load, double ns)
+{
+    double share[PACE_COSTS], gain[PACE_COSTS];
+    if (!(ns > 0)) return;
+    features(load, share);
+    if (p->scale_ns == 0) p->scale_ns = ns / dot(p->cost, share);
+    double predicted = p->scale_ns * dot(p->cost, share);
+    for (int i = 0; i < PACE_COSTS; i++) share[i] *= p->scale_ns * p->cost[i] / predicted;
+    drift(p);
+    for (int i = 0; i < PACE_COSTS; i++) gain[i] = dot(p->doubt[i], share);
+    double variance = dot(gain, share) + NOISE, most = OUTLIER * sqrt(variance);
+    double off = log(ns / predicted);
+    if (off > most) off = most;
+    if (off < -most) off = -most;
+    for (int i = 0; i < PACE_COSTS; i++) {
+        p->cost[i] *= exp(gain[i] / variance * off);
+        for (int k = 0; k < PACE_COSTS; k++) p->doubt[i][k] -= gain[i] * gain[k] / variance;
+    }
+}
+
+double pace_predict_ns(const struct pace *p, const struct pace_load *load)
+{
+    double x[PACE_COSTS];
+    features(load, x);
+    return p->scale_ns * dot(p->cost, x);
+}
+
+void pace_add_decode(struct pace_load *load, uint32_t position)
+{
+    load->decode_seqs++;
+    load->decode_context += position;
+}
+
+void pace_add_prefill(struct pace_load *load, uint32_t first, uint32_t count)
+{
+    load->prefill_tokens += count;
+    load->prefill_context += (double)count * first + (double)count * count / 2;
+}
+
+static bool fits(const struct pace *p, struct pace_load load, uint32_t first, uint32_t count,
+                 double target_ns)
+{
+    pace_add_prefill(&load, first, count);
+    return pace_predict_ns(p, &load) <= target_ns;
+}
+
+uint32_t pace_fit(const struct pace *p, const struct pace_load *load, uint32_t first,
+                  uint32_t most, double target_ns)
+{
+    uint32_t least = 0;
+    while (least < most) {
+        uint32_t middle = most - (most - least) / 2;
+        if (fits(p, *load, first, middle, target_ns)) least = middle;
+        else most = middle - 1;
+    }
+    return least;
+}
