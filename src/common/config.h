@@ -39,6 +39,7 @@ struct config {
     const char *secret_file;          /* 0600, the link's secret                              */
     const char *status_file;          /* rank 0 writes how the job ended                      */
     const char *job_id;
+    const char *name;                 /* of the service, in its endpoint file                 */
 
     /* The engine, as in vLLM. */
     uint64_t block_size;

@@ -125,6 +125,8 @@ static const struct option table[] = {
       .help = "the link's secret: 64 hex digits, mode 0600" },
     { TEXT("status-file", INNER, EVERY, status_file, ""), .metavar = "FILE",
       .help = "where rank 0 writes how the job ended" },
+    { TEXT("name", INNER, CTL, name, ""), .metavar = "NAME",
+      .help = "the service's name in its endpoint file; jobs that take turns share it" },
     { TEXT("job-id", INNER, EVERY, job_id, ""), .metavar = "ID", .help = "names this job" },
 };
 

@@ -119,7 +119,7 @@ static bool engine_takes(const struct option *o)
 {
     static const char *const elsewhere[] = {
         "model", "prefill", "decode", "both", "tensor-parallel-size",
-        "run-dir", "link", "secret-file", "status-file", "job-id",
+        "run-dir", "link", "link-listen", "name", "secret-file", "status-file", "job-id",
     };
     for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++) {
         if (strcmp(o->name, elsewhere[i]) == 0) return false;

@@ -1,8 +1,11 @@
 /* ctl/endpoint.c - the endpoint file and running services; see endpoint.h. */
 #include "ctl/endpoint.h"
 
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -12,6 +15,51 @@
 
 enum { ENDPOINT_BYTES_MAX = 65536, KEY_FILE_BYTES_MAX = 65536 };
 
+/* For gateways on other hosts: where rank 0 listens for them. */
+static const char *far_link(const struct config *c, char *out, size_t bytes)
+{
+    struct buf port = { 0 };
+    struct why why;
+    char path[256];
+    const char *colon = strrchr(c->link_listen, ':');
+    if (!colon) return c->link;
+    snprintf(path, sizeof path, "%.200s.port", c->link);
+    if (read_file(path, 16, &port, &why) != OK) return "";
+    snprintf(out, bytes, "%.*s:%s", (int)(colon - c->link_listen), c->link_listen, port.data);
+    buf_release(&port);
+    return out;
+}
+
+static const char *secret_path(const struct config *c, char *out, size_t bytes)
+{
+    if (!*c->link_listen) return c->secret_file;
+    size_t stem = strlen(c->endpoint_file);
+    if (stem > 5 && strcmp(c->endpoint_file + stem - 5, ".json") == 0) stem -= 5;
+    snprintf(out, bytes, "%.*s.secret", (int)stem, c->endpoint_file);
+    return out;
+}
+
+enum err endpoint_open(const struct config *c, struct why *why)
+{
+    struct buf secret = { 0 };
+    char path[PATH_MAX];
+    if (!*c->endpoint_file || !*c->link_listen) return OK;
+    enum err e = read_file(c->secret_file, 256, &secret, why);
+    if (e == OK) {
+        e = write_file_atomic(secret_path(c, path, sizeof path), secret.data, secret.size, why);
+    }
+    buf_release(&secret);
+    return e;
+}
+
+void endpoint_close(const struct config *c)
+{
+    char path[PATH_MAX];
+    if (!*c->endpoint_file) return;
+    unlink(c->endpoint_file);
+    if (*c->link_listen) unlink(secret_path(c, path, sizeof path));
+}
+
 enum err endpoint_write(const struct config *c, const char *url, const char *model,
                         const char *state, long long started, struct why *why)
 {
@@ -20,9 +68,13 @@ enum err endpoint_write(const struct config *c, const char *url, const char *mod
     const char *expires = getenv("RANKSERVE_EXPIRES");
     json_int_t seconds = expires ? strtoll(expires, NULL, 10) : 0;
     json_t *end = seconds > 0 ? json_integer(seconds) : json_null();
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:s}", "url", url, "uds", c->uds,
-                          "model", model, "job_id", c->job_id, "state", state, "started",
-                          (json_int_t)started, "expires", end, "api_key_file", c->api_key_file);
+    char link[300], secret[PATH_MAX];
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:s, s:s, s:s}", "url", url,
+                          "uds", c->uds, "model", model, "name", c->name, "job_id", c->job_id,
+                          "state", state, "started", (json_int_t)started, "expires", end,
+                          "api_key_file", c->api_key_file,
+                          "link", far_link(c, link, sizeof link),
+                          "secret_file", secret_path(c, secret, sizeof secret));
     char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
     json_decref(o);
     if (!text) return why_set(why, ERR_FORMAT, "the endpoint file: a name is not UTF-8");

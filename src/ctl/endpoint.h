@@ -5,6 +5,9 @@
 #include "common/check.h"
 #include "common/config.h"
 
+/* With --link-listen: puts the link's secret beside the endpoint file, for gateways elsewhere. */
+enum err endpoint_open(const struct config *c, struct why *why);
+void endpoint_close(const struct config *c);         /* removes both */
 /* Writes it atomically, mode 0600; nothing when config.endpoint_file is "". */
 enum err endpoint_write(const struct config *c, const char *url, const char *model,
                         const char *state, long long started, struct why *why);

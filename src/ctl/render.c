@@ -168,6 +168,8 @@ int ctl_render(int argc, char **argv)
         { "partition", &r.partition, NULL, "NAME", "slurm: where the job runs" },
         { "account", &r.account, NULL, "NAME", "slurm: who pays" },
         { "time", &r.time, NULL, "TIME", "slurm: the job's limit, like 12:00:00" },
+        { "consecutive", &r.consecutive, NULL, "SECONDS",
+          "slurm: submit the next job this long before the time limit" },
         { "launcher", &r.launcher, NULL, "NAME", "slurm: mpirun; or srun: survives nothing" },
         { NULL },
     };

@@ -17,6 +17,7 @@ struct render {
     const char *image;                /* Kubernetes                            */
     const char *claim;                /* of a pvc:// model, else NULL          */
     const char *partition, *account, *time, *launcher; /* Slurm                */
+    const char *consecutive;          /* Slurm: seconds, as it was written     */
     struct buf out;
 };
 

@@ -1,5 +1,6 @@
 /* ctl/render_slurm.c - a service file as one batch script that needs nothing beside it. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ctl/render.h"
@@ -63,6 +64,28 @@ static void site(struct render *r)
     }
 }
 
+/* How long before the time limit the drain begins. */
+static uint64_t drain_seconds(const struct render *r)
+{
+    uint64_t ahead = r->spec.config.drain_timeout_s + DRAIN_SECONDS_EXTRA;
+    return ahead < SIGNAL_SECONDS_MAX ? ahead : SIGNAL_SECONDS_MAX;
+}
+
+static void successor(struct render *r)
+{
+    if (!r->consecutive) return;
+    unsigned long long least = drain_seconds(r) + 1, most = 7 * 86400, value = 0;
+    bool number = strspn(r->consecutive, "0123456789") == strlen(r->consecutive);
+    if (number && strlen(r->consecutive) < 10) value = strtoull(r->consecutive, NULL, 10);
+    if (value < least || value > most) {
+        die("render: --consecutive is '%.40s'; it must be seconds from %llu (the drain begins "
+            "then) to %llu", r->consecutive, least, most);
+    }
+    buf_print(&r->out, "# --consecutive: this long before the time limit the next job is "
+              "submitted;\n# when it is live, this one drains.\n"
+              "export RANKSERVE_CONSECUTIVE=%llu\n", value);
+}
+
 static void survival(struct render *r)
 {
     char text[64], origin[256], drain[160];
@@ -70,9 +93,7 @@ static void survival(struct render *r)
     render_origin(r, "drain-timeout-s", drain, sizeof drain);
     snprintf(origin, sizeof origin, "drain before the time limit: drainTimeoutS (%s) and %d s",
              drain, DRAIN_SECONDS_EXTRA);
-    uint64_t ahead = r->spec.config.drain_timeout_s + DRAIN_SECONDS_EXTRA;
-    if (ahead > SIGNAL_SECONDS_MAX) ahead = SIGNAL_SECONDS_MAX;
-    snprintf(text, sizeof text, "--signal=B:USR1@%llu", (unsigned long long)ahead);
+    snprintf(text, sizeof text, "--signal=B:USR1@%llu", (unsigned long long)drain_seconds(r));
     directive(r, origin, text);
     directive(r, "preempted or its node lost: again, into the same log", "--requeue");
     directive(r, "the same", "--open-mode=append");
@@ -104,6 +125,7 @@ enum err render_slurm(struct render *r, struct why *why)
         buf_text(&r->out, "# --launcher: with srun the whole job ends when one rank dies.\n"
                  "export RANKSERVE_STARTER=srun\n");
     }
+    successor(r);
     buf_text(&r->out, "options=(\n");
     render_options(r, "    ", true, "endpoint-file");
     buf_text(&r->out, ")\n"

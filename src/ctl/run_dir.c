@@ -86,6 +86,7 @@ void run_dir_remove(const struct config *c, bool given)
         return;
     }
     unlink(c->link);
+    unlink(keep(c->run_dir, "link.port"));
     unlink(c->secret_file);
     unlink(c->status_file);
 }

@@ -137,13 +137,38 @@ static bool is_number(const char *text)
     return *text && text[strspn(text, "0123456789")] == '\0' && strlen(text) < 12;
 }
 
-/* The one job that is meant, as its number; dies with one line when there is none, or are two. */
-static char *find_job(const char *command, const char *word)
+/* Of several jobs' numbers the last that serves; NULL: none does. */
+static char *newest_live(const char *jobs)
+{
+    char *found = NULL;
+    for (const char *at = jobs; *at; at += strspn(at, " ")) {
+        char *job = mem_text_n(at, strcspn(at, " "));
+        at += strlen(job);
+        json_t *o = read_endpoint(job);
+        bool later = !found || strtoul(job, NULL, 10) > strtoul(found, NULL, 10);
+        if (later && strcmp(member(o, "state"), "live") == 0) {
+            free(found);
+            found = job;
+            job = NULL;
+        }
+        free(job);
+        json_decref(o);
+    }
+    return found;
+}
+
+/* The one job that is meant, as its number; dies with one line when there is none, or are two.
+ * `live`: while two take turns, the newer one that serves is meant. */
+static char *find_job(const char *command, const char *word, bool live)
 {
     struct buf found = { 0 };
     if (is_number(word)) return mem_text(word);
     live_jobs("--name", word, &found);
     if (!found.size) die("slurm %s: no job of yours is called '%.60s'", command, word);
+    if (live && strchr(found.data, ' ')) {
+        char *newest = newest_live(found.data);
+        if (newest) return newest;
+    }
     if (strchr(found.data, ' ')) {
         die("slurm %s: several jobs are called '%.60s'; say which: %.120s", command, word,
             found.data);
@@ -155,7 +180,7 @@ static char *job_word(int argc, char **argv, int words)
 {
     (void)argc;
     if (words != 1) die("slurm %s: say which job, by its number or name", argv[0]);
-    return find_job(argv[0], argv[1]);
+    return find_job(argv[0], argv[1], strcmp(argv[0], "cancel") != 0);
 }
 
 /* -- submit ------------------------------------------------------------------------------------ */
@@ -348,6 +373,25 @@ static int logs(int argc, char **argv)
     return run(tail, -1, NULL);
 }
 
+/* A job that was to take over and still waits is not wanted either. */
+static void cancel_next(const char *job)
+{
+    char path[PATH_MAX + 64];
+    struct buf text = { 0 }, state = { 0 };
+    struct why why;
+    snprintf(path, sizeof path, "%s/%s.next", jobs_folder(), job);
+    if (access(path, F_OK) < 0 || read_file(path, 32, &text, &why) != OK) return;
+    text.data[strcspn(text.data, "\n")] = '\0';
+    if (is_number(text.data)) queue("--jobs", text.data, "%T", &state);
+    if (state.data && strncmp(state.data, "PENDING", 7) == 0) {
+        char *stop[] = { "scancel", text.data, NULL };
+        printf("also job %s, which was to take over\n", text.data);
+        run(stop, -1, NULL);
+    }
+    buf_release(&text);
+    buf_release(&state);
+}
+
 static int cancel(int argc, char **argv)
 {
     bool now = false;
@@ -362,6 +406,7 @@ static int cancel(int argc, char **argv)
     queue("--jobs", job, "%T", &state);
     bool runs = state.data && strncmp(state.data, "RUNNING", 7) == 0;
     buf_release(&state);
+    cancel_next(job);
     return run(now || !runs ? stop : drain, -1, NULL);
 }
 

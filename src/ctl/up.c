@@ -130,8 +130,9 @@ static void read_children(struct up *u)
 
 static void drain_job(struct up *u)
 {
-    child_signal(&u->children[JOB], SIGUSR1);
-    enter(u, DRAIN_JOB, JOB_END_SECONDS_MAX);
+    bool told = *u->config.link_listen;
+    if (!told) child_signal(&u->children[JOB], SIGUSR1);
+    enter(u, DRAIN_JOB, JOB_END_SECONDS_MAX + (told ? (unsigned)u->config.drain_timeout_s : 0));
 }
 
 static void on_stop(struct up *u)
@@ -142,6 +143,8 @@ static void on_stop(struct up *u)
     } else if (u->state == LIVE) {
         fprintf(stderr, "draining: running requests end first; once more stops at once\n");
         child_signal(&u->children[GATEWAY], SIGTERM);
+        /* Other gateways' requests end at their own pace, from now on. */
+        if (*u->config.link_listen) child_signal(&u->children[JOB], SIGUSR1);
         enter(u, DRAIN_GATEWAY, (unsigned)u->config.drain_timeout_s + GATEWAY_END_SECONDS_EXTRA);
         tell_endpoint(u);
     } else if (u->state != ENDED) {
@@ -284,12 +287,13 @@ int ctl_up(int argc, char **argv)
     int signals = open_signals();
     child_adopt();
     if (run_dir_make(&u.config, &u.run_dir_given, &why) != OK) die("%s", why.text);
-    start_programs(&u);
+    if (endpoint_open(&u.config, &why) != OK) fail(&u, "--endpoint-file %s", why.text);
+    else start_programs(&u);
     watch(&u, signals);
     child_kill_all();
     launch_clean();
     read_children(&u);
-    if (*u.config.endpoint_file) unlink(u.config.endpoint_file);
+    endpoint_close(&u.config);
     run_dir_remove(&u.config, u.run_dir_given);
     if (u.exit_code) fprintf(stderr, "rankservectl: %s\n", u.why.text);
     else fprintf(stderr, "stopped\n");

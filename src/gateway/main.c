@@ -18,6 +18,7 @@
 #include "gateway/call.h"
 #include "gateway/guard.h"
 #include "gateway/http.h"
+#include "gateway/jobs.h"
 #include "gateway/link_client.h"
 #include "gateway/metrics.h"
 #include "model/hparams.h"
@@ -183,6 +184,7 @@ int main(int argc, char **argv)
     if (config_load(&gw->config, PROGRAM_GATEWAY, argc, argv, NULL, &why) != OK) {
         die("%s", why.text);
     }
+    if (*gw->config.jobs && *gw->config.link) die("--jobs and --link: only one of them");
     log_set_level(gw->config.log_level);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     raise_limits();
@@ -203,6 +205,8 @@ int main(int argc, char **argv)
     open_model(gw);
     const char *url = http_url(server);
     link_client_start(gw, &call_link_owner, on_tick, on_ready, (void *)url);
+    struct jobs *jobs = *gw->config.jobs ? jobs_start(gw, &why) : NULL;
+    if (*gw->config.jobs && !jobs) die("%s", why.text);
     if (http_start(server, &why) != OK) die("%s", why.text);
     printf("listening %s\n", url);
     fflush(stdout);
@@ -211,6 +215,7 @@ int main(int argc, char **argv)
     while (sigwait(&signals, &received) != 0) continue;
     drain(gw, &signals);
     http_stop(server);
+    if (jobs && !jobs_stop(jobs)) leave(0); /* it hangs in a file system: nothing else waits */
     link_client_stop(gw->link);
     free(server);
     close_model(gw);

@@ -110,7 +110,7 @@ static void live(struct rank0 *z)
         if (!z->workers[i].up) return;
     index_open(z);
     z->state = z->draining ? JOB_DRAINING : JOB_LIVE;
-    loop_add(z->loop, &z->listener, EPOLLIN);
+    links_listen(z);
     log_info("live workers=%d hosts=%d seconds=%.2f", z->job->size - 1, z->job->host_count,
              (double)(clock_now_ns() - z->job->started_ns) / 1e9);
 }

@@ -83,7 +83,7 @@ struct rank0 {
     uint32_t free_count;
     struct blocks_in blocks;          /* the index, once every worker is up */
     struct gateway *gateways;         /* GATEWAY_COUNT_MAX */
-    struct watch listener;
+    struct watch listener, far_listener; /* --link, --link-listen */
     char *link_path;                  /* Unix socket to remove at the end */
     enum job_state state;
     bool draining, rank_lost, over;
@@ -142,6 +142,7 @@ void index_keys_of(struct rank0 *z, struct request *r, const struct link_request
 
 /* rank0_link.c */
 enum err links_open(struct rank0 *z, struct why *why);
+void links_listen(struct rank0 *z);                   /* from now on gateways may connect */
 /* Every gateway sees the end at once, however long the ranks take to leave. */
 void links_close(struct rank0 *z);
 /* Sends what is queued, closes what broke; call it once per turn of the loop. */

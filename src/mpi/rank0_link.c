@@ -424,6 +424,27 @@ static int listen_tcp(const char *text, struct why *why)
     return -1;
 }
 
+/* The port of --link-listen, which may have been 0, into LINK.port for whoever started us. */
+static enum err say_port(const struct rank0 *z, int fd, struct why *why)
+{
+    struct sockaddr_storage a;
+    socklen_t bytes = sizeof a;
+    char port[16] = "";
+    struct buf path = { 0 };
+    if (!z->link_path) return OK;
+    getsockname(fd, (struct sockaddr *)&a, &bytes);
+    getnameinfo((struct sockaddr *)&a, bytes, NULL, 0, port, sizeof port, NI_NUMERICSERV);
+    buf_print(&path, "%s.port", z->link_path);
+    unlink(path.data);
+    int out = open(path.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    bool written = out >= 0 && write(out, port, strlen(port)) == (ssize_t)strlen(port);
+    int error = errno;
+    if (out >= 0) close(out);
+    if (!written) why_set(why, ERR_IO, "link: %s: %s", path.data, strerror(error));
+    buf_release(&path);
+    return written ? OK : ERR_IO;
+}
+
 enum err links_open(struct rank0 *z, struct why *why)
 {
     const char *where = z->job->config.link;
@@ -431,13 +452,25 @@ enum err links_open(struct rank0 *z, struct why *why)
     int fd = strchr(where, '/') ? listen_unix(z, where, why) : listen_tcp(where, why);
     if (fd < 0) return ERR_IO;
     z->listener = (struct watch){ .fd = fd, .call = on_connect, .ctx = z };
-    return OK;
+    const char *far = z->job->config.link_listen;
+    if (!*far) return OK;
+    fd = listen_tcp(far, why);
+    if (fd < 0) return ERR_IO;
+    z->far_listener = (struct watch){ .fd = fd, .call = on_connect, .ctx = z };
+    return say_port(z, fd, why);
+}
+
+void links_listen(struct rank0 *z)
+{
+    loop_add(z->loop, &z->listener, EPOLLIN);
+    if (z->far_listener.ctx) loop_add(z->loop, &z->far_listener, EPOLLIN);
 }
 
 void links_close(struct rank0 *z)
 {
     if (z->link_path) unlink(z->link_path);
     if (z->listener.ctx) close(z->listener.fd);
+    if (z->far_listener.ctx) close(z->far_listener.fd);
     /* Not close: with unread bytes that would be a reset, which may overtake the last END. */
     for (int i = 0; i < GATEWAY_COUNT_MAX; i++)
         if (z->gateways[i].state != GATEWAY_NONE) shutdown(z->gateways[i].watch.fd, SHUT_WR);

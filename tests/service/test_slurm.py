@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from service import CTL, LONG, PATIENCE, ROOT
+from test_handover import Gateway, Load
 
 LAB = os.path.join(ROOT, "tests", "labs", "slurm.sh")
 PORT = 20000 + os.getpid() % 5000 * 4
@@ -64,7 +65,8 @@ class Slurm:
     def submit(self, name, *flags, **more):
         path = self.directory / f"{name}.yaml"
         path.write_text(SERVICE.replace("NAME", name).replace("MODEL", self.model))
-        r = self.ctl("submit", "-f", path, "--time", "20", *flags, **more)
+        limit = () if "--time" in flags else ("--time", "20")
+        r = self.ctl("submit", "-f", path, *limit, *flags, **more)
         assert r.returncode == 0, r.stderr
         return r.stdout.split()[1]
 
@@ -97,9 +99,16 @@ class Slurm:
 
 
 class Client:
+    @classmethod
+    def at(cls, url):
+        model = httpx.get(url + "/v1/models").json()["data"][0]["id"]
+        return cls({"url": url, "model": model})
+
     def __init__(self, endpoint):
-        with open(endpoint["api_key_file"]) as f:
-            key = f.read().strip()
+        key = "none"
+        if "api_key_file" in endpoint:
+            with open(endpoint["api_key_file"]) as f:
+                key = f.read().strip()
         self.http = httpx.Client(base_url=endpoint["url"], timeout=120 * PATIENCE,
                                  headers={"Authorization": "Bearer " + key})
         self.model = endpoint["model"]
@@ -228,3 +237,29 @@ def test_without_slurm_one_line_says_so(tmp_path):
     r = subprocess.run([CTL, "slurm", "status"], env={"PATH": str(tmp_path)}, text=True,
                        capture_output=True)
     assert r.returncode == 1 and "squeue: No such file" in r.stderr
+
+
+def test_a_job_near_its_end_hands_over(slurm):
+    """The successor is submitted ahead of the time limit, serves, and the old job ends: no error."""
+    job = slurm.submit("turns", "--consecutive", "295", "--time", "5")
+    slurm.live(job)
+    with Gateway(slurm.jobs, "--jobs-name", "turns") as g:
+        load = Load(g.url, 2, 20)
+        next_job = wait_for(lambda: (slurm.jobs / f"{job}.next").exists() and
+                            (slurm.jobs / f"{job}.next").read_text().strip(), 30, "the next job")
+        streams = [Client.at(g.url).stream(200) for _ in range(2)]
+        slurm.live(next_job)
+        wait_for(lambda: slurm.endpoint(job).get("state") == "draining", 20, "the drain")
+        first = load.done
+        assert slurm.ctl("url", "turns").stdout.strip() == slurm.endpoint(next_job)["url"]
+        for s in streams:
+            s.thread.join(120 * PATIENCE)
+            assert (s.error, s.tokens, s.finish) == (None, 200, "length")
+        assert slurm.ended(job) == "COMPLETED" and slurm.exit_code(job) == "0:0"
+        wait_for(lambda: load.done > first + 8, 60, "requests after the hand-over")
+        load.end()
+        assert load.wrong == []
+        g.wait_line(f"job=slurm-{job} left")
+    assert sorted(p.name for p in slurm.jobs.glob(f"{job}.*")) == []
+    slurm.run("scancel", "--batch", "-s", "USR1", "--name=turns")
+    slurm.ended(next_job)

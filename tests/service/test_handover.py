@@ -1,0 +1,298 @@
+"""tests/service/test_handover.py - one gateway over jobs that take turns (rankserve-gateway --jobs)."""
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+
+from service import BUILD, LONG, MODEL, PATIENCE, Service
+
+pytestmark = pytest.mark.usefixtures("needs_model")
+SLOW = {"RANKSERVE_NULL_STEP_US": "3000", "RANKSERVE_NULL_TOKEN_US": "10"}
+
+
+def wait_for(condition, seconds, what):
+    end = time.monotonic() + seconds * PATIENCE
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("waited in vain for " + what)
+
+
+class Job(Service):
+    """A service whose endpoint file is in `folder`."""
+
+    def __init__(self, folder, name, *flags, service="chat", env=None):
+        self.entry = folder / f"{name}.json"
+        super().__init__("--backend", "null", "--threads", 1, "--link-listen", "127.0.0.1:0",
+                         "--job-id", name, "--name", service, "--drain-timeout-s", 60,
+                         "--endpoint-file", self.entry, *flags, env={**SLOW, **(env or {})})
+        wait_for(lambda: self.said().get("state") == "live", 10, "the endpoint file")
+
+    def said(self):
+        try:
+            return json.loads(self.entry.read_text())
+        except FileNotFoundError:
+            return {}
+
+    def drain(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def ended(self, seconds=60):
+        return self.process.wait(seconds * PATIENCE)
+
+
+class Gateway:
+    def __init__(self, folder, *flags, ready=True):
+        self.lines = []
+        self.process = subprocess.Popen(
+            [os.path.join(BUILD, "rankserve-gateway"), "--model", MODEL, "--listen", "127.0.0.1:0",
+             "--jobs", str(folder), *map(str, flags)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
+        threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
+        self.url = self.wait_line("ready " if ready else "listening ").split()[1]
+        self.http = httpx.Client(base_url=self.url, timeout=60 * PATIENCE)
+
+    def _read(self, pipe):
+        for line in pipe:
+            self.lines.append(line.rstrip("\n"))
+
+    def wait_line(self, text, seconds=10):
+        return wait_for(lambda: next((x for x in list(self.lines) if text in x), None), seconds,
+                        f"'{text}' in {self.lines}")
+
+    def count(self, text):
+        return sum(text in x for x in self.lines)
+
+    def complete(self, prompt, tokens=4):
+        return self.http.post("/v1/completions", json={
+            "model": os.path.basename(MODEL).removesuffix(".gguf"), "prompt": prompt,
+            "max_tokens": tokens, "ignore_eos": True})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.http.close()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            assert self.process.wait(20 * PATIENCE) == 0
+        finally:
+            self.process.kill()
+
+
+class Load:
+    """Clients that ask one thing after the other until told to stop; a thread with a loop."""
+
+    def __init__(self, url, clients, tokens):
+        self.url, self.clients, self.tokens = url, clients, tokens
+        self.started = self.done = 0
+        self.wrong, self.stop = [], False
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._all()), daemon=True)
+        self.thread.start()
+
+    async def _all(self):
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(base_url=self.url, timeout=120 * PATIENCE, limits=limits) as c:
+            await asyncio.gather(*(self._client(c, i) for i in range(self.clients)))
+
+    async def _client(self, c, i):
+        body = {"model": os.path.basename(MODEL).removesuffix(".gguf"), "stream": True,
+                "max_tokens": self.tokens, "ignore_eos": True}
+        n = 0
+        while not self.stop:
+            self.started += 1
+            n += 1
+            try:
+                await self._ask(c, {**body, "prompt": f"client {i} asks for the {n}th time"})
+            except Exception as e:        # seen by the test, not lost in a thread
+                self.wrong.append(repr(e))
+            self.done += 1
+
+    async def _ask(self, c, body):
+        tokens, finish, last = 0, None, ""
+        async with c.stream("POST", "/v1/completions", json=body) as r:
+            if r.status_code != 200:
+                raise AssertionError(f"{r.status_code} {await r.aread()}")
+            async for line in r.aiter_lines():
+                if line.startswith("data: {"):
+                    choice = json.loads(line[6:])["choices"][0]
+                    tokens += 1
+                    finish = choice["finish_reason"] or finish
+                last = line or last
+        if (finish, last) != ("length", "data: [DONE]") or not tokens:
+            raise AssertionError(f"{tokens} chunks, {finish}, '{last}'")
+
+    def end(self):
+        self.stop = True
+        self.thread.join(120 * PATIENCE)
+        assert not self.thread.is_alive() and self.done == self.started
+
+
+@pytest.fixture
+def folder(tmp_path):
+    jobs = tmp_path / "jobs"
+    jobs.mkdir(mode=0o700)
+    return jobs
+
+
+def test_a_hand_over_loses_no_request(folder):
+    """The old job drains under load; every stream ends, every request is answered."""
+    clients, least = (120, 500) if LONG else (40, 80)
+    with Job(folder, "old") as old, Gateway(folder) as g:
+        load = Load(g.url, clients, 100)
+        wait_for(lambda: load.started >= clients, 20, "the load")
+        with Job(folder, "new") as new:
+            g.wait_line("job=new state=live")
+            before, done = load.started, load.done
+            old.drain()
+            assert old.ended() == 0
+            g.wait_line("job=old left")
+            wait_for(lambda: load.started - done >= least, 120, "the requests")
+            load.end()
+            counted = load.done - done
+            m = g.http.get("/metrics").text
+            print(f"{counted} requests during the hand-over, {before - done} of them in flight, "
+                  f"{len(load.wrong)} failed, {g.count('goes to another job')} sent on")
+            assert load.wrong == [] and counted >= least
+            assert 'http_requests_total{status="500"' not in m
+            assert new.metrics()["rankserve_kv_blocks"] > 0
+            new.settle()
+
+
+def test_a_request_that_the_draining_job_refuses_goes_on(folder):
+    """The gateway hears of the drain from the job, not from the file, which stays as it was."""
+    with Job(folder, "old") as old, Job(folder, "new") as new, Gateway(folder) as g:
+        g.wait_line("job=old state=live")
+        g.wait_line("job=new state=live")
+        assert g.complete("one").status_code == 200
+        for job in old, new:
+            assert job.said()["state"] == "live"
+        os.kill(old.workers()[0], signal.SIGUSR1)
+        for i in range(20):
+            assert g.complete(f"prompt {i}").status_code == 200
+
+
+def test_the_longer_beginning_counts_then_the_newer_job(folder):
+    long = "It was a dark and stormy night; " * 20
+    with Job(folder, "old") as old, Gateway(folder) as g:
+        assert g.complete(long + "one").status_code == 200
+        time.sleep(1.1)                   # `started` is in seconds
+        with Job(folder, "new") as new:
+            g.wait_line("job=new state=live")
+            was = old.metrics()["llm_d_scheduler_decisions_total"]
+            assert g.complete(long + "two").status_code == 200
+            assert g.complete("something else").status_code == 200
+            wait_for(lambda: new.metrics()["llm_d_scheduler_decisions_total"] > 0, 5, "the new job")
+            assert wait_for(lambda: old.metrics()["llm_d_scheduler_decisions_total"] > was, 5, "the old")
+
+
+def test_what_is_wrong_with_an_entry_is_said_once(folder, tmp_path):
+    good = {"url": "http://x", "model": "m", "name": "chat", "job_id": "slurm-1", "state": "live",
+            "started": 5, "expires": None, "api_key_file": "", "link": "127.0.0.1:9",
+            "secret_file": str(tmp_path / "secret"), "uds": ""}
+    (tmp_path / "secret").write_text("0" * 64)
+    os.chmod(tmp_path / "secret", 0o600)
+    open_secret = tmp_path / "open"
+    open_secret.write_text("0" * 64)
+    os.chmod(open_secret, 0o644)
+
+    def write(name, mode=0o600, text=None, **changes):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps({**good, "job_id": name, **changes}) if text is None else text)
+        os.chmod(path, mode)
+
+    write("torn", text='{"url": ')
+    write("list", text="[]")
+    write("twice", text='{"url": "a", "url": "b"}')
+    write("long", text=" " * 70000)
+    write("open", mode=0o666)
+    write("odd", state="asleep")
+    write("early", started="today")
+    write("never", expires="never")
+    write("over", expires=int(time.time()) - 100)
+    write("mute", link="")
+    write("unknown", secret_file=str(open_secret))
+    write("nohost", link="no-such-host.invalid:1")
+    write("stale")
+    write("first", job_id="same", started=6)
+    write("second", job_id="same", started=7)
+    os.symlink("nothing", folder / "dangling.json")
+    (folder / "folder.json").mkdir()
+    (folder / "readme.txt").write_text("not ours")
+    expected = {
+        "torn": "", "list": "it is not a JSON object", "twice": "duplicate object key",
+        "long": "it is longer than 65536 bytes", "open": "it must be yours, and writable by nobody",
+        "odd": "\"state\" is 'asleep'; it must be starting, live or draining",
+        "early": '"started" must be seconds', "never": '"expires" must be seconds',
+        "over": "it is stale", "mute": '"link" must be a text',
+        "unknown": f"secret file {open_secret}: others may read it; chmod 600", "nohost": '"link" is no-such-host.invalid:1, which no name server knows',
+        "first": "second.json has the same job_id, 'same', and counts",
+        "folder": "it is not a file",
+    }
+    with Gateway(folder, ready=False) as g:
+        for name, text in expected.items():
+            g.wait_line(f"/{name}.json: {text}")
+        g.wait_line("job=stale does not answer at 127.0.0.1:9: its endpoint file may be stale", 15)
+        r = g.complete("hello")
+        assert r.status_code == 503 and "retry-after" in r.headers
+        time.sleep(4.5)                   # two more looks
+        for name in expected:
+            assert g.count(f"/{name}.json: ") == 1, name
+        assert "readme" not in "".join(g.lines)
+        with Job(folder, "fine"):
+            g.wait_line("ready ")
+            assert g.complete("hello").status_code == 200
+
+
+def test_jobs_of_another_service_or_model_are_left_out(folder):
+    with Job(folder, "other", service="other"), Gateway(folder, "--jobs-name", "chat",
+                                                        ready=False) as g:
+        time.sleep(0.5)
+        assert g.complete("hello").status_code == 503
+        with Job(folder, "ours") as ours:
+            g.wait_line("ready ")
+            assert g.complete("hello").status_code == 200
+            entry = json.loads(ours.entry.read_text())
+            (folder / "liar.json").write_text(json.dumps({**entry, "job_id": "liar",
+                                                          "secret_file": str(folder / "liar")}))
+            (folder / "liar").write_text("1" * 64)
+            os.chmod(folder / "liar", 0o600)
+            os.chmod(folder / "liar.json", 0o600)
+            g.wait_line("link refused job=liar")
+            assert "wrong secret" in g.wait_line("link refused job=liar")
+            assert g.complete("hello").status_code == 200
+
+
+def test_the_directory_may_be_away_for_a_while(folder, tmp_path):
+    r = subprocess.run([os.path.join(BUILD, "rankserve-gateway"), "--model", MODEL, "--jobs",
+                        str(tmp_path / "no")], text=True, capture_output=True, timeout=20)
+    assert r.returncode == 1 and f"--jobs {tmp_path}/no: No such file or directory" in r.stderr
+    r = subprocess.run([os.path.join(BUILD, "rankserve-gateway"), "--model", MODEL, "--jobs",
+                        str(folder), "--link", "/x"], text=True, capture_output=True, timeout=20)
+    assert r.returncode == 1 and "--jobs and --link: only one of them" in r.stderr
+    with Job(folder, "one"), Gateway(folder) as g:
+        os.rename(folder, tmp_path / "away")
+        g.wait_line("No such file or directory; the jobs stay as they were")
+        assert g.complete("hello").status_code == 200
+        os.rename(tmp_path / "away", folder)
+        with Job(folder, "two"):
+            g.wait_line("job=two state=live")
+
+
+def test_a_link_that_cannot_be_opened_ends_the_start(folder):
+    with pytest.raises(RuntimeError, match="link: no-such-host.invalid:0"):
+        Job(folder, "bad", "--link-listen", "no-such-host.invalid:0")
+    with pytest.raises(RuntimeError, match="neither a path nor HOST:PORT"):
+        Job(folder, "bad", "--link-listen", "nonsense")
+    folder.rmdir()
+    with pytest.raises(RuntimeError, match="--endpoint-file .*No such file"):
+        Job(folder, "bad")
