@@ -260,10 +260,6 @@ static enum err check_workers(struct config *c, struct why *why)
         return why_set(why, ERR_LIMIT, "%llu workers asked for; a job has at most %d",
                        (unsigned long long)all, WORKER_COUNT_MAX);
     }
-    if (c->spares != 0) {
-        return why_set(why, ERR_UNSUPPORTED, "--spares %llu is not supported yet; only 0 is",
-                       (unsigned long long)c->spares);
-    }
     return OK;
 }
 

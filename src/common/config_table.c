@@ -49,7 +49,7 @@ static const struct option table[] = {
     { COUNT("both", RANKS, JOB | CTL, both, "0", 0, WORKER_COUNT_MAX), .metavar = "N",
       .help = "workers that do both; 1 when no worker is asked for" },
     { COUNT("spares", RANKS, JOB | CTL, spares, "0", 0, WORKER_COUNT_MAX), .metavar = "N",
-      .help = "idle workers to take a lost worker's place; only 0 for now" },
+      .help = "workers that wait, weights loaded, for a lost worker's place" },
     { COUNT("threads", RANKS, JOB | CTL, threads, "0", 0, THREAD_COUNT_MAX), .metavar = "N",
       .zero_word = "auto", .help = "compute threads of each worker; auto: the host's cores" },
     { CHOICE("backend", RANKS, JOB | CTL, backend, "cpu", "cpu cuda null"),

@@ -11,7 +11,7 @@
 #include "common/service.h"
 #include "ctl/ctl.h"
 
-static const char *const pool_names[POOL_COUNT] = { "prefill", "decode", "both" };
+static const char *const pool_names[POOL_COUNT] = { "prefill", "decode", "both", "spares" };
 
 enum err spec_bad(const struct spec *s, const struct yaml_node *at, const char *path,
                   struct why *why, const char *fmt, ...)
@@ -81,7 +81,6 @@ static const struct refused {
     { "spec.caching.redis", NULL, "the view shared through Redis is not built yet" },
     { "spec.caching.prefixCaching.maxPrefixLength", NULL,
       "prefixes are cached whole: leave it out" },
-    { "spec.engine.spares", "0", "spare workers are not built yet" },
     { "spec.engine.tensorParallelSize", "1", "only 1 is supported yet" },
     { "spec.engine.pipelineParallelSize", "1", "only 1 is supported" },
     { "spec.model.tensorParallelSize", "1", "only 1 is supported yet" },
@@ -188,9 +187,23 @@ static enum err read_pool(struct spec *s, struct pool *p, struct why *why)
     return OK;
 }
 
+/* A spare takes anybody's place: it needs the most of each. */
+static void widen_spares(struct spec *s)
+{
+    struct pool *spares = &s->pools[POOL_SPARES];
+    for (int i = 0; i < POOL_SPARES; i++) {
+        const struct pool *p = &s->pools[i];
+        if (!p->replicas) continue;
+        if (p->need.gpus > spares->need.gpus) spares->need.gpus = p->need.gpus;
+        if (p->need.memory > spares->need.memory) spares->need.memory = p->need.memory;
+        if (p->need.cpu > spares->need.cpu) spares->need.cpu = p->need.cpu;
+    }
+}
+
 static enum err read_pools(struct spec *s, struct why *why)
 {
-    const uint64_t counts[] = { s->config.prefill, s->config.decode, s->config.both };
+    const uint64_t counts[] = { s->config.prefill, s->config.decode, s->config.both,
+                                s->config.spares };
     for (int i = 0; i < POOL_COUNT; i++) {
         struct pool *p = &s->pools[i];
         *p = (struct pool){ .name = pool_names[i], .replicas = counts[i] };
@@ -207,6 +220,7 @@ static enum err read_pools(struct spec *s, struct why *why)
             s->pools[i].from = other->name;
         }
     }
+    widen_spares(s);
     return OK;
 }
 

@@ -21,10 +21,10 @@ struct need {
     uint64_t cpu;                     /* 1/1000 cores */
 };
 
-enum { POOL_PREFILL, POOL_DECODE, POOL_BOTH, POOL_COUNT };
+enum { POOL_PREFILL, POOL_DECODE, POOL_BOTH, POOL_SPARES, POOL_COUNT };
 
 struct pool {
-    const char *name;                 /* prefill | decode | both              */
+    const char *name;                 /* prefill | decode | both | spares     */
     uint64_t replicas;
     struct need need;
     unsigned line;                    /* of its resources                     */

@@ -267,9 +267,9 @@ static void start_programs(struct up *u)
 {
     struct why why;
     const struct config *c = &u->config;
-    fprintf(stderr, "starting %s: %llu prefill, %llu decode, %llu both\n", c->model,
+    fprintf(stderr, "starting %s: %llu prefill, %llu decode, %llu both, %llu spares\n", c->model,
             (unsigned long long)c->prefill, (unsigned long long)c->decode,
-            (unsigned long long)c->both);
+            (unsigned long long)c->both, (unsigned long long)c->spares);
     enter(u, STARTING, START_SECONDS_MAX);
     if (launch_job(c, &u->children[JOB], &why) != OK) fail(u, "%s", why.text);
     else if (launch_gateway(c, &u->children[GATEWAY], &why) != OK) fail(u, "%s", why.text);

@@ -87,8 +87,9 @@ static void check_service(int argc, char **argv)
     struct config c;
     struct why why;
     if (config_load(&c, PROGRAM_CTL, argc, argv, NULL, &why) != OK) die("%s", why.text);
-    printf("ok: %llu prefill, %llu decode, %llu both; model %s\n", (unsigned long long)c.prefill,
-           (unsigned long long)c.decode, (unsigned long long)c.both,
+    printf("ok: %llu prefill, %llu decode, %llu both, %llu spares; model %s\n",
+           (unsigned long long)c.prefill, (unsigned long long)c.decode,
+           (unsigned long long)c.both, (unsigned long long)c.spares,
            *c.model ? c.model : "(the default)");
 }
 

@@ -90,6 +90,11 @@ enum role job_role_of(const struct job *j, int rank)
     return ROLE_BOTH;
 }
 
+bool job_is_spare(const struct job *j, int rank)
+{
+    return (uint64_t)rank > j->config.prefill + j->config.decode + j->config.both;
+}
+
 static enum err roles_fit(struct job *j, struct why *why)
 {
     struct config *c = &j->config;
@@ -97,16 +102,16 @@ static enum err roles_fit(struct job *j, struct why *why)
     if (c->both == 0 && (c->prefill == 0 || c->decode == 0))
         return why_set(why, ERR_LIMIT, "roles: %s workers need a %s worker beside them",
                        c->prefill ? "prefill" : "decode", c->prefill ? "decode" : "prefill");
-    uint64_t want = 1 + c->prefill + c->decode + c->both;
+    uint64_t want = 1 + c->prefill + c->decode + c->both + c->spares;
     if (want > WORKER_COUNT_MAX + 1)
         return why_set(why, ERR_LIMIT, "roles: at most %d workers", WORKER_COUNT_MAX);
     if (want != (uint64_t)j->size)
         return why_set(why, ERR_LIMIT,
-                       "ranks: %d started, but rank 0 and %llu prefill, %llu decode, %llu both "
-                       "need %llu (mpirun -np %llu)",
+                       "ranks: %d started, but rank 0 and %llu prefill, %llu decode, %llu both, "
+                       "%llu spares need %llu (mpirun -np %llu)",
                        j->size, (unsigned long long)c->prefill, (unsigned long long)c->decode,
-                       (unsigned long long)c->both, (unsigned long long)want,
-                       (unsigned long long)want);
+                       (unsigned long long)c->both, (unsigned long long)c->spares,
+                       (unsigned long long)want, (unsigned long long)want);
     return OK;
 }
 

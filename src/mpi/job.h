@@ -1,8 +1,8 @@
 /* mpi/job.h - who is in this job: ranks, roles, hosts, communicators.
  *
  * Rank 0 schedules and never computes.  Ranks 1 .. are the prefill workers, then the decode
- * workers, then those that do both.  Collectives run at start only; from then on ranks speak
- * through port.h.
+ * workers, then those that do both, then the spares.  Collectives run at start only; from then on
+ * ranks speak through port.h.
  * Here and in job.c, port.c, bell.c, weights.c, main.c is all of MPI.
  */
 #ifndef RANKSERVE_MPI_JOB_H
@@ -40,6 +40,8 @@ struct job {
 enum err job_open(struct job *j, struct why *why);
 /* The role of a rank (not 0), by its number. */
 enum role job_role_of(const struct job *j, int rank);
+/* The last ranks wait with their weights loaded, for the place of one that is lost. */
+bool job_is_spare(const struct job *j, int rank);
 const char *role_name(enum role role);
 /* Collective.  When any rank failed, all return its error and its line. */
 enum err job_agree(const struct job *j, enum err mine, struct why *why);

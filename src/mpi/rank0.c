@@ -71,6 +71,27 @@ static void anybody_check(struct rank0 *z)
     }
 }
 
+/* From now on requests are placed on it. */
+static void employ(struct rank0 *z, int rank, enum role role)
+{
+    struct peer_worker *w = &z->workers[rank];
+    w->spare = false;
+    w->role = role;
+    act_event(z, (struct sched_event){
+        .type = EV_WORKER_UP, .worker = rank, .role = role, .blocks = w->about.blocks_total,
+        .seqs = w->about.max_num_seqs, .max_tokens = w->about.max_model_len });
+}
+
+static void replace_with_spare(struct rank0 *z, int lost)
+{
+    for (int i = 1; i < z->job->size; i++) {
+        if (!z->workers[i].alive || !z->workers[i].up || !z->workers[i].spare) continue;
+        log_info("spare worker=%d takes the place of worker=%d", i, lost);
+        employ(z, i, z->workers[lost].role);
+        return;
+    }
+}
+
 static void keep_counters(struct rank0 *z, const struct msg_stats *s)
 {
     z->past.prompt += s->prompt_tokens;
@@ -91,7 +112,8 @@ void rank0_lost(struct rank0 *z, int rank, const char *how)
     z->rank_lost = true;
     z->workers_lost++;
     keep_counters(z, &w->stats);
-    log_error("lost worker=%d role=%s how=\"%s\"", rank, role_name(job_role_of(z->job, rank)), how);
+    log_error("lost worker=%d role=%s how=\"%s\"", rank,
+              w->spare ? "spare" : role_name(w->role), how);
     index_lost(z, rank);
     port_abandon(z->port, rank);
     struct msg_rank m = { .rank = rank };
@@ -99,6 +121,7 @@ void rank0_lost(struct rank0 *z, int rank, const char *how)
         if (z->workers[i].alive) port_send_copy(z->port, i, &m, MSG_LOST, sizeof m);
     if (z->over) return;
     act_event(z, (struct sched_event){ .type = EV_WORKER_LOST, .worker = rank });
+    if (!w->spare) replace_with_spare(z, rank);
     act_step(z);
     anybody_check(z);
     links_state(z);
@@ -123,9 +146,7 @@ static void on_up(struct rank0 *z, int from, const struct msg_up *m)
     w->about = *m;
     if (z->max_model_len == 0 || m->max_model_len < z->max_model_len)
         z->max_model_len = m->max_model_len;
-    act_event(z, (struct sched_event){
-        .type = EV_WORKER_UP, .worker = from, .role = job_role_of(z->job, from),
-        .blocks = m->blocks_total, .seqs = m->max_num_seqs, .max_tokens = m->max_model_len });
+    if (!w->spare) employ(z, from, job_role_of(z->job, from));
     live(z);
 }
 
@@ -309,7 +330,11 @@ static void open_all(struct rank0 *z, struct job *j, struct port *port,
     z->weights = *weights;
     z->state = JOB_STARTING;
     z->workers = mem_array((size_t)j->size, sizeof *z->workers);
-    for (int i = 1; i < j->size; i++) z->workers[i].alive = true;
+    for (int i = 1; i < j->size; i++) {
+        z->workers[i].alive = true;
+        z->workers[i].spare = job_is_spare(j, i);
+        z->workers[i].role = job_role_of(j, i);
+    }
     requests_open(z);
     open_sched(z);
     struct port_sink sink = { .ctx = z, .message = on_message, .ended = on_ended };

@@ -28,6 +28,8 @@ enum { TICKS_SILENT_MAX = 4 };
 
 struct peer_worker {
     bool alive, up;
+    bool spare;                       /* waits for the place of one that is lost */
+    enum role role;                   /* a spare has none yet */
     uint32_t silent_ticks;
     uint64_t heard_ns;                /* at the last tick */
     struct msg_up about;

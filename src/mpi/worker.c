@@ -245,7 +245,8 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
     w->engine_watch = (struct watch){ .fd = engine_event_fd(w->engine), .call = on_engine,
                                       .ctx = w };
     loop_add(w->loop, &w->engine_watch, EPOLLIN);
-    log_info("up role=%s blocks=%u threads=%llu isa=%s", role_name(j->role),
+    log_info("up role=%s blocks=%u threads=%llu isa=%s",
+             job_is_spare(j, j->rank) ? "spare" : role_name(j->role),
              engine_kv_shape(w->engine)->block_count, (unsigned long long)j->config.threads,
              isa_name(w->weights.isa));
     bool busy = false;

@@ -17,7 +17,7 @@ MODEL = os.environ.get("RANKSERVE_TEST_MODEL", "")
 
 
 class Job:
-    def __init__(self, *options, prefill=0, decode=0, both=0, backend="null", ranks=None,
+    def __init__(self, *options, prefill=0, decode=0, both=0, spares=0, backend="null", ranks=None,
                  model=None, env=None, limit_s=60, secret=None, live=True, wrap=(),
                  network=("--mca", "btl", "self,vader")):
         self.dir = tempfile.mkdtemp(prefix="rsjob.")
@@ -28,7 +28,7 @@ class Job:
         secret_path = os.path.join(self.dir, "secret")
         with open(os.open(secret_path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
             f.write((self.secret.hex() if secret is None else secret) + "\n")
-        workers = prefill + decode + both or 1
+        workers = (prefill + decode + both or 1) + spares
         command = ["timeout", "-k", "2", str(limit_s), *wrap, "mpirun", "--enable-recovery",
                    "--oversubscribe", "--bind-to", "none", *network,
                    "--mca", "mpi_yield_when_idle", "0",
@@ -36,6 +36,7 @@ class Job:
                    "-np", str(1 + workers if ranks is None else ranks), PROGRAM,
                    "--model", MODEL if model is None else model, "--backend", backend,
                    "--prefill", str(prefill), "--decode", str(decode), "--both", str(both),
+                   "--spares", str(spares),
                    "--link", self.link, "--secret-file", secret_path,
                    "--status-file", self.status_path, "--threads", "1", *map(str, options)]
         environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1",

@@ -136,3 +136,20 @@ def test_a_worker_that_only_pauses_is_not_lost(undisturbed):
             job.kill(victim, signal.SIGCONT)
         check(c, streams, undisturbed)
         assert c.state["workers_lost"] == 0
+
+
+def test_spares_take_the_places_of_lost_workers(undisturbed):
+    with Job(prefill=1, decode=1, spares=3, env=SLOW) as job:
+        c = job.client()
+        streams = [c.request(**a) for a in asks(COUNT)]
+        for victim, heir in ((2, 3), (1, 5), (3, None)):
+            c.pump(0.2)
+            if victim == 1:
+                job.kill(4)         # a spare that is lost takes no place
+                assert job.wait_log("lost worker=4 role=spare")
+            job.kill(victim)
+            if heir:
+                assert job.wait_log(f"spare worker={heir} takes the place of worker={victim}")
+        check(c, streams, undisturbed)
+        assert c.state["workers_alive"] == 1
+        assert {a.prefill for a in c.answers.values()} <= {1, 5}

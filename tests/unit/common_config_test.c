@@ -116,7 +116,6 @@ static void values_out_of_range_are_refused_in_one_line(void **state)
     refused("--prefill 1", "needs --decode");
     refused("--decode 1", "needs --prefill");
     refused("--both 1000 --spares 1000", "at most 1024");
-    refused("--spares 1", "not supported yet");
     refused("--enable-prefix-caching=maybe", "true or false");
 }
 
