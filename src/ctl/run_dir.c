@@ -1,10 +1,13 @@
 /* ctl/run_dir.c - see run_dir.h. */
 #include "ctl/run_dir.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -35,6 +38,44 @@ static const char *hex_text(size_t bytes)
     return config_keep(hex, 2 * bytes);
 }
 
+/* The lock ends with this process, however it ends; children do not inherit it. */
+static void hold_directory(const char *dir)
+{
+    int fd = open(keep(dir, "lock"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) close(fd);
+}
+
+static bool abandoned(const char *dir)
+{
+    char path[600];
+    struct stat s;
+    if (lstat(dir, &s) < 0 || !S_ISDIR(s.st_mode) || s.st_uid != geteuid()) return false;
+    snprintf(path, sizeof path, "%s/lock", dir);
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) return false;         /* not ours, or being made */
+    bool free_now = flock(fd, LOCK_EX | LOCK_NB) == 0;
+    close(fd);
+    return free_now;
+}
+
+/* Removes what others that were killed have left beside `made`. */
+static void clean_up(const char *made)
+{
+    char base[256], path[512];
+    snprintf(base, sizeof base, "%s", made);
+    char *slash = strrchr(base, '/'), *end = strrchr(base, '-');
+    *slash = '\0';
+    size_t prefix = (size_t)(end - slash);
+    DIR *all = opendir(base);
+    for (struct dirent *d; all && (d = readdir(all));) {
+        if (strncmp(d->d_name, slash + 1, prefix) != 0) continue;
+        if (strlen(d->d_name) != strlen(slash + 1)) continue;
+        snprintf(path, sizeof path, "%s/%s", base, d->d_name);
+        if (strcmp(path, made) != 0 && abandoned(path)) remove_tree(path);
+    }
+    if (all) closedir(all);
+}
+
 static enum err make_directory(struct config *c, bool *given, struct why *why)
 {
     char path[256];
@@ -59,6 +100,8 @@ static enum err make_directory(struct config *c, bool *given, struct why *why)
     else snprintf(path, sizeof path, "/tmp/rankserve-%u-XXXXXX", (unsigned)geteuid());
     if (!mkdtemp(path)) return why_set(why, ERR_IO, "%s: %s", path, strerror(errno));
     c->run_dir = config_keep(path, strlen(path));
+    hold_directory(path);
+    clean_up(path);
     return OK;
 }
 

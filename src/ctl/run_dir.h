@@ -1,7 +1,8 @@
 /* ctl/run_dir.h - the private directory of one job: its socket, secret and status file.
  *
  * Mode 0700, in XDG_RUNTIME_DIR or /tmp, removed at the end; with --run-dir the given one, of
- * which only our own files are removed.
+ * which only our own files are removed.  A lock in it says that its owner lives: what a killed
+ * `rankservectl up` left is removed by the next one.
  */
 #ifndef RANKSERVE_CTL_RUN_DIR_H
 #define RANKSERVE_CTL_RUN_DIR_H

@@ -211,7 +211,8 @@ static void on_request(struct rank0 *z, struct gateway *g, const struct link_req
         broke(g, "uses a stream twice");
         return;
     }
-    if (!ids_fit(m, z->weights.model->h.vocab) || !index_keys_fit(z, m)) {
+    if (m->timeout_ms > TIMEOUT_MS_MAX || !ids_fit(m, z->weights.model->h.vocab) ||
+        !index_keys_fit(z, m)) {
         refuse(z, gateway, m, LINK_BAD_REQUEST);
         return;
     }

@@ -72,6 +72,8 @@ void worker_scores(void *ctx, struct req_id req, const struct token_record *reco
 struct wseq *worker_find(struct worker *w, struct req_id req);
 /* Drops it from the engine and says GONE. */
 void worker_end(struct worker *w, struct wseq *s);
+/* The same, but says REFUSE: this attempt failed here. */
+void worker_give_up(struct worker *w, struct wseq *s, enum err e);
 /* Sends what the last calls left: tokens, then GONEs. */
 void worker_flush(struct worker *w);
 

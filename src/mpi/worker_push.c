@@ -5,15 +5,22 @@
  * Neighbouring layers that stand at the same two numbers go in one message.  Bytes are copied out
  * of the pool into the message, so a block is never touched by a transfer after engine_drop.
  * A push begins with READY, and ends with KVEND behind the last byte; then the sequence goes.  When
- * the first token was also the last, nothing more is sent.
+ * the first token was also the last, nothing more is sent.  A peer that for READY_NS says no READY
+ * costs this attempt: another one may have a better peer.  (One that is dead, or takes nothing, is
+ * rank 0's to find out.)
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
+#include "common/log.h"
 #include "mpi/worker.h"
+
+#define READY_NS (10 * NS_PER_S)
 
 struct push {
     struct push *next;
+    uint64_t since_ns;
     struct wseq *seq;
     uint32_t total;                   /* tokens whose KV must arrive */
     uint32_t layers;
@@ -30,6 +37,7 @@ void push_open(struct worker *w, struct wseq *s, uint32_t total)
     p->seq = s;
     p->total = total;
     p->layers = layers;
+    p->since_ns = clock_now_ns();
     struct push **at = &w->pushes;
     while (*at) at = &(*at)->next;
     *at = p;
@@ -109,6 +117,14 @@ static bool sent_all(const struct push *p)
     return p->token_known;
 }
 
+static void await_ready(struct worker *w, struct push *p)
+{
+    if (clock_now_ns() - p->since_ns < READY_NS) return;
+    log_warn("push req=%u.%u to=%d: no READY in %d s", p->seq->req.slot, p->seq->req.generation,
+             p->seq->peer, (int)(READY_NS / NS_PER_S));
+    worker_give_up(w, p->seq, ERR_TIMEOUT);
+}
+
 void push_all(struct worker *w)
 {
     for (struct push *p = w->pushes, *next; p; p = next) {
@@ -117,7 +133,10 @@ void push_all(struct worker *w)
             worker_end(w, p->seq); /* not from inside the engine's call */
             continue;
         }
-        if (!p->ready) continue;
+        if (!p->ready) {
+            await_ready(w, p);
+            continue;
+        }
         while (port_has_room(w->port, p->seq->peer) && send_range(w, p)) { }
         if (!sent_all(p)) continue;
         struct msg_kvend *m = port_message(w->port, MSG_KVEND, sizeof *m);

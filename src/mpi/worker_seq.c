@@ -38,6 +38,15 @@ static void refuse(struct worker *w, struct req_id req, enum err e)
     port_send_copy(w->port, 0, &m, MSG_REFUSE, sizeof m);
 }
 
+void worker_give_up(struct worker *w, struct wseq *s, enum err e)
+{
+    struct req_id req = s->req;
+    worker_flush(w); /* its tokens come first */
+    worker_end(w, s);
+    w->gone_count--;
+    refuse(w, req, e);
+}
+
 /* NULL: refused. */
 static struct wseq *add(struct worker *w, const struct msg_seq *m, enum seq_mode mode,
                         uint32_t *held)
@@ -151,7 +160,7 @@ static void import_failed(struct worker *w, struct wseq *s, enum err e)
 {
     log_error("import req=%u.%u from=%d failed err=\"%s\"", s->req.slot, s->req.generation,
               s->peer, err_text(e));
-    worker_end(w, s); /* rank 0 ends the request: nobody is left to generate */
+    worker_give_up(w, s, e);
 }
 
 void worker_on_kv(struct worker *w, int from, const struct msg_kv *m)

@@ -71,7 +71,7 @@ struct link_request {
     struct link_head head;
     uint64_t cache_salt;
     uint64_t user_hash;               /* fairness key; 0: none                         */
-    uint64_t timeout_ms;              /* 0: none                                       */
+    uint64_t timeout_ms;              /* at most TIMEOUT_MS_MAX; 0: none               */
     int32_t priority;                 /* lower is earlier                              */
     uint32_t id_count;                /* prompt                                        */
     uint32_t key_count;               /* block keys computed by the gateway; may be 0  */

@@ -322,6 +322,24 @@ def test_an_endpoint_file_that_cannot_be_written_is_refused(up, tmp_path):
     assert not os.listdir(u.runtime)
 
 
+def test_what_a_killed_up_left_is_removed_by_the_next(up):
+    first = up()
+    first.ready()
+    (left,) = os.listdir(first.runtime)
+    second = up()
+    second.ready()
+    assert left in os.listdir(first.runtime) and len(os.listdir(first.runtime)) == 2
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    third = up()
+    third.ready()
+    assert left not in os.listdir(first.runtime) and len(os.listdir(first.runtime)) == 2
+    for u in (second, third):
+        u.process.send_signal(signal.SIGINT)
+        assert u.end()[0] == 0
+    assert os.listdir(first.runtime) == []
+
+
 def test_a_given_run_directory_must_be_private(up, tmp_path):
     (tmp_path / "open").mkdir(mode=0o755)
     u = up("--run-dir", str(tmp_path / "open"))

@@ -331,6 +331,9 @@ def test_requests_that_can_not_be_served_are_refused_one_by_one():
         streams = [c.request(prompt(i, 20), max_tokens=30) for i in range(20)]
         codes = [a.code for a in c.wait(streams)]
         assert set(codes) == {link.OK, link.REFUSED_FULL}
+        assert c.generate(prompt(3, 20), timeout_ms=86400001).code == link.BAD_REQUEST
+        assert c.generate(prompt(3, 20), timeout_ms=(1 << 64) - 1).code == link.BAD_REQUEST
+        assert c.generate(prompt(3, 20), timeout_ms=86400000).code == link.OK
         late = c.generate(prompt(3, 20), max_tokens=200, timeout_ms=300)
         assert late.code == link.TIMEOUT
         assert c.home()
