@@ -21,7 +21,25 @@
 #include "common/sampling.h"
 #include "model/hparams.h"
 
+/* The 8-bit ones have a scale per token and head; KV_FP8 is E4M3. */
 enum kv_type { KV_F16, KV_F32, KV_INT8, KV_FP8 };
+
+static inline uint32_t kv_element_bytes(enum kv_type type)
+{
+    return type == KV_F32 ? 4 : type == KV_F16 ? 2 : 1;
+}
+
+static inline bool kv_is_scaled(enum kv_type type)
+{
+    return type == KV_INT8 || type == KV_FP8;
+}
+
+/* Bytes of keys and values (and their scales) of one token in one layer. */
+static inline uint64_t kv_token_bytes(const struct hparams *h, enum kv_type type)
+{
+    uint64_t scale = kv_is_scaled(type) ? sizeof(float) : 0;
+    return 2ull * h->kv_heads * (h->head_dim * kv_element_bytes(type) + scale);
+}
 
 /* Ascending: the job takes the minimum. */
 enum isa { ISA_PLAIN, ISA_AVX2, ISA_AVX512, ISA_COUNT };
@@ -92,7 +110,8 @@ struct backend {
     enum err (*step)(void *self, const struct step *s);
     enum err (*sample)(void *self, struct sample_job *jobs, uint32_t count);
     /* KV of positions first .. first+count-1 of a sequence, in layers layer .. layer+layers-1.
-     * Bytes are, per layer: K (count, K*S) then V (count, K*S), elements as stored. */
+     * Bytes are, per layer: K (count, K*S) then V (count, K*S), elements as stored; then, of 8-bit
+     * types, the floats that scale them: K's (count, K), V's (count, K). */
     void (*kv_read)(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,
                     uint32_t first, uint32_t count, void *out);
     void (*kv_write)(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,

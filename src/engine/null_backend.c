@@ -34,11 +34,6 @@ static uint64_t pace_ns(const char *name, uint64_t otherwise)
     return us * 1000;
 }
 
-static uint32_t element_bytes(enum kv_type t)
-{
-    return t == KV_F32 ? 4 : t == KV_F16 ? 2 : 1;
-}
-
 static enum err null_open(void **self, const struct backend_config *c, struct kv_shape *shape_out,
                           struct why *why)
 {
@@ -48,7 +43,7 @@ static enum err null_open(void **self, const struct backend_config *c, struct kv
     struct kv_shape s = {
         .block_tokens = c->block_tokens,
         .layers = m ? m->h.layers : 1,
-        .token_bytes = m ? model_kv_token_bytes(&m->h, element_bytes(c->kv_type)) : 64,
+        .token_bytes = m ? kv_token_bytes(&m->h, c->kv_type) : 64,
     };
     if (s.block_tokens < 1 || s.block_tokens > KV_BLOCK_TOKENS_MAX)
         return why_set(why, ERR_LIMIT, "block-size is %u, must be 1 to %d", s.block_tokens,

@@ -120,26 +120,21 @@ static void nothing(void *ctx)
 
 static enum kv_type kv_type_named(const char *name)
 {
-    if (strcmp(name, "f32") == 0) return KV_F32;
+    if (strcmp(name, "f32") == 0 || strcmp(name, "float32") == 0) return KV_F32;
     if (strcmp(name, "int8") == 0) return KV_INT8;
-    if (strcmp(name, "fp8") == 0) return KV_FP8;
+    if (strncmp(name, "fp8", 3) == 0) return KV_FP8;
     return KV_F16;
-}
-
-static uint32_t kv_element_bytes(enum kv_type t)
-{
-    return t == KV_F32 ? 4 : t == KV_F16 ? 2 : 1;
 }
 
 /* The model's context, or what one sequence can have of the pool. */
 static uint32_t model_len(const struct config *c, const struct hparams *h, enum kv_type type)
 {
     if (c->max_model_len) return (uint32_t)c->max_model_len;
-    uint64_t token = model_kv_token_bytes(h, kv_element_bytes(type)) * h->layers;
+    uint64_t token = kv_token_bytes(h, type) * h->layers;
     uint64_t fits = c->kv_cache_memory_bytes / (token * c->block_size) * c->block_size;
     uint64_t len = h->context < SEQ_TOKENS_MAX ? h->context : SEQ_TOKENS_MAX;
-    if (fits < len) len = fits;
-    return (uint32_t)(len ? len : 1);
+    if (fits == 0) fits = c->block_size;   /* the backend says what it would take */
+    return (uint32_t)(fits < len ? fits : len);
 }
 
 static bool shares_host_with_decode(const struct job *j)

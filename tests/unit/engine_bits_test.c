@@ -56,7 +56,7 @@ static void open_run(struct run *r, const struct tiny *t, const struct tiny_plan
         .kv_type = c->kv_type, .block_tokens = c->block_tokens, .step_tokens_max = STEP_MAX,
         .step_seqs_max = SEQS, .seq_tokens_max = TOKENS_MAX,
         .kv_bytes = (uint64_t)BLOCKS * c->block_tokens * p->layers *
-                    model_kv_token_bytes(&t->m->h, 4),
+                    kv_token_bytes(&t->m->h, KV_F32),
     };
     struct why why = { "" };
     if (backend_cpu.open(&r->self, &config, &r->shape, &why)) fail_msg("%s", why.text);
@@ -185,7 +185,7 @@ static void check_isa(enum isa isa)
         struct tiny t;
         struct outcome expected, got;
         struct trial c = { .isa = isa, .threads = 1, .whole = true, .seed = 9,
-                           .block_tokens = 16u << i % 3, .kv_type = i % 2 ? KV_F32 : KV_F16 };
+                           .block_tokens = 16u << i % 3, .kv_type = KV_F16 + i };
         tiny_open(&t, &plans[i]);
         run_trial(&t, &plans[i], &c, &expected);
         for (uint32_t trial = 0; trial < (isa == ISA_PLAIN ? 2 : 4); trial++) {
@@ -318,9 +318,6 @@ static void packed_weights_are_checked_and_shared(void **state)
     assert_int_equal(backend_cpu.open(&self, &c, &shape, &why), ERR_FORMAT);
     assert_non_null(strstr(why.text, "another model"));
     c.packed = NULL;
-    c.kv_type = KV_INT8;
-    assert_int_equal(backend_cpu.open(&self, &c, &shape, &why), ERR_UNSUPPORTED);
-    c.kv_type = KV_F16;
     c.kv_bytes = 100;
     assert_int_equal(backend_cpu.open(&self, &c, &shape, &why), ERR_LIMIT);
     free(image);

@@ -15,12 +15,13 @@
 #include "common/mem.h"
 #include "engine/backend.h"
 
-enum { BLOCK = 16, CHUNK = 512 };
+enum { BLOCK = 16, CHUNK = 512, POSITIONS_MAX = 8192 };
 
 struct figures {
     uint32_t positions, clear, clear_agreed;   /* clear: the oracle's top two are > 0.05 apart */
     double difference;                         /* sum of |delta log-probability|               */
     double prefill_s;
+    double logprobs[POSITIONS_MAX];
 };
 
 static double number_at(const json_t *top, size_t position, size_t rank)
@@ -45,7 +46,7 @@ static void judge(const json_t *golden, uint32_t position, const struct sample_j
     }
     const json_t *actual = json_array_get(json_object_get(golden, "actual"), position + 1);
     if (!json_is_number(actual)) return;
-    f->positions++;
+    f->logprobs[f->positions++] = (double)job->record.logprob;
     f->difference += fabs((double)job->record.logprob - json_number_value(actual));
 }
 
@@ -81,55 +82,110 @@ static void run_golden(void *self, const json_t *golden, struct figures *f)
     free(ids);
 }
 
-static void check_isa(enum isa isa, bool floats, double agreement, double difference)
+struct run {
+    enum isa isa;
+    bool floats;
+    enum kv_type kv_type;
+};
+
+/* All six texts.  False: not on this machine, or no model. */
+static bool run_all(const struct run *r, struct figures *f)
 {
     const char *path = getenv("RANKSERVE_TEST_MODEL"), *goldens = getenv("RANKSERVE_TEST_GOLDENS");
-    if (!path || isa > isa_best()) skip();
+    if (!path || r->isa > isa_best()) return false;
     json_t *all = json_load_file(goldens ? goldens : "tests/data/goldens.json", 0, NULL);
     assert_non_null(all);
     struct why why = { "" };
     struct gguf *g;
     struct model *m = NULL;
     if (gguf_open(&g, path, &why) || model_open(&m, g, &why)) fail_msg("%s", why.text);
-    struct backend_config c = { .model = m, .threads = 2, .isa = isa, .float_activations = floats,
-                                .kv_type = floats ? KV_F32 : KV_F16, .block_tokens = BLOCK,
-                                .kv_bytes = 512 << 20, .step_tokens_max = CHUNK,
-                                .step_seqs_max = 8, .seq_tokens_max = 8192 };
+    struct backend_config c = { .model = m, .threads = 2, .isa = r->isa,
+                                .float_activations = r->floats, .kv_type = r->kv_type,
+                                .block_tokens = BLOCK, .kv_bytes = 512 << 20,
+                                .step_tokens_max = CHUNK, .step_seqs_max = 8,
+                                .seq_tokens_max = 8192 };
     struct kv_shape shape;
     void *self;
     if (backend_cpu.open(&self, &c, &shape, &why)) fail_msg("%s", why.text);
-    struct figures f = { 0 };
+    *f = (struct figures){ 0 };
     size_t i;
     json_t *golden;
-    json_array_foreach(all, i, golden) run_golden(self, golden, &f);
+    json_array_foreach(all, i, golden) run_golden(self, golden, f);
     backend_cpu.close(self);
-    double agreed = (double)f.clear_agreed / f.clear, mean = f.difference / f.positions;
-    print_message("%s%s: top-1 %.2f %% of %u clear, mean |delta| %.5f over %u, %.0f tok/s\n",
-                  isa_name(isa), floats ? " float" : "", 100 * agreed, f.clear, mean, f.positions,
-                  f.positions / f.prefill_s);
-    assert_true(agreed >= agreement);
-    assert_true(mean <= difference);
     model_close(m);
     gguf_close(g);
     json_decref(all);
+    return true;
+}
+
+static double mean(const struct figures *f)
+{
+    return f->difference / f->positions;
+}
+
+static double agreed(const struct figures *f)
+{
+    return (double)f->clear_agreed / f->clear;
+}
+
+static void check(const struct run *r, double agreement, double difference)
+{
+    static struct figures f;
+    if (!run_all(r, &f)) skip();
+    print_message("%s%s: top-1 %.2f %% of %u clear, mean |delta| %.5f over %u, %.0f tok/s\n",
+                  isa_name(r->isa), r->floats ? " float" : "", 100 * agreed(&f), f.clear, mean(&f),
+                  f.positions, f.positions / f.prefill_s);
+    assert_true(agreed(&f) >= agreement);
+    assert_true(mean(&f) <= difference);
 }
 
 static void float_path_agrees_with_the_oracle(void **state)
 {
     (void)state;
-    check_isa(ISA_PLAIN, true, 0.995, 0.005);
+    check(&(struct run){ ISA_PLAIN, true, KV_F32 }, 0.995, 0.005);
 }
 
 static void avx2_stays_within_8_bit_bounds(void **state)
 {
     (void)state;
-    check_isa(ISA_AVX2, false, 0.975, 0.065);
+    check(&(struct run){ ISA_AVX2, false, KV_F16 }, 0.975, 0.065);
 }
 
 static void avx512_stays_within_8_bit_bounds(void **state)
 {
     (void)state;
-    check_isa(ISA_AVX512, false, 0.975, 0.065);
+    check(&(struct run){ ISA_AVX512, false, KV_F16 }, 0.975, 0.065);
+}
+
+/* What a KV type adds to the distance from the oracle, and how far it is from F16. */
+static void check_kv(enum kv_type type, const char *name, double agreement, double more)
+{
+    static struct figures f16, f;
+    for (enum isa isa = ISA_AVX2; isa <= isa_best(); isa++) {
+        if (!run_all(&(struct run){ isa, false, KV_F16 }, &f16)) skip();
+        assert_true(run_all(&(struct run){ isa, false, type }, &f));
+        assert_int_equal(f.positions, f16.positions);
+        double apart = 0;
+        for (uint32_t i = 0; i < f.positions; i++) apart += fabs(f.logprobs[i] - f16.logprobs[i]);
+        apart /= f.positions;
+        print_message("%s, KV %s: mean |delta| %.5f, %+.5f over f16's; |delta| to f16 %.5f;"
+                      " top-1 %.2f %%\n", isa_name(isa), name, mean(&f), mean(&f) - mean(&f16),
+                      apart, 100 * agreed(&f));
+        assert_true(mean(&f) - mean(&f16) <= more);
+        assert_true(agreed(&f) >= agreement);
+    }
+}
+
+static void int8_kv_adds_little(void **state)
+{
+    (void)state;
+    check_kv(KV_INT8, "int8", 0.97, 0.03);
+}
+
+static void fp8_kv_adds_little(void **state)
+{
+    (void)state;
+    check_kv(KV_FP8, "fp8", 0.93, 0.08);       /* three bits of mantissa */
 }
 
 int main(void)
@@ -138,6 +194,8 @@ int main(void)
         cmocka_unit_test(float_path_agrees_with_the_oracle),
         cmocka_unit_test(avx2_stays_within_8_bit_bounds),
         cmocka_unit_test(avx512_stays_within_8_bit_bounds),
+        cmocka_unit_test(int8_kv_adds_little),
+        cmocka_unit_test(fp8_kv_adds_little),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

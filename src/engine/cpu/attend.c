@@ -39,10 +39,20 @@ static void plan_splits(struct cpu *u)
     if (u->split_count == u->item_count) u->split_count = 0;    /* one tile each */
 }
 
+/* Rows of an item: as many as a tile call takes, unless threads would be without. */
+static uint32_t rows_each(const struct cpu *u)
+{
+    uint32_t most = QUERIES_MAX / query_heads(u);
+    uint32_t fair = u->rows * u->model->h.kv_heads / (4 * pool_threads(u->pool));
+    uint32_t rows = fair < most ? fair : most;
+    uint32_t least = 12 / query_heads(u);       /* below this, converting a tile costs too much */
+    if (rows < least) rows = least;
+    return rows ? rows : 1;
+}
+
 void attend_plan(struct cpu *u, const struct step_seq *seqs, uint32_t count)
 {
-    uint32_t kv_heads = u->model->h.kv_heads, rows = QUERIES_MAX / query_heads(u);
-    if (rows == 0) rows = 1;
+    uint32_t kv_heads = u->model->h.kv_heads, rows = rows_each(u);
     u->item_count = 0;
     for (uint32_t i = 0; i < count; i++) {
         /* Last rows first: they see the most positions, and long items should not come last. */
@@ -94,23 +104,31 @@ static void gather(const struct cpu *u, const struct attend_item *it, uint32_t f
     }
 }
 
-/* One tile for queries first .. first+count-1. */
-static void one_set(const struct cpu *u, const struct kv_view *kv, struct queries *qs,
-                    uint32_t tile, uint32_t first, uint32_t count, float *outs)
+/* Queries from `first` on: how many positions of a tile each sees. */
+static void look(const struct queries *qs, uint32_t tile, uint32_t first, uint32_t *visible)
 {
-    uint32_t visible[QUERY_SET], size = kv->head_dim;
-    struct partial part[QUERY_SET];
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t past = qs->seen[first + i] - tile * KV_TILE_TOKENS;
-        visible[i] = past < KV_TILE_TOKENS ? past : KV_TILE_TOKENS;
-        part[i].out = tile == 0 ? qs->state[first + i].out : outs + i * size;
+    for (uint32_t i = first; i < qs->count; i++) {
+        uint32_t past = qs->seen[i] - tile * KV_TILE_TOKENS;
+        visible[i - first] = past < KV_TILE_TOKENS ? past : KV_TILE_TOKENS;
     }
-    u->k->tile(kv, tile, qs->q + first, visible, count, part);
+}
+
+/* One tile for the queries from `first` on: the earlier ones end before it. */
+static void one_tile(const struct cpu *u, const struct kv_view *kv, struct queries *qs,
+                     uint32_t tile, uint32_t first, const struct attend_scratch *s)
+{
+    uint32_t visible[QUERIES_MAX], count = qs->count - first;
+    struct partial part[QUERIES_MAX];
+    look(qs, tile, first, visible);
+    for (uint32_t i = 0; i < count; i++) {
+        part[i].out = tile == 0 ? qs->state[first + i].out : s->tile_outs + i * kv->head_dim;
+    }
+    u->k->tile(kv, tile, qs->q + first, visible, count, part, s->room);
     for (uint32_t i = 0; i < count; i++) {
         if (tile == 0) {
             qs->state[first + i] = part[i];
         } else {
-            u->k->merge(&qs->state[first + i], &part[i], size);
+            u->k->merge(&qs->state[first + i], &part[i], kv->head_dim);
         }
     }
 }
@@ -119,13 +137,10 @@ static void walk(const struct cpu *u, const struct attend_item *it, uint32_t lay
                  struct queries *qs, struct attend_scratch *s)
 {
     uint32_t last = qs->seen[qs->count - 1];
-    struct kv_view kv = kv_view(u, layer, it->head, u->row[it->row].blocks);
+    struct kv_view kv = kv_view(u, layer, it->head, u->row[it->row].blocks, last);
     for (uint32_t tile = 0, from = 0; tile * KV_TILE_TOKENS < last; tile++) {
         while (qs->seen[from] <= tile * KV_TILE_TOKENS) from++;
-        for (uint32_t i = from; i < qs->count; i += QUERY_SET) {
-            uint32_t n = qs->count - i < QUERY_SET ? qs->count - i : QUERY_SET;
-            one_set(u, &kv, qs, tile, i, n, s->tile_outs);
-        }
+        one_tile(u, &kv, qs, tile, from, s);
     }
 }
 
@@ -154,20 +169,16 @@ static void split_one(void *ctx, uint32_t index, uint32_t worker)
     struct cpu *u = c->u;
     const struct attend_split *s = &u->splits[index];
     const struct attend_item *it = &u->items[s->item];
-    uint32_t heads = query_heads(u), start = s->tile * KV_TILE_TOKENS, from = 0;
+    uint32_t heads = query_heads(u), from = 0, visible[QUERIES_MAX];
     struct queries qs;
     gather(u, it, it->head * heads, heads, &u->scratch[worker], &qs);
     struct partial *parts = u->parts + it->entry + s->tile * qs.count;
-    struct kv_view kv = kv_view(u, c->layer, it->head, u->row[it->row].blocks);
-    while (qs.seen[from] <= start) from++;
-    for (uint32_t i = from; i < qs.count; i += QUERY_SET) {
-        uint32_t n = qs.count - i < QUERY_SET ? qs.count - i : QUERY_SET, visible[QUERY_SET];
-        for (uint32_t j = 0; j < n; j++) {
-            uint32_t past = qs.seen[i + j] - start;
-            visible[j] = past < KV_TILE_TOKENS ? past : KV_TILE_TOKENS;
-        }
-        u->k->tile(&kv, s->tile, qs.q + i, visible, n, parts + i);
-    }
+    struct kv_view kv = kv_view(u, c->layer, it->head, u->row[it->row].blocks,
+                                qs.seen[qs.count - 1]);
+    while (qs.seen[from] <= s->tile * KV_TILE_TOKENS) from++;
+    look(&qs, s->tile, from, visible);
+    u->k->tile(&kv, s->tile, qs.q + from, visible, qs.count - from, parts + from,
+               u->scratch[worker].room);
 }
 
 static void merge_one(void *ctx, uint32_t item, uint32_t worker)

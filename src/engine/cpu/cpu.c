@@ -215,7 +215,8 @@ static void open_threads(struct cpu *u)
     u->samplers = mem_array(u->c.threads, sizeof *u->samplers);
     for (uint32_t i = 0; i < u->c.threads; i++) {
         u->scratch[i].outs = mem_array((uint64_t)QUERIES_MAX * h->head_dim, sizeof(float));
-        u->scratch[i].tile_outs = mem_array((uint64_t)QUERY_SET * h->head_dim, sizeof(float));
+        u->scratch[i].tile_outs = mem_array((uint64_t)QUERIES_MAX * h->head_dim, sizeof(float));
+        u->scratch[i].room = pages_take(tile_room(h->head_dim) * sizeof(float));
         u->tiles[i] = mem_array(tile, sizeof(float));
         u->samplers[i] = sampler_open(h->vocab);
     }
@@ -226,6 +227,7 @@ static void close_threads(struct cpu *u)
     for (uint32_t i = 0; u->scratch && i < u->c.threads; i++) {
         free(u->scratch[i].outs);
         free(u->scratch[i].tile_outs);
+        pages_give(u->scratch[i].room, tile_room(u->model->h.head_dim) * sizeof(float));
         free(u->tiles[i]);
         sampler_close(u->samplers[i]);
     }

@@ -16,7 +16,6 @@
 enum {
     ROWS_MAX = 1024,                  /* rows in one pass over the layers                     */
     LOGIT_BYTES = 12 << 20,           /* of the logits buffer, if 16 rows fit                 */
-    QUERIES_MAX = 32,                 /* of one attention item                                */
 };
 
 struct layer_floats {                 /* small vectors, as floats; NULL: none                 */
@@ -39,8 +38,8 @@ struct attend_split {
 };
 
 struct attend_scratch {               /* one per thread */
-    float *outs;                      /* (QUERIES_MAX, S) */
-    float *tile_outs;                 /* (QUERY_SET, S)   */
+    float *outs, *tile_outs;          /* (QUERIES_MAX, S) */
+    float *room;                      /* of a tile call   */
 };
 
 struct cpu {
@@ -57,7 +56,7 @@ struct cpu {
     uint8_t *kv;                      /* see kv.c                                             */
     uint64_t kv_bytes;
     struct kv_shape shape;
-    uint32_t kv_lanes, kv_element;    /* tokens side by side in K; bytes of an element        */
+    uint32_t kv_lanes;                /* tokens side by side in K                             */
 
     /* One pass: `rows` rows. */
     uint32_t rows, rows_max;
@@ -94,7 +93,9 @@ void pages_release_file(const void *at, uint64_t bytes);
 
 enum err kv_open(struct cpu *u, struct why *why);
 void kv_close(struct cpu *u);
-struct kv_view kv_view(const struct cpu *u, uint32_t layer, uint32_t head, const uint32_t *blocks);
+/* `end` (may be 0): positions of the sequence that may be fetched ahead. */
+struct kv_view kv_view(const struct cpu *u, uint32_t layer, uint32_t head, const uint32_t *blocks,
+                       uint32_t end);
 /* Stores the key and value rows (K*S each) of one position. */
 void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *k, const float *v);
 void cpu_kv_read(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,

@@ -16,7 +16,8 @@
 
 enum {
     ROW_GROUP = 16,                   /* rows whose 8-bit activations lie side by side        */
-    QUERY_SET = 4,                    /* queries that one attention tile call works on        */
+    QUERIES_MAX = 96,                 /* that one attention tile call works on                */
+    TILE_SPAN = 64,                   /* positions whose elements it keeps as floats          */
     HEAD_DIM_MAX = 512,
 };
 
@@ -34,14 +35,27 @@ struct acts {
     struct act_block *q;              /* (rows/16, k/32); NULL: no matrix wants it            */
 };
 
-/* K of a head's block lies as (tokens/lanes, S, lanes), V as (tokens, S): see kv.h. */
+/* K of a head's block lies as (tokens/lanes, S, lanes), V as (tokens, S); 8-bit types are followed
+ * by the floats of their scales, keys' (tokens) and values' (tokens): see kv.c. */
 struct kv_view {
     const uint8_t *pool;              /* this layer, this head                                */
     const uint32_t *blocks;           /* of the sequence                                      */
     uint64_t block_stride;            /* bytes                                                */
     uint32_t block_tokens, lanes, head_dim;
-    bool half;
+    uint32_t end;                     /* positions that blocks[] is known to hold             */
+    enum kv_type type;
 };
+
+/* Floats of scratch memory that a tile call wants. */
+static inline uint64_t tile_room(uint32_t head_dim)
+{
+    return (uint64_t)QUERIES_MAX * KV_TILE_TOKENS + (uint64_t)TILE_SPAN * head_dim;
+}
+
+/* What the largest element of a position's key or value becomes; all below KV_BYTE_LEAST: zeros. */
+#define KV_INT8_MOST 127.0f
+#define KV_FP8_MOST 1.75f
+#define KV_BYTE_LEAST 1e-30f
 
 /* A softmax in progress: sum and out are relative to exp(max). */
 struct partial {
@@ -56,14 +70,16 @@ struct kernels {
                      uint32_t first);
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);
     void (*to_half)(const float *x, uint32_t n, uint16_t *out);
+    /* KV_INT8 or KV_FP8 (see simd_kv.h): n bytes, and what they are to be multiplied by. */
+    float (*to_byte)(enum kv_type type, const float *x, uint32_t n, uint8_t *out);
     /* out(r, c) for rows row0 .. (row0 a multiple of 16) and the outputs of some panels; `out` is
      * the place of row0 and of the first panel's first output.  `add`: added to what is there. */
     void (*gemm)(const struct matrix *m, const struct acts *a, uint32_t row0, uint32_t rows,
                  uint32_t panel0, uint32_t panels, float *out, uint64_t stride, bool add);
-    /* Positions tile*256 .. of a sequence, for up to QUERY_SET queries (already scaled); query i
-     * sees the first visible[i] (1..256) of them. */
+    /* Positions tile*256 .. of a sequence, for up to QUERIES_MAX queries (already scaled); query i
+     * sees the first visible[i] (1..256) of them.  `room` is tile_room() floats. */
     void (*tile)(const struct kv_view *kv, uint32_t tile, const float *const *queries,
-                 const uint32_t *visible, uint32_t count, struct partial *out);
+                 const uint32_t *visible, uint32_t count, struct partial *out, float *room);
     /* Adds a later tile to what came before. */
     void (*merge)(struct partial *into, const struct partial *tile, uint32_t head_dim);
 };

@@ -160,5 +160,5 @@ static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, ui
 
 const struct kernels kernels_avx2 = {
     .norm = rows_norm, .quantize = rows_quantize, .swiglu = rows_swiglu, .to_half = rows_to_half,
-    .gemm = gemm, .tile = attend_tile, .merge = attend_merge,
+    .to_byte = rows_to_byte, .gemm = gemm, .tile = attend_tile, .merge = attend_merge,
 };

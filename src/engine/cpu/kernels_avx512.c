@@ -108,16 +108,17 @@ static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, ui
 
 /* Blocks of 8 tokens are narrower than a vector of positions. */
 static void tile_any(const struct kv_view *kv, uint32_t tile, const float *const *queries,
-                     const uint32_t *visible, uint32_t count, struct partial *out)
+                     const uint32_t *visible, uint32_t count, struct partial *out,
+                     float *room)
 {
     if (kv->lanes < LANES) {
-        kernels_avx2.tile(kv, tile, queries, visible, count, out);
+        kernels_avx2.tile(kv, tile, queries, visible, count, out, room);
     } else {
-        attend_tile(kv, tile, queries, visible, count, out);
+        attend_tile(kv, tile, queries, visible, count, out, room);
     }
 }
 
 const struct kernels kernels_avx512 = {
     .norm = rows_norm, .quantize = rows_quantize, .swiglu = rows_swiglu, .to_half = rows_to_half,
-    .gemm = gemm, .tile = tile_any, .merge = attend_merge,
+    .to_byte = rows_to_byte, .gemm = gemm, .tile = tile_any, .merge = attend_merge,
 };

@@ -68,29 +68,50 @@ static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, ui
     }
 }
 
-static float element(const struct kv_view *kv, const uint8_t *base, uint64_t i)
+static float to_byte(enum kv_type type, const float *x, uint32_t n, uint8_t *out)
 {
-    if (!kv->half) {
-        float f;
-        memcpy(&f, base + 4 * i, 4);
-        return f;
+    float amax = 0, most = type == KV_INT8 ? KV_INT8_MOST : KV_FP8_MOST;
+    for (uint32_t i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
+    float inverse = amax > KV_BYTE_LEAST ? most / amax : 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (type == KV_INT8) {
+            out[i] = (uint8_t)(int8_t)lrintf(fminf(fmaxf(x[i] * inverse, -127), 127));
+        } else {
+            uint32_t half = float_to_half(x[i] * inverse), size = half & 0x7fff;
+            size = (size + 0x3f + (size >> 7 & 1)) >> 7;
+            out[i] = (uint8_t)((size < 0x7e ? size : 0x7e) | (half >> 8 & 0x80));
+        }
     }
-    uint16_t h;
-    memcpy(&h, base + 2 * i, 2);
-    return half_to_float(h);
+    return inverse > 0 ? amax / most : 0;
 }
 
-/* Key and value of one position as floats. */
-static void fetch(const struct kv_view *kv, uint32_t position, float *key, float *value)
+static float element(const struct kv_view *kv, const uint8_t *base, uint64_t i)
 {
-    uint32_t in_block = position % kv->block_tokens, size = kv->head_dim;
+    float f;
+    uint16_t h;
+    switch (kv->type) {
+    case KV_F32: memcpy(&f, base + 4 * i, 4); return f;
+    case KV_F16: memcpy(&h, base + 2 * i, 2); return half_to_float(h);
+    case KV_INT8: return (float)(int8_t)base[i];
+    default: return half_to_float((uint16_t)((base[i] & 0x7f) << 7 | (base[i] & 0x80) << 8));
+    }
+}
+
+/* A position's key (which 0) or value (1) as floats: its elements are `step` apart from `at` on. */
+static void fetch(const struct kv_view *kv, uint32_t position, uint32_t which, float *out)
+{
+    uint32_t in = position % kv->block_tokens, size = kv->head_dim, lanes = kv->lanes;
     const uint8_t *block = kv->pool +
                            (uint64_t)kv->blocks[position / kv->block_tokens] * kv->block_stride;
-    uint64_t k_at = (uint64_t)(in_block / kv->lanes) * kv->lanes * size + in_block % kv->lanes;
-    uint64_t v_at = ((uint64_t)kv->block_tokens + in_block) * size;
-    for (uint32_t s = 0; s < size; s++) {
-        key[s] = element(kv, block, k_at + (uint64_t)s * kv->lanes);
-        value[s] = element(kv, block, v_at + s);
+    uint64_t at = which ? ((uint64_t)kv->block_tokens + in) * size
+                        : (uint64_t)(in / lanes) * lanes * size + in % lanes;
+    float scale = 1;
+    if (kv_is_scaled(kv->type)) {
+        uint64_t scales = 2ull * kv->block_tokens * size;
+        memcpy(&scale, block + scales + 4ull * (which * kv->block_tokens + in), 4);
+    }
+    for (uint32_t s = 0; s < size; s++, at += which ? 1 : lanes) {
+        out[s] = element(kv, block, at) * scale;
     }
 }
 
@@ -106,28 +127,36 @@ static float dot(const float *a, const float *b, uint32_t n)
     return sum;
 }
 
-static void tile(const struct kv_view *kv, uint32_t tile_index, const float *const *queries,
-                 const uint32_t *visible, uint32_t count, struct partial *out)
+/* Exponentials of a query's scores, in place. */
+static void soften(float *scores, uint32_t visible, struct partial *out)
 {
-    float scores[QUERY_SET][KV_TILE_TOKENS], values[KV_TILE_TOKENS][HEAD_DIM_MAX];
-    float key[HEAD_DIM_MAX];
+    float max = -INFINITY, sum = 0;
+    for (uint32_t t = 0; t < visible; t++) max = scores[t] > max ? scores[t] : max;
+    for (uint32_t t = 0; t < visible; t++) sum += scores[t] = expf(scores[t] - max);
+    out->max = max;
+    out->sum = sum;
+}
+
+static void tile(const struct kv_view *kv, uint32_t tile_index, const float *const *queries,
+                 const uint32_t *visible, uint32_t count, struct partial *out, float *room)
+{
+    float (*scores)[KV_TILE_TOKENS] = (void *)room, kept[HEAD_DIM_MAX];
     uint32_t longest = 0, size = kv->head_dim;
     for (uint32_t i = 0; i < count; i++) longest = visible[i] > longest ? visible[i] : longest;
     for (uint32_t t = 0; t < longest; t++) {
-        fetch(kv, tile_index * KV_TILE_TOKENS + t, key, values[t]);
-        for (uint32_t i = 0; i < count; i++) scores[i][t] = dot(queries[i], key, size);
+        fetch(kv, tile_index * KV_TILE_TOKENS + t, 0, kept);
+        for (uint32_t i = 0; i < count; i++) scores[i][t] = dot(queries[i], kept, size);
     }
     for (uint32_t i = 0; i < count; i++) {
-        float max = -INFINITY, sum = 0;
-        for (uint32_t t = 0; t < visible[i]; t++) max = scores[i][t] > max ? scores[i][t] : max;
+        soften(scores[i], visible[i], &out[i]);
         memset(out[i].out, 0, size * sizeof(float));
-        for (uint32_t t = 0; t < visible[i]; t++) {
-            float p = expf(scores[i][t] - max);
-            sum += p;
-            for (uint32_t s = 0; s < size; s++) out[i].out[s] += p * values[t][s];
+    }
+    for (uint32_t t = 0; t < longest; t++) {
+        fetch(kv, tile_index * KV_TILE_TOKENS + t, 1, kept);
+        for (uint32_t i = 0; i < count; i++) {
+            float p = t < visible[i] ? scores[i][t] : 0;
+            for (uint32_t s = 0; s < size; s++) out[i].out[s] += p * kept[s];
         }
-        out[i].max = max;
-        out[i].sum = sum;
     }
 }
 
@@ -141,6 +170,6 @@ static void merge(struct partial *into, const struct partial *later, uint32_t he
 }
 
 const struct kernels kernels_plain = {
-    .norm = norm, .swiglu = swiglu, .to_half = to_half, .gemm = gemm, .tile = tile,
-    .merge = merge,
+    .norm = norm, .swiglu = swiglu, .to_half = to_half, .to_byte = to_byte,
+    .gemm = gemm, .tile = tile, .merge = merge,
 };

@@ -2,158 +2,360 @@
  *
  * Scores: a vector holds neighbouring positions, the sum runs over the head's dimensions one after
  * another.  Values: a vector holds dimensions, the sum runs over positions one after another.  So
- * neither depends on how many queries or vectors are worked on at once.
+ * neither depends on how many queries or vectors are worked on at once, nor on whether elements
+ * become floats on their way to the registers (few queries: reading memory is the cost) or once for
+ * all queries in a buffer (many: arithmetic is).  Scales multiply finished scores, and weights.
  */
-#include "engine/cpu/simd.h"
+#include "engine/cpu/simd_kv.h"
 
-enum { WIDE = LANES / 4 };            /* vectors at once: as many as registers allow */
+enum {
+    WIDE = LANES / 4,                 /* vectors at once: as many as registers allow          */
+    FEW = 4,                          /* at most so many queries read the pool directly       */
+    SET = 6,                          /* queries that share what a register holds             */
+    SPAN = TILE_SPAN,                 /* positions that are converted at a time               */
+};
 
-INLINE vf kv_element(const uint8_t *at, bool half)
+/* What a tile's parts need: blocks of this tile and (to fetch ahead) of the next. */
+struct tile {
+    const struct kv_view *kv;
+    const uint8_t *block[KV_TILE_TOKENS / 8], *next[KV_TILE_TOKENS / 8];
+    uint64_t values, scales;          /* offsets in a block: of V, of the scales              */
+    const float *const *queries;
+    const uint32_t *visible;
+    uint32_t count, longest;
+    struct partial *out;
+    float *scores;                    /* (count, KV_TILE_TOKENS)                              */
+    float *span;                      /* (SPAN, S) or (S, SPAN)                               */
+};
+
+INLINE float *scores_of(const struct tile *t, uint32_t query)
 {
-    return half ? vf_load_half(at) : vf_load((const float *)(const void *)at);
+    return t->scores + (uint64_t)query * KV_TILE_TOKENS;
 }
 
-/* Scores of `vectors` vectors of positions for `count` queries; key[v] is the first dimension. */
-INLINE void score(const float *const *queries, int count, const uint8_t *const *key, int vectors,
-                  uint32_t size, uint64_t step, bool half, float (*scores)[KV_TILE_TOKENS],
-                  uint32_t at)
+INLINE uint32_t longest_of(const struct tile *t, uint32_t first, uint32_t count)
 {
-    vf acc[QUERY_SET][WIDE];
+    uint32_t longest = 0;
+    for (uint32_t i = first; i < first + count; i++) {
+        longest = t->visible[i] > longest ? t->visible[i] : longest;
+    }
+    return longest;
+}
+
+/* The scales of a block's keys, then of its values. */
+INLINE const float *scales_of(const struct tile *t, uint32_t position)
+{
+    const uint8_t *block = t->block[position / t->kv->block_tokens];
+    return (const float *)(const void *)(block + t->scales);
+}
+
+/* Scores of `vectors` vectors of positions for `count` queries; key[v] is the first dimension.
+ * Meanwhile the values of these positions, `ahead` behind the keys, are fetched. */
+INLINE void score(const struct tile *t, uint32_t first, int count, const uint8_t *const *key,
+                  int vectors, uint64_t step, enum kv_type type, uint64_t ahead, uint32_t at)
+{
+    const float *q[SET];
+    vf acc[SET][WIDE];
+    UNROLL for (int i = 0; i < count; i++) {
+        q[i] = t->queries[first + (uint32_t)i];
+        UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_zero();
+    }
+    for (uint32_t s = 0; s < t->kv->head_dim; s += 4) {
+        UNROLL for (int v = 0; ahead && v < vectors; v++) {
+            UNROLL for (uint32_t b = 0; b < LANES * 4 * kv_element_bytes(type); b += 64) {
+                __builtin_prefetch(key[v] + s * step + ahead + b, 0, 2);
+            }
+        }
+        UNROLL for (uint32_t j = s; j < s + 4; j++) {
+            vf k[WIDE];
+            UNROLL for (int v = 0; v < vectors; v++) k[v] = kv_load(key[v] + j * step, type);
+            UNROLL for (int i = 0; i < count; i++) {
+                vf x = vf_all(q[i][j]);
+                UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_fma(x, k[v], acc[i][v]);
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < count; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vf_store(scores_of(t, first + (uint32_t)i) + at + (uint32_t)v * LANES, acc[i][v]);
+        }
+    }
+}
+
+/* Exponentials of a query's scores, in place; positions it does not see get 0. */
+INLINE void soften(const struct tile *t, uint32_t query, uint32_t longest, bool scaled)
+{
+    float *scores = scores_of(t, query);
+    uint32_t visible = t->visible[query], tokens = t->kv->block_tokens;
+    const vf none = vf_all(-INFINITY);
+    vf top = none, sum = vf_zero();
+    for (uint32_t i = 0; scaled && i < longest; i += LANES) {
+        vf_store(scores + i, vf_load(scores + i) * vf_load(scales_of(t, i) + i % tokens));
+    }
+    for (uint32_t i = 0; i < visible; i += LANES) {
+        top = vf_max(top, vf_first(vf_load(scores + i), visible - i, none));
+    }
+    const vf max = vf_all(vf_top(top));
+    for (uint32_t i = 0; i < longest; i += LANES) {
+        uint32_t seen = i < visible ? visible - i : 0;
+        vf e = vf_exp(vf_first(vf_load(scores + i) - max, seen, none));
+        sum = sum + e;
+        if (scaled) e = e * vf_load(scales_of(t, i) + tokens + i % tokens);
+        vf_store(scores + i, e);
+    }
+    t->out[query].max = vf_top(top);
+    t->out[query].sum = vf_sum(sum);
+}
+
+/* Adds p * V over `positions` positions from `at` for `vectors` vectors of dimensions; `next` (may
+ * be NULL) is fetched meanwhile. */
+INLINE void weigh(const struct tile *t, uint32_t query, int count, uint32_t at, uint32_t positions,
+                  const uint8_t *value, const uint8_t *next, uint64_t row_bytes, int vectors,
+                  enum kv_type type, vf acc[SET][WIDE])
+{
+    const uint32_t bytes = LANES * kv_element_bytes(type);
+    const float *p[SET];
+    UNROLL for (int i = 0; i < count; i++) p[i] = scores_of(t, query + (uint32_t)i) + at;
+    for (uint32_t i = 0; i < positions; i++, value += row_bytes) {
+        vf w[WIDE];
+        UNROLL for (int v = 0; v < vectors; v++) {
+            w[v] = kv_load(value + (uint32_t)v * bytes, type);
+        }
+        for (uint32_t b = 0; next && b < (uint32_t)vectors * bytes; b += 64) {
+            __builtin_prefetch(next + i * row_bytes + b, 0, 2);
+        }
+        UNROLL for (int j = 0; j < count; j++) {
+            vf weight = vf_all(p[j][i]);
+            UNROLL for (int v = 0; v < vectors; v++) acc[j][v] = vf_fma(weight, w[v], acc[j][v]);
+        }
+    }
+}
+
+INLINE void take(const struct tile *t, uint32_t query, int count, uint32_t s, int vectors,
+                 vf acc[SET][WIDE])
+{
+    UNROLL for (int i = 0; i < count; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            acc[i][v] = vf_load(t->out[query + (uint32_t)i].out + s + (uint32_t)v * LANES);
+        }
+    }
+}
+
+INLINE void give(const struct tile *t, uint32_t query, int count, uint32_t s, int vectors,
+                 vf acc[SET][WIDE])
+{
+    UNROLL for (int i = 0; i < count; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vf_store(t->out[query + (uint32_t)i].out + s + (uint32_t)v * LANES, acc[i][v]);
+        }
+    }
+}
+
+/* --- few queries: from the pool -------------------------------------------------------------- */
+
+INLINE void few_scores(const struct tile *t, int count, enum kv_type type)
+{
+    const struct kv_view *kv = t->kv;
+    const uint8_t *key[KV_TILE_TOKENS / LANES];
+    uint32_t vectors = (t->longest + LANES - 1) / LANES, v = 0;
+    uint64_t step = (uint64_t)kv->lanes * kv_element_bytes(type);
+    for (uint32_t i = 0; i < vectors; i++) {
+        uint32_t in = i * LANES % kv->block_tokens;
+        uint64_t at = (uint64_t)(in / kv->lanes) * kv->lanes * kv->head_dim + in % kv->lanes;
+        key[i] = t->block[i * LANES / kv->block_tokens] + at * kv_element_bytes(type);
+    }
+    for (; v + WIDE <= vectors; v += WIDE) {
+        score(t, 0, count, key + v, WIDE, step, type, t->values, v * LANES);
+    }
+    for (; v < vectors; v++) score(t, 0, count, key + v, 1, step, type, t->values, v * LANES);
+}
+
+INLINE void few_values_part(const struct tile *t, int count, enum kv_type type, uint32_t s,
+                            int vectors)
+{
+    uint32_t tokens = t->kv->block_tokens, element = kv_element_bytes(type);
+    uint64_t row_bytes = (uint64_t)t->kv->head_dim * element;
+    vf acc[SET][WIDE];
     UNROLL for (int i = 0; i < count; i++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_zero();
     }
-    for (uint32_t s = 0; s < size; s++) {
-        vf k[WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) k[v] = kv_element(key[v] + s * step, half);
-        UNROLL for (int i = 0; i < count; i++) {
-            vf q = vf_all(queries[i][s]);
-            UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_fma(q, k[v], acc[i][v]);
-        }
+    for (uint32_t at = 0, b = 0; at < t->longest; at += tokens, b++) {
+        uint32_t n = t->longest - at < tokens ? t->longest - at : tokens;
+        weigh(t, 0, count, at, n, t->block[b] + t->values + (uint64_t)s * element,
+              t->next[b] ? t->next[b] + (uint64_t)s * element : NULL, row_bytes, vectors, type,
+              acc);
     }
-    UNROLL for (int i = 0; i < count; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            vf_store(scores[i] + at + (uint32_t)v * LANES, acc[i][v]);
+    give(t, 0, count, s, vectors, acc);
+}
+
+INLINE void few(const struct tile *t, int count, enum kv_type type)
+{
+    uint32_t s = 0;
+    few_scores(t, count, type);
+    for (int i = 0; i < count; i++) soften(t, (uint32_t)i, t->longest, kv_is_scaled(type));
+    for (; s + WIDE * LANES <= t->kv->head_dim; s += WIDE * LANES) {
+        few_values_part(t, count, type, s, WIDE);
+    }
+    for (; s < t->kv->head_dim; s += LANES) few_values_part(t, count, type, s, 1);
+}
+
+#define FEW_OF(name, type)                                                                        \
+    static void name(const struct tile *t)                                                        \
+    {                                                                                             \
+        switch (t->count) {                                                                       \
+        case 1: few(t, 1, type); break;                                                           \
+        case 2: few(t, 2, type); break;                                                           \
+        case 3: few(t, 3, type); break;                                                           \
+        default: few(t, 4, type); break;                                                          \
+        }                                                                                         \
+    }
+FEW_OF(few_f32, KV_F32)
+FEW_OF(few_f16, KV_F16)
+FEW_OF(few_int8, KV_INT8)
+FEW_OF(few_fp8, KV_FP8)
+
+/* --- many queries: through a buffer of floats ------------------------------------------------ */
+
+/* Keys of positions at .. at+SPAN-1 (of those that exist) as (S, SPAN). */
+INLINE void convert_keys(const struct tile *t, uint32_t at, enum kv_type type)
+{
+    const struct kv_view *kv = t->kv;
+    uint64_t step = (uint64_t)kv->lanes * kv_element_bytes(type);
+    for (uint32_t i = 0; i < SPAN && at + i < t->longest; i += LANES) {
+        uint32_t in = (at + i) % kv->block_tokens;
+        uint64_t first = (uint64_t)(in / kv->lanes) * kv->lanes * kv->head_dim + in % kv->lanes;
+        const uint8_t *key = t->block[(at + i) / kv->block_tokens] + first * kv_element_bytes(type);
+        for (uint32_t s = 0; s < kv->head_dim; s++) {
+            vf_store(t->span + s * SPAN + i, kv_load(key + s * step, type));
         }
     }
 }
 
-/* Adds p * V over the positions of one block for `vectors` vectors of dimensions. */
-INLINE void weigh(float (*p)[KV_TILE_TOKENS], int count, uint32_t at, uint32_t positions,
-                  const uint8_t *value, uint64_t row_bytes, int vectors, bool half,
-                  struct partial *out, uint32_t first)
+/* Values of positions at .. at+SPAN-1 as (SPAN, S). */
+INLINE void convert_values(const struct tile *t, uint32_t at, enum kv_type type)
 {
-    vf acc[QUERY_SET][WIDE];
-    const uint32_t bytes = LANES * (half ? 2 : 4);
-    UNROLL for (int i = 0; i < count; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            acc[i][v] = vf_load(out[i].out + first + (uint32_t)v * LANES);
-        }
-    }
-    for (uint32_t t = 0; t < positions; t++) {
-        vf w[WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) {
-            w[v] = kv_element(value + t * row_bytes + (uint32_t)v * bytes, half);
-        }
-        UNROLL for (int i = 0; i < count; i++) {
-            vf weight = vf_all(p[i][at + t]);
-            UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_fma(weight, w[v], acc[i][v]);
-        }
-    }
-    UNROLL for (int i = 0; i < count; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            vf_store(out[i].out + first + (uint32_t)v * LANES, acc[i][v]);
+    uint32_t size = t->kv->head_dim, tokens = t->kv->block_tokens, n = kv_element_bytes(type);
+    for (uint32_t i = 0; i < SPAN && at + i < t->longest; i++) {
+        const uint8_t *value = t->block[(at + i) / tokens] + t->values +
+                               (uint64_t)((at + i) % tokens) * size * n;
+        for (uint32_t s = 0; s < size; s += LANES) {
+            vf_store(t->span + i * size + s, kv_load(value + (uint64_t)s * n, type));
         }
     }
 }
 
-INLINE const uint8_t *block_at(const struct kv_view *kv, uint32_t position)
-{
-    return kv->pool + (uint64_t)kv->blocks[position / kv->block_tokens] * kv->block_stride;
-}
+#define CONVERT_OF(name, what)                                                                    \
+    static void name(const struct tile *t, uint32_t at)                                           \
+    {                                                                                             \
+        switch (t->kv->type) {                                                                    \
+        case KV_F32: what(t, at, KV_F32); break;                                                  \
+        case KV_F16: what(t, at, KV_F16); break;                                                  \
+        case KV_INT8: what(t, at, KV_INT8); break;                                                \
+        case KV_FP8: what(t, at, KV_FP8); break;                                                  \
+        }                                                                                         \
+    }
+CONVERT_OF(keys_to_span, convert_keys)
+CONVERT_OF(values_to_span, convert_values)
 
-/* Exponentials of one query's scores, in place; positions it does not see get 0. */
-INLINE void soften(float *scores, uint32_t visible, uint32_t longest, struct partial *out)
+/* Scores of a set's queries with the keys in the span. */
+INLINE void set_scores(const struct tile *t, uint32_t query, int count, uint32_t at)
 {
-    const vf none = vf_all(-INFINITY);
-    vf top = none, sum = vf_zero();
-    for (uint32_t t = 0; t < visible; t += LANES) {
-        top = vf_max(top, vf_first(vf_load(scores + t), visible - t, none));
-    }
-    out->max = vf_top(top);
-    const vf max = vf_all(out->max);
-    for (uint32_t t = 0; t < longest; t += LANES) {
-        uint32_t seen = t < visible ? visible - t : 0;
-        vf e = vf_exp(vf_first(vf_load(scores + t) - max, seen, none));
-        sum = sum + e;
-        vf_store(scores + t, e);
-    }
-    out->sum = vf_sum(sum);
-}
-
-INLINE void tile_scores(const struct kv_view *kv, uint32_t start, const float *const *queries,
-                        int count, uint32_t longest, bool half, float (*scores)[KV_TILE_TOKENS])
-{
-    const uint32_t element = half ? 2 : 4;
-    const uint8_t *key[KV_TILE_TOKENS / LANES];
-    uint32_t vectors = (longest + LANES - 1) / LANES, v = 0;
-    for (uint32_t i = 0; i < vectors; i++) {
-        uint32_t position = start + i * LANES, in = position % kv->block_tokens;
-        uint64_t at = (uint64_t)(in / kv->lanes) * kv->lanes * kv->head_dim + in % kv->lanes;
-        key[i] = block_at(kv, position) + at * element;
-    }
-    uint64_t step = (uint64_t)kv->lanes * element;
-    for (; v + WIDE <= vectors; v += WIDE) {
-        score(queries, count, key + v, WIDE, kv->head_dim, step, half, scores, v * LANES);
-    }
-    for (; v < vectors; v++) {
-        score(queries, count, key + v, 1, kv->head_dim, step, half, scores, v * LANES);
-    }
-}
-
-INLINE void tile_values(const struct kv_view *kv, uint32_t start, float (*p)[KV_TILE_TOKENS],
-                        int count, uint32_t longest, bool half, struct partial *out)
-{
-    const uint32_t element = half ? 2 : 4, size = kv->head_dim;
-    uint64_t row_bytes = (uint64_t)size * element;
-    for (uint32_t t = 0; t < longest; t += kv->block_tokens) {
-        uint32_t n = longest - t < kv->block_tokens ? longest - t : kv->block_tokens, s = 0;
-        const uint8_t *value = block_at(kv, start + t) + kv->block_tokens * row_bytes;
-        for (; s + WIDE * LANES <= size; s += WIDE * LANES) {
-            weigh(p, count, t, n, value + s * element, row_bytes, WIDE, half, out, s);
+    uint32_t left = longest_of(t, query, (uint32_t)count);
+    if (left <= at) return;
+    left = left - at < SPAN ? left - at : SPAN;
+    for (uint32_t i = 0; i < left; i += WIDE * LANES) {
+        const uint8_t *key[WIDE];
+        for (uint32_t v = 0; v < WIDE; v++) {
+            key[v] = (const uint8_t *)(t->span + i + v * LANES);
         }
-        for (; s < size; s += LANES) {
-            weigh(p, count, t, n, value + s * element, row_bytes, 1, half, out, s);
-        }
+        score(t, query, count, key, WIDE, SPAN * sizeof(float), KV_F32, 0, at + i);
     }
 }
 
-INLINE void tile_of(const struct kv_view *kv, uint32_t tile, const float *const *queries,
-                    const uint32_t *visible, int count, bool half, struct partial *out)
+INLINE void set_values(const struct tile *t, uint32_t query, int count, uint32_t at)
 {
-    float scores[QUERY_SET][KV_TILE_TOKENS];
-    uint32_t start = tile * KV_TILE_TOKENS, longest = 0;
-    for (int i = 0; i < count; i++) longest = visible[i] > longest ? visible[i] : longest;
-    tile_scores(kv, start, queries, count, longest, half, scores);
-    for (int i = 0; i < count; i++) {
-        soften(scores[i], visible[i], longest, &out[i]);
-        memset(out[i].out, 0, kv->head_dim * sizeof(float));
+    uint32_t left = longest_of(t, query, (uint32_t)count), size = t->kv->head_dim, s = 0;
+    uint64_t row_bytes = size * sizeof(float);
+    vf acc[SET][WIDE];
+    if (left <= at) return;
+    left = left - at < SPAN ? left - at : SPAN;
+    for (; s + WIDE * LANES <= size; s += WIDE * LANES) {
+        take(t, query, count, s, WIDE, acc);
+        weigh(t, query, count, at, left, (const uint8_t *)(t->span + s), NULL, row_bytes, WIDE,
+              KV_F32, acc);
+        give(t, query, count, s, WIDE, acc);
     }
-    tile_values(kv, start, scores, count, longest, half, out);
+    for (; s < size; s += LANES) {
+        take(t, query, count, s, 1, acc);
+        weigh(t, query, count, at, left, (const uint8_t *)(t->span + s), NULL, row_bytes, 1,
+              KV_F32, acc);
+        give(t, query, count, s, 1, acc);
+    }
 }
+
+#define SETS_OF(name, what)                                                                       \
+    static void name(const struct tile *t, uint32_t at)                                           \
+    {                                                                                             \
+        uint32_t q = 0;                                                                           \
+        for (; q + SET <= t->count; q += SET) what(t, q, SET, at);                                \
+        switch (t->count - q) {                                                                   \
+        case 1: what(t, q, 1, at); break;                                                         \
+        case 2: what(t, q, 2, at); break;                                                         \
+        case 3: what(t, q, 3, at); break;                                                         \
+        case 4: what(t, q, 4, at); break;                                                         \
+        case 5: what(t, q, 5, at); break;                                                         \
+        }                                                                                         \
+    }
+SETS_OF(all_scores, set_scores)
+SETS_OF(all_values, set_values)
+
+static void many(const struct tile *t)
+{
+    bool scaled = kv_is_scaled(t->kv->type);
+    for (uint32_t at = 0; at < t->longest; at += SPAN) {
+        keys_to_span(t, at);
+        all_scores(t, at);
+    }
+    for (uint32_t i = 0; i < t->count; i++) {
+        uint32_t first = i / SET * SET, n = t->count - first < SET ? t->count - first : SET;
+        soften(t, i, longest_of(t, first, n), scaled);
+        memset(t->out[i].out, 0, t->kv->head_dim * sizeof(float));
+    }
+    for (uint32_t at = 0; at < t->longest; at += SPAN) {
+        values_to_span(t, at);
+        all_values(t, at);
+    }
+}
+
+/* --- the table's entries --------------------------------------------------------------------- */
 
 static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *const *queries,
-                        const uint32_t *visible, uint32_t count, struct partial *out)
+                        const uint32_t *visible, uint32_t count, struct partial *out, float *room)
 {
-    switch (count + (kv->half ? 0 : 4)) {
-    case 1: tile_of(kv, tile, queries, visible, 1, true, out); break;
-    case 2: tile_of(kv, tile, queries, visible, 2, true, out); break;
-    case 3: tile_of(kv, tile, queries, visible, 3, true, out); break;
-    case 4: tile_of(kv, tile, queries, visible, 4, true, out); break;
-    case 5: tile_of(kv, tile, queries, visible, 1, false, out); break;
-    case 6: tile_of(kv, tile, queries, visible, 2, false, out); break;
-    case 7: tile_of(kv, tile, queries, visible, 3, false, out); break;
-    case 8: tile_of(kv, tile, queries, visible, 4, false, out); break;
-    default: CHECK(!"1 to 4 queries");
+    uint64_t part = (uint64_t)kv->block_tokens * kv->head_dim * kv_element_bytes(kv->type);
+    struct tile t = { .kv = kv, .values = part, .scales = 2 * part, .queries = queries,
+                      .visible = visible, .count = count, .out = out, .scores = room,
+                      .span = room + (uint64_t)count * KV_TILE_TOKENS };
+    uint32_t start = tile * KV_TILE_TOKENS, tokens = kv->block_tokens;
+    CHECK(count >= 1 && count <= QUERIES_MAX);
+    t.longest = longest_of(&t, 0, count);
+    for (uint32_t i = 0, b = start / tokens; i < t.longest; i += tokens, b++) {
+        uint32_t later = b + KV_TILE_TOKENS / tokens;
+        t.block[i / tokens] = kv->pool + (uint64_t)kv->blocks[b] * kv->block_stride;
+        if (later * tokens < kv->end) {
+            t.next[i / tokens] = kv->pool + (uint64_t)kv->blocks[later] * kv->block_stride;
+        }
+    }
+    if (count > FEW) {
+        many(&t);
+    } else if (kv->type == KV_F16) {
+        few_f16(&t);
+    } else if (kv->type == KV_F32) {
+        few_f32(&t);
+    } else if (kv->type == KV_INT8) {
+        few_int8(&t);
+    } else {
+        few_fp8(&t);
     }
 }
 

@@ -2,7 +2,7 @@
  *
  * Lengths are multiples of 16, those of rows that become 8-bit multiples of 32.
  */
-#include "engine/cpu/simd.h"
+#include "engine/cpu/simd_kv.h"
 
 static void rows_norm(const float *x, const float *weight, float eps, uint32_t n, float *out)
 {
@@ -29,12 +29,6 @@ static void rows_swiglu(const float *gate, const float *up, uint32_t n, float *o
 static void rows_to_half(const float *x, uint32_t n, uint16_t *out)
 {
     for (uint32_t i = 0; i < n; i += LANES) vf_store_half(out + i, vf_load(x + i));
-}
-
-/* Eight floats, times `inverse`, to the nearest whole numbers. */
-INLINE __m256i whole8(const float *x, __m256 inverse)
-{
-    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), inverse));
 }
 
 static void rows_quantize_block(const float *x, struct act_block *b, uint32_t r)
