@@ -7,12 +7,13 @@
 # make deps         install missing packages (apt; sudo when not root)
 #
 # Knobs: V=1 shows commands | CC=clang | WERROR=1 | SAN=address,undefined | OPT=-O0
-#        B=build/other | MPICC=...
+#        B=build/other | MPICC=... M=build/other (what MPICC makes; the rest stays in B)
 
 CC      = gcc
 MPICC   = mpicc
 OPT     = -O2
 B       = build$(if $(SAN),/san-$(subst $(comma),-,$(SAN)))
+M       = $(B)
 comma   = ,
 # A line says what is made, V=1 how, -s nothing.
 SILENT  = $(findstring s,$(firstword -$(MAKEFLAGS)))
@@ -36,7 +37,7 @@ WIRE    = $(call objs,wire)
 KV      = $(call objs,kv)
 SCHED   = $(call objs,sched)
 ENGINE  = $(call objs,engine)
-MPI     = $(call objs,mpi)
+MPI     = $(patsubst $(B)/%,$(M)/%,$(call objs,mpi))
 GATEWAY = $(call objs,gateway)
 CTL     = $(call objs,ctl)
 
@@ -45,17 +46,17 @@ MODEL_LIBS   = -lpcre2-8 -ljansson
 GATEWAY_LIBS = -lmicrohttpd -ljansson
 CTL_LIBS     = -ljansson -lcurl -lcrypto
 
-PROGRAMS = $(B)/rankserve $(B)/rankserve-gateway $(B)/rankservectl
+PROGRAMS = $(M)/rankserve $(B)/rankserve-gateway $(B)/rankservectl
 all: $(PROGRAMS)
 
-$(B)/rankserve: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(ENGINE) $(MPI)
+$(M)/rankserve: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(ENGINE) $(MPI)
 	$(Q)$(MPICC) $(LDFLAGS) -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/rankserve-gateway: $(COMMON) $(WIRE) $(MODEL) $(KV) $(GATEWAY)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(GATEWAY_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/rankservectl: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(CTL)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 
-$(B)/src/mpi/%.o: src/mpi/%.c
+$(M)/src/mpi/%.o: src/mpi/%.c
 	@mkdir -p $(@D)
 	$(Q)$(MPICC) $(CFLAGS) -c -o $@ $<
 # The CRDs are inside rankservectl.
@@ -122,4 +123,4 @@ clean:
 
 .PHONY: all unit deps serve check check-long tidy clean bench perf
 .SECONDARY:
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(sort $(B) $(M)) -name '*.d' 2>/dev/null)

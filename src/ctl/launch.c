@@ -118,6 +118,7 @@ static void set_environment(void)
         { "OMPI_MCA_mpi_yield_when_idle", "0" },             /* we sleep in epoll instead       */
         { "OMPI_MCA_btl_vader_single_copy_mechanism", "none" },  /* CMA fails in containers     */
         { "OMPI_MCA_btl_base_warn_peer_error", "0" },        /* a dead peer is our own business */
+        { "OMPI_MCA_orte_execute_quiet", "1" },              /* mpirun -q, which 5 has not got  */
         { "OMPI_MCA_hwloc_base_binding_policy", "none" },
         { "OMPI_MCA_pml", "ob1" },                           /* survives a peer's death         */
         { "OMPI_MCA_btl", "self,vader" },                    /* one host: no network looked for */
@@ -151,7 +152,7 @@ static enum err start(const struct config *c, enum program program, char **befor
 
 enum err launch_job(const struct config *c, struct child *out, struct why *why)
 {
-    static char here[][20] = { "mpirun", "-q", "--enable-recovery", "--oversubscribe", "--bind-to",
+    static char here[][20] = { "mpirun", "--enable-recovery", "--oversubscribe", "--bind-to",
                                "none" };
     enum { HERE = sizeof here / sizeof *here };
     char path[PATH_MAX], ranks[24], words[STARTER_BYTES_MAX], *argv[STARTER_WORDS_MAX + 3];

@@ -144,6 +144,15 @@ static enum err make_secrets(struct job *j, struct why *why)
     return OK;
 }
 
+/* A program built with one version runs under another one without a word: so one is said. */
+static void say_library(const struct job *j)
+{
+    char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    int bytes = 0;
+    MPI_Get_library_version(text, &bytes);
+    if (j->rank == 0) log_info("mpi=\"%.*s\" ranks=%d", (int)strcspn(text, ",\n"), text, j->size);
+}
+
 static void name_job(struct job *j)
 {
     static char id[32];
@@ -166,6 +175,7 @@ enum err job_open(struct job *j, struct why *why)
     char name[32];
     snprintf(name, sizeof name, "rank=%d", j->rank);
     log_name(name);
+    say_library(j);
     enum err e = roles_fit(j, why);
     if (e) return e; /* every rank finds the same */
     j->role = j->rank == 0 ? 0 : job_role_of(j, j->rank);

@@ -107,8 +107,9 @@ def test_a_lost_host_is_noticed_and_the_others_go_on(hosts, loss):
         assert job.wait_log("lost worker=3", 3) and job.wait_log("lost worker=4", 3)
         for s in streams:
             c.cancel(s)
-        codes = {a.code for a in c.wait(streams)}
-        assert link.WORKER_LOST in codes
+        # What ran there runs again elsewhere: only what was cancelled ends.
+        assert {a.code for a in c.wait(streams)} == {link.CANCELLED}
+        assert c.state["requests_replaced"] > 0
         assert c.generate(prompt(1, 30), max_tokens=5).code == link.OK
         assert c.home() and c.state["workers_alive"] == 2
         if loss == "cut off":
