@@ -99,6 +99,8 @@ $(PERF): $(B)/%: $(B)/perf/%.o $(B)/perf/peak_avx2.o $(B)/perf/peak_avx512.o $(U
 $(B)/sched_bench: $(SCHED)
 $(B)/perf/%.o: CFLAGS += -Iperf
 
+include tests/cusim/cusim.mk
+
 deps:
 	@tests/deps.sh run
 serve: deps

@@ -1,0 +1,190 @@
+/* tests/cusim/exec.h - a running kernel: grid, block, warp, and what instructions use. */
+#ifndef CUSIM_EXEC_H
+#define CUSIM_EXEC_H
+
+#include <string.h>
+
+#include "memory.h"
+#include "ptx.h"
+#include "shadow.h"
+
+/* Generic addresses of shared and local memory.  The low bits are not zero: an address cut to 32
+ * bits must not look like an offset. */
+#define SHARED_WINDOW 0x010000040000ull
+#define LOCAL_WINDOW 0x020000040000ull
+enum { WINDOW_LOW = 0x40000 };
+enum { SHARED_MAX = 227 * 1024, SHARED_DEFAULT = 48 * 1024, BLOCK_THREADS_MAX = 1024 };
+
+struct kernel_stats {
+    uint64_t launches, warp_instructions, lane_instructions, mma;
+    uint64_t branches, divergent_branches;
+    uint64_t global_bytes, global_sectors, global_sectors_ideal;
+    uint64_t shared_bytes, shared_wavefronts, shared_wavefronts_ideal;
+};
+
+struct launch {
+    const struct kernel *kernel;
+    uint32_t grid[3], threads[3], dynamic_shared;
+    uint8_t *params;
+};
+
+struct async_copy {
+    uint64_t from;
+    uint32_t to, group;
+    uint8_t bytes, size;                /* bytes come from memory, the rest of size are zero */
+};
+
+struct async_queue {
+    struct async_copy *items;
+    uint32_t head, count, room, group;
+};
+
+enum lane_state { LANE_RUN, LANE_BARRIER, LANE_WARP, LANE_EXITED };
+
+struct warp {
+    uint8_t *file, *local;
+    struct block *b;
+    uint32_t id, present, exited;       /* lanes that exist; that have ended */
+    uint32_t pc[LANES], want[LANES];    /* want: members of the collective, number of the barrier */
+    uint8_t state[LANES];
+    uint32_t tick;                      /* warp barriers passed */
+    struct async_queue async[LANES];
+};
+
+struct block {
+    struct grid *g;
+    struct warp *warps;
+    uint32_t warp_count, thread_count, number, id[3];
+    uint8_t *shared;
+    struct shared_cell *cells;
+    uint32_t shared_bytes, barrier;     /* barrier: number of barriers passed, from 1 */
+    uint64_t *seen;                     /* blocks whose work this one may see; NULL: none */
+    bool fenced;                        /* no plain write since the last fence */
+};
+
+struct released;                        /* what atomics on one address publish */
+
+struct grid {
+    const struct launch *launch;
+    struct toucher toucher;
+    const struct region *hint;
+    struct kernel_stats *stats;         /* NULL: not counted */
+    bool check;
+    struct released *released;
+    uint64_t instructions;
+};
+
+static inline uint32_t warp_tick(const struct warp *w)
+{
+    return w->b->barrier << 16 | (w->tick & 0xffff);
+}
+
+void exec_launch(const struct launch *launch, op_id op, const struct clock *clock, int device);
+void exec_atom_close(struct grid *g);
+
+/* How the lanes of an instruction run: all at once when the warp is whole, so that the compiler may
+ * use vectors; registers overlap wholly or not at all. */
+#if defined(__clang__)
+#define LOOP_IS_SAFE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define LOOP_IS_SAFE _Pragma("GCC ivdep")
+#endif
+#define EACH_LANE(...)                                                                           \
+    if (lanes == ~0u) {                                                                          \
+        LOOP_IS_SAFE                                                                             \
+        for (int l = 0; l < LANES; l++) { __VA_ARGS__; }                                         \
+    } else {                                                                                     \
+        for (uint32_t rest = lanes; rest; rest &= rest - 1) {                                    \
+            int l = __builtin_ctz(rest);                                                         \
+            __VA_ARGS__;                                                                         \
+        }                                                                                        \
+    }
+#define REGISTER(type, k) ((type *)(w->file + i->o[k]))
+
+static inline uint32_t predicate(const struct warp *w, uint32_t slot)
+{
+    uint32_t bits;
+    memcpy(&bits, w->file + slot, 4);
+    return bits;
+}
+
+static inline void set_predicate(struct warp *w, uint32_t slot, uint32_t bits, uint32_t lanes)
+{
+    bits = (predicate(w, slot) & ~lanes) | (bits & lanes);
+    memcpy(w->file + slot, &bits, 4);
+}
+
+static inline float as_float(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline uint32_t float_bits(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
+
+static inline float from_bf16(uint32_t h) { return as_float(h << 16); }
+
+static inline uint32_t to_bf16(float f)
+{
+    uint32_t u = float_bits(f);
+    return f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+
+static inline float from_f16(uint32_t h)
+{
+    uint16_t bits = (uint16_t)h;
+    _Float16 f;
+    memcpy(&f, &bits, 2);
+    return (float)f;
+}
+
+static inline uint32_t to_f16(float f)
+{
+    _Float16 h = (_Float16)f;
+    uint16_t bits;
+    memcpy(&bits, &h, 2);
+    return f != f ? 0x7fff : bits;
+}
+
+uint32_t to_fp8(float f, bool e5m2);        /* to nearest, to the largest number when over */
+float from_fp8(uint32_t bits, bool e5m2);
+
+/* The instructions that are not arithmetic, by file. */
+exec_fn exec_load, exec_store, exec_load_param;                             /* exec_mem.c */
+exec_fn exec_async, exec_async_commit, exec_async_wait, exec_async_wait_all;
+exec_fn exec_atomic, exec_fence, exec_nothing, exec_isspacep;               /* exec_atom.c */
+exec_fn exec_shfl, exec_vote, exec_redux, exec_syncwarp, exec_match;        /* exec_warp.c */
+exec_fn exec_activemask, exec_ldmatrix, exec_mma, exec_mma_int, exec_movmatrix;
+exec_fn exec_cvt, exec_cvt_pack, exec_cvt_fp8_pack, exec_cvt_fp8_unpack;    /* exec_cvt.c */
+exec_fn exec_setp_u16, exec_setp_s16, exec_setp_u32, exec_setp_s32, exec_setp_u64, exec_setp_s64;
+exec_fn exec_setp_f16, exec_setp_bf16, exec_setp_f32, exec_setp_f64;
+exec_fn exec_pack, exec_unpack;                                             /* exec_mem.c */
+
+/* The bytes of one lane's access; every check has been made. */
+uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t address,
+                      uint32_t bytes, enum touch touch);
+/* Counts an access of these lanes to global or shared memory. */
+void exec_count(struct warp *w, const struct ins *i, enum space space, const uint64_t *address,
+                uint32_t lanes, uint32_t bytes);
+void exec_addresses(struct warp *w, const struct ins *i, uint32_t k, int64_t offset,
+                    uint32_t lanes, uint64_t *address);
+
+/* Modes, as the decoder sets them in ins.mode. */
+enum { SHFL_UP, SHFL_DOWN, SHFL_BFLY, SHFL_IDX };
+enum { VOTE_ALL, VOTE_ANY, VOTE_UNI, VOTE_BALLOT };
+enum { FOLD_ADD, FOLD_MIN, FOLD_MAX, FOLD_AND, FOLD_OR, FOLD_XOR, ATOM_EXCH, ATOM_CAS, ATOM_INC,
+       ATOM_DEC };
+enum { ATOM_NO_RESULT = 0x40, ATOM_ORDERED = 0x80 };        /* red; release or acquire */
+enum { ROUND_DEFAULT, ROUND_NEAREST, ROUND_ZERO, ROUND_DOWN, ROUND_UP, ROUND_MASK = 7,
+       CVT_SATURATE = 8 };
+enum { CMP_EQ, CMP_NE, CMP_LT, CMP_LE, CMP_GT, CMP_GE, CMP_NUM, CMP_NAN, CMP_OR_NAN = 16 };
+enum { CMP_AND = 1, CMP_OR, CMP_XOR, CMP_NOT = 4 };          /* in ins.count */
+enum { BAR_SYNC, BAR_POPC, BAR_AND, BAR_OR, BAR_NOT = 4 };
+
+#endif

@@ -1,0 +1,331 @@
+/* tests/cusim/exec_mem.c - loads, stores, asynchronous copies; their checks and their counts. */
+#include <stdlib.h>
+
+#include "exec.h"
+#include "report.h"
+
+static uint32_t thread_of(const struct warp *w, int lane)
+{
+    return w->id * LANES + (uint32_t)lane;
+}
+
+static uint8_t *shared_at(struct warp *w, uint64_t offset, uint32_t bytes, enum touch touch,
+                          uint32_t thread)
+{
+    struct block *b = w->b;
+    if (offset + bytes > b->shared_bytes) {
+        if (offset - WINDOW_LOW < b->shared_bytes) {
+            report(TRUNCATED, "a generic address cut to 32 bits is used as a shared one");
+        }
+        report(SHARED_BOUNDS, "%u bytes at offset %llu of %u bytes", bytes,
+               (unsigned long long)offset, b->shared_bytes);
+    }
+    if (b->g->check) shadow_shared(b->cells, (uint32_t)offset, bytes, touch, thread, warp_tick(w));
+    return b->shared + offset;
+}
+
+static uint8_t *global_at(struct warp *w, uint64_t address, uint32_t bytes, enum touch touch,
+                          uint32_t thread)
+{
+    struct grid *g = w->b->g;
+    const struct region *r = g->hint;
+    if (!r || address < r->start || address + bytes > r->end || r->carved) {
+        memory_region(address, bytes, g->toucher.device, &g->hint);
+    }
+    if (g->check) {
+        g->toucher.who = w->b->number << THREAD_BITS | thread;
+        g->toucher.tick = warp_tick(w);
+        g->toucher.seen_blocks = w->b->seen;
+        shadow_touch(&g->toucher, address, bytes, touch);
+    }
+    if (touch == TOUCH_WRITE) w->b->fenced = false;
+    return device_bytes(address);
+}
+
+static uint8_t *param_at(struct warp *w, uint64_t offset, uint32_t bytes)
+{
+    const struct launch *launch = w->b->g->launch;
+    if (offset + bytes > launch->kernel->param_bytes) {
+        report(WRONG_SPACE, "parameters: %u bytes at offset %llu of %u", bytes,
+               (unsigned long long)offset, launch->kernel->param_bytes);
+    }
+    return launch->params + offset;
+}
+
+static uint8_t *local_at(struct warp *w, uint64_t offset, uint32_t bytes, int lane)
+{
+    uint32_t size = w->b->g->launch->kernel->local_bytes;
+    if (offset + bytes > size) {
+        report(LOCAL_BOUNDS, "%u bytes at offset %llu of %u", bytes, (unsigned long long)offset,
+               size);
+    }
+    return w->local + (size_t)lane * size + offset;
+}
+
+uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t address,
+                      uint32_t bytes, enum touch touch)
+{
+    uint32_t thread = thread_of(w, lane);
+    enum space space = i->space;
+    place.thread = thread;
+    if (address & (bytes - 1)) {
+        report(MISALIGNED, "%u bytes at %#llx", bytes, (unsigned long long)address);
+    }
+    if (space == SPACE_GENERIC) {
+        if (address >> 40 == SHARED_WINDOW >> 40) {
+            return shared_at(w, address - SHARED_WINDOW, bytes, touch, thread);
+        }
+        if (address >> 40 == LOCAL_WINDOW >> 40) {
+            return local_at(w, address - LOCAL_WINDOW, bytes, lane);
+        }
+        space = SPACE_GLOBAL;
+    }
+    switch (space) {
+    case SPACE_SHARED: return shared_at(w, address, bytes, touch, thread);
+    case SPACE_LOCAL: return local_at(w, address, bytes, lane);
+    case SPACE_PARAM: return param_at(w, address, bytes);
+    default: break;
+    }
+    if (address >> 40 == SHARED_WINDOW >> 40 || address >> 40 == LOCAL_WINDOW >> 40) {
+        report(WRONG_SPACE, "a shared or local address is used as a global one");
+    }
+    return global_at(w, address, bytes, touch, thread);
+}
+
+void exec_addresses(struct warp *w, const struct ins *i, uint32_t k, int64_t offset,
+                    uint32_t lanes, uint64_t *address)
+{
+    if (i->bits64 >> k & 1) {
+        const uint64_t *base = REGISTER(uint64_t, k);
+        EACH_LANE(address[l] = base[l] + (uint64_t)offset)
+    } else {
+        const uint32_t *base = REGISTER(uint32_t, k);
+        EACH_LANE(address[l] = (uint32_t)(base[l] + (uint32_t)offset))
+    }
+}
+
+/* Counts, as a GPU would need: 32-byte sectors, and passes over the 32 banks of shared memory. */
+
+static uint32_t distinct_sectors(const uint64_t *address, uint32_t lanes, uint32_t bytes)
+{
+    uint64_t sectors[8 * LANES];
+    uint32_t n = 0;
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        for (uint64_t s = address[l] / 32; s <= (address[l] + bytes - 1) / 32; s++) {
+            uint32_t k = n;
+            while (k && sectors[k - 1] != s) k--;
+            if (!k) sectors[n++] = s;
+        }
+    }
+    return n;
+}
+
+/* The most different words of one bank in this group of lanes. */
+static uint32_t bank_depth(const uint64_t *address, uint32_t lanes, uint32_t bytes)
+{
+    uint32_t words[LANES][LANES], depth[LANES] = {0}, most = 0;
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        for (uint32_t k = 0; k < (bytes + 3) / 4; k++) {
+            uint32_t word = (uint32_t)(address[l] / 4) + k, bank = word % LANES, at = 0;
+            while (at < depth[bank] && words[bank][at] != word) at++;
+            if (at == depth[bank] && at < LANES) words[bank][depth[bank]++] = word;
+            if (depth[bank] > most) most = depth[bank];
+        }
+    }
+    return most;
+}
+
+void exec_count(struct warp *w, const struct ins *i, enum space space, const uint64_t *address,
+                uint32_t lanes, uint32_t bytes)
+{
+    struct kernel_stats *s = w->b->g->stats;
+    if (!s || !lanes) return;
+    uint64_t first = address[__builtin_ctz(lanes)];
+    uint64_t total = (uint64_t)__builtin_popcount(lanes) * bytes;
+    (void)i;
+    if (space == SPACE_GENERIC) {
+        space = is_device(first) ? SPACE_GLOBAL
+                : first >> 40 == SHARED_WINDOW >> 40 ? SPACE_SHARED : SPACE_LOCAL;
+    }
+    if (space == SPACE_GLOBAL) {
+        s->global_bytes += total;
+        s->global_sectors += distinct_sectors(address, lanes, bytes);
+        s->global_sectors_ideal += (total + 31) / 32;
+    } else if (space == SPACE_SHARED) {
+        /* 8- and 16-byte accesses go in 2 and 4 passes of neighbouring lanes */
+        uint32_t group = bytes > 8 ? 8 : bytes > 4 ? 16 : LANES;
+        s->shared_bytes += total;
+        for (uint32_t at = 0; at < LANES; at += group) {
+            uint32_t some = lanes & (group == LANES ? ~0u : ((1u << group) - 1) << at);
+            if (!some) continue;
+            s->shared_wavefronts += bank_depth(address, some, bytes);
+            s->shared_wavefronts_ideal++;
+        }
+    }
+}
+
+/* ins: o[0 .. count) the values, o[count] the address; type gives the size of one. */
+
+static uint64_t widen(uint64_t v, enum type t)
+{
+    if (t == T_S8) return (uint32_t)(int8_t)v;
+    if (t == T_S16) return (uint32_t)(int16_t)v;
+    return v;
+}
+
+static void load_lane(struct warp *w, const struct ins *i, int l, const uint8_t *from)
+{
+    uint32_t size = (uint32_t)type_bytes(i->type);
+    for (uint32_t k = 0; k < i->count; k++, from += size) {
+        if (size == 4 && !(i->bits64 >> k & 1)) {
+            memcpy(&REGISTER(uint32_t, k)[l], from, 4);
+            continue;
+        }
+        uint64_t v = 0;
+        memcpy(&v, from, size);
+        if (!(i->bits64 >> k & 1)) REGISTER(uint32_t, k)[l] = (uint32_t)widen(v, i->type);
+        else REGISTER(uint64_t, k)[l] = i->type == T_S32 ? (uint64_t)(int32_t)v : v;
+    }
+}
+
+void exec_load(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint64_t address[LANES];
+    uint32_t bytes = (uint32_t)type_bytes(i->type) * i->count;
+    exec_addresses(w, i, i->count, i->offset, lanes, address);
+    exec_count(w, i, i->space, address, lanes, bytes);
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        load_lane(w, i, l, exec_address(w, i, l, address[l], bytes, TOUCH_READ));
+    }
+}
+
+/* Parameters are the same for every lane. */
+void exec_load_param(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint32_t size = (uint32_t)type_bytes(i->type);
+    const uint8_t *from = param_at(w, (uint64_t)i->offset, size * i->count);
+    EACH_LANE(load_lane(w, i, l, from))
+}
+
+void exec_store(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint64_t address[LANES];
+    uint32_t size = (uint32_t)type_bytes(i->type), bytes = size * i->count;
+    exec_addresses(w, i, i->count, i->offset, lanes, address);
+    exec_count(w, i, i->space, address, lanes, bytes);
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        uint8_t *to = exec_address(w, i, l, address[l], bytes, TOUCH_WRITE);
+        for (uint32_t k = 0; k < i->count; k++, to += size) {
+            if (i->bits64 >> k & 1) memcpy(to, &REGISTER(uint64_t, k)[l], size);
+            else memcpy(to, &REGISTER(uint32_t, k)[l], size);
+        }
+    }
+}
+
+/* mov between one register and its parts; ins.type is the whole, o[0] or o[count] is it. */
+void exec_pack(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint32_t part = (uint32_t)type_bytes(i->type) * 8 / i->count;
+    uint64_t mask = part == 64 ? ~0ull : (1ull << part) - 1;
+    EACH_LANE(uint64_t v = 0;
+              for (uint32_t k = 0; k < i->count; k++) {
+                  uint64_t x = i->bits64 >> (k + 1) & 1 ? REGISTER(uint64_t, k + 1)[l]
+                                                        : REGISTER(uint32_t, k + 1)[l];
+                  v |= (x & mask) << part * k;
+              }
+              if (i->bits64 & 1) REGISTER(uint64_t, 0)[l] = v;
+              else REGISTER(uint32_t, 0)[l] = (uint32_t)v)
+}
+
+void exec_unpack(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint32_t n = i->count, part = (uint32_t)type_bytes(i->type) * 8 / n;
+    uint64_t mask = part == 64 ? ~0ull : (1ull << part) - 1;
+    EACH_LANE(uint64_t v = i->bits64 >> n & 1 ? REGISTER(uint64_t, n)[l]
+                                              : REGISTER(uint32_t, n)[l];
+              for (uint32_t k = 0; k < n; k++) {
+                  if (i->bits64 >> k & 1) REGISTER(uint64_t, k)[l] = v >> part * k & mask;
+                  else REGISTER(uint32_t, k)[l] = (uint32_t)(v >> part * k & mask);
+              })
+}
+
+/* cp.async: o[0] shared address, o[1] global address, o[2] bytes to fetch; ins.count is the size.
+ * */
+
+static void async_add(struct async_queue *q, struct async_copy c)
+{
+    if (q->head && q->head == q->count) q->head = q->count = 0;
+    if (q->count == q->room) {
+        q->room = q->room ? 2 * q->room : 16;
+        q->items = realloc(q->items, q->room * sizeof *q->items);
+        if (!q->items) report(NOT_MODELLED, "no memory for asynchronous copies");
+    }
+    q->items[q->count++] = c;
+}
+
+void exec_async(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint64_t to[LANES], from[LANES];
+    struct block *b = w->b;
+    exec_addresses(w, i, 0, i->offset, lanes, to);
+    exec_addresses(w, i, 1, i->offset2, lanes, from);
+    const uint32_t *fetch = REGISTER(uint32_t, 2);
+    exec_count(w, i, SPACE_SHARED, to, lanes, i->count);
+    exec_count(w, i, SPACE_GLOBAL, from, lanes, i->count);
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        uint32_t thread = thread_of(w, l), at = (uint32_t)to[l];
+        place.thread = thread;
+        if ((to[l] | from[l]) & (i->count - 1u)) {
+            report(MISALIGNED, "cp.async of %u bytes from %#llx to %#llx", i->count,
+                   (unsigned long long)from[l], (unsigned long long)to[l]);
+        }
+        if (fetch[l] > i->count) report(BAD_PTX, "cp.async fetches more than it writes");
+        shared_at(w, at, i->count, TOUCH_WRITE, thread);
+        if (b->g->check) {
+            shadow_shared_pending(b->cells, at, i->count, thread, warp_tick(w));
+        }
+        if (fetch[l]) global_at(w, from[l], fetch[l], TOUCH_READ, thread);
+        memset(b->shared + at, 0xff, i->count);         /* NaN until it has arrived */
+        struct async_queue *q = &w->async[l];
+        async_add(q, (struct async_copy){from[l], at, q->group, (uint8_t)fetch[l], i->count});
+    }
+}
+
+static void arrive(struct warp *w, int lane, uint32_t groups_left)
+{
+    struct async_queue *q = &w->async[lane];
+    struct block *b = w->b;
+    for (; q->head < q->count; q->head++) {
+        const struct async_copy *c = &q->items[q->head];
+        if (c->group + groups_left >= q->group) break;
+        memset(b->shared + c->to, 0, c->size);
+        if (c->bytes) memcpy(b->shared + c->to, device_bytes(c->from), c->bytes);
+        if (b->g->check) {
+            shadow_shared_arrived(b->cells, c->to, c->size, thread_of(w, lane), warp_tick(w));
+        }
+    }
+}
+
+void exec_async_commit(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    (void)i;
+    EACH_LANE(w->async[l].group++)
+}
+
+/* Waits until at most o[0] committed groups are under way. */
+void exec_async_wait(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint32_t left = *REGISTER(uint32_t, 0);
+    EACH_LANE(arrive(w, l, left))
+}
+
+void exec_async_wait_all(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    exec_async_commit(w, i, lanes);
+    EACH_LANE(arrive(w, l, 0))
+}

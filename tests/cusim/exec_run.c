@@ -1,0 +1,430 @@
+/* tests/cusim/exec_run.c - runs a grid: blocks one after another in a random order, the warps of a
+ * block in turns, and of a warp always the lanes with the lowest instruction, so that they meet
+ * again.
+ */
+#include <stdlib.h>
+
+#include "exec.h"
+#include "report.h"
+#include "stats.h"
+
+enum { TURN = 4096 };                       /* instructions of a warp before the next has a turn */
+#define INSTRUCTIONS_MAX 20000000000ull     /* of one launch: more is a loop that does not end */
+
+/* What a warp has left to do. */
+enum turn { TURN_OVER, TURN_WAITS, TURN_ENDED };
+
+static _Noreturn void stuck(const struct block *b, enum kind kind, const char *what)
+{
+    const struct kernel *k = b->g->launch->kernel;
+    for (uint32_t n = 0; n < b->warp_count; n++) {
+        const struct warp *w = &b->warps[n];
+        for (int l = 0; l < LANES; l++) {
+            bool same = l && w->state[l] == w->state[l - 1] && w->pc[l] == w->pc[l - 1];
+            if (!(w->present >> l & 1) || same) continue;
+            report_note("cusim:   warp %u, from lane %d: %s", n, l,
+                        w->state[l] == LANE_EXITED ? "has ended" : k->code[w->pc[l]].text);
+        }
+    }
+    report(kind, "%s", what);
+}
+
+/* Lanes in `state` at instruction `pc`. */
+static uint32_t lanes_at(const struct warp *w, uint32_t pc, enum lane_state state)
+{
+    uint32_t lanes = 0;
+    for (int l = 0; l < LANES; l++) {
+        if (w->state[l] == state && w->pc[l] == pc) lanes |= 1u << l;
+    }
+    return lanes;
+}
+
+static void put_lanes(struct warp *w, uint32_t lanes, uint32_t pc)
+{
+    EACH_LANE(w->pc[l] = pc)
+}
+
+static void set_state(struct warp *w, uint32_t lanes, enum lane_state state)
+{
+    EACH_LANE(w->state[l] = state)
+}
+
+static void check_members(struct warp *w, uint32_t lanes, uint32_t members, int lane)
+{
+    place.thread = w->id * LANES + (uint32_t)lane;
+    if (!(members >> lane & 1)) {
+        report(WRONG_MASK, "lane %d is not in the mask %08x it gives", lane, members);
+    }
+    if (members & ~w->present) {
+        report(WRONG_MASK, "the mask %08x names lanes that do not exist", members);
+    }
+    if (members & w->exited) {
+        report(WRONG_MASK, "the mask %08x names lanes that have ended", members);
+    }
+    (void)lanes;
+}
+
+/* A collective with a mask: true when all its members are in `lanes`, and it has run; else the
+ * lanes wait for the others. */
+static bool meet_warp(struct warp *w, const struct ins *i, uint32_t lanes, uint32_t pc)
+{
+    const uint32_t *mask = (const uint32_t *)(w->file + i->members);
+    uint32_t first = mask[__builtin_ctz(lanes)];
+    bool all = true;
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        if (mask[l] != first || mask[l] != lanes) check_members(w, lanes, mask[l], l);
+        if (mask[l] & ~lanes || mask[l] != first) all = false;
+    }
+    if (all && first == lanes) {
+        if (lanes & ~w->present) check_members(w, lanes, first, __builtin_ctz(lanes));
+        i->run(w, i, lanes);
+        return true;
+    }
+    put_lanes(w, lanes, pc);
+    set_state(w, lanes, LANE_WARP);
+    EACH_LANE(w->want[l] = mask[l])
+    return false;
+}
+
+/* No lane can run: a collective whose members have all come, runs. */
+static bool release_warp(struct warp *w)
+{
+    for (int l = 0; l < LANES; l++) {
+        if (w->state[l] != LANE_WARP) continue;
+        uint32_t members = w->want[l], here = 0, elsewhere = 0;
+        for (int k = 0; k < LANES; k++) {
+            if (w->state[k] != LANE_WARP || !(members >> k & 1)) continue;
+            if (w->pc[k] == w->pc[l] && w->want[k] == members) here |= 1u << k;
+            else elsewhere |= 1u << k;
+        }
+        const struct ins *i = &w->b->g->launch->kernel->code[w->pc[l]];
+        place.instruction = i->text;
+        if (here == members) {
+            i->run(w, i, members);
+            put_lanes(w, members, w->pc[l] + 1);
+            set_state(w, members, LANE_RUN);
+            return true;
+        }
+        if ((here | elsewhere) == members) {
+            stuck(w->b, DIVERGENT_WARP, "lanes of one mask are at different collectives");
+        }
+    }
+    return false;
+}
+
+/* The lanes with the lowest instruction; *others is the next lowest. */
+static uint32_t pick_lanes(const struct warp *w, uint32_t *pc, uint32_t *others)
+{
+    uint32_t lowest = UINT32_MAX, next = UINT32_MAX;
+    for (int l = 0; l < LANES; l++) {
+        if (w->state[l] != LANE_RUN) continue;
+        if (w->pc[l] < lowest) next = lowest, lowest = w->pc[l];
+        else if (w->pc[l] > lowest && w->pc[l] < next) next = w->pc[l];
+    }
+    *pc = lowest, *others = next;
+    return lowest == UINT32_MAX ? 0 : lanes_at(w, lowest, LANE_RUN);
+}
+
+static void end_lanes(struct warp *w, uint32_t lanes, uint32_t pc)
+{
+    put_lanes(w, lanes, pc);
+    set_state(w, lanes, LANE_EXITED);
+    w->exited |= lanes;
+}
+
+/* A switch: every lane its own target. */
+static void jump_by_table(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    const uint32_t *table = w->b->g->launch->kernel->tables[i->target];
+    const uint32_t *index = REGISTER(uint32_t, 0);
+    EACH_LANE(if (index[l] >= table[0]) report(BAD_PTX, "brx.idx beyond its table");
+              w->pc[l] = table[1 + index[l]])
+}
+
+/* An instruction that decides who goes on: true when `lanes` do, together, at *pc. */
+static bool run_flow(struct warp *w, const struct ins *i, uint32_t lanes, uint32_t now,
+                     uint32_t *pc)
+{
+    struct kernel_stats *stats = w->b->g->stats;
+    uint32_t here = *pc;
+    if (i->flow == FLOW_ALIGNED && now != ~0u) {
+        place.thread = w->id * LANES + (uint32_t)(now ? __builtin_ctz(now) : 0);
+        report(DIVERGENT_WARP, "only lanes %08x of the warp are here", now);
+    }
+    *pc = here + 1;
+    if (stats && i->guard && i->flow == FLOW_BRANCH) {
+        stats->branches++;
+        stats->divergent_branches += now && now != lanes;
+    }
+    if (!now) return true;
+    if (i->flow == FLOW_BRANCH && now == lanes) {
+        *pc = i->target;
+        return true;
+    }
+    if (i->flow == FLOW_ALIGNED) {
+        i->run(w, i, now);
+        return true;
+    }
+    put_lanes(w, lanes, here + 1);
+    switch ((enum flow)i->flow) {
+    case FLOW_WARP: return meet_warp(w, i, now, here);
+    case FLOW_BRANCH: put_lanes(w, now, i->target); break;
+    case FLOW_TABLE: jump_by_table(w, i, now); break;
+    case FLOW_EXIT: end_lanes(w, now, here); break;
+    default:
+        put_lanes(w, now, here);
+        set_state(w, now, LANE_BARRIER);
+        break;
+    }
+    return false;
+}
+
+/* Runs these lanes from pc until they part, wait, meet others or their turn is over; returns the
+ * instructions used.  `lanes` all stand at pc. */
+static uint32_t run_lanes(struct warp *w, uint32_t lanes, uint32_t pc, uint32_t others,
+                          uint32_t turn)
+{
+    struct grid *g = w->b->g;
+    const struct ins *code = g->launch->kernel->code;
+    uint32_t used = 0;
+    while (used < turn && pc < others) {
+        const struct ins *i = &code[pc];
+        uint32_t now = lanes;
+        used++;
+        place.instruction = i->text;
+        if (i->guard) {
+            uint32_t p = predicate(w, i->guard);
+            now &= i->guard_not ? ~p : p;
+        }
+        if (g->stats && now) {
+            g->stats->warp_instructions++;
+            g->stats->lane_instructions += (uint32_t)__builtin_popcount(now);
+        }
+        if (i->flow == FLOW_NEXT) {
+            if (now) i->run(w, i, now);
+            pc++;
+        } else if (!run_flow(w, i, lanes, now, &pc)) {
+            return used;
+        }
+    }
+    put_lanes(w, lanes, pc);
+    return used;
+}
+
+static enum turn run_warp(struct warp *w)
+{
+    for (uint32_t left = TURN; left;) {
+        uint32_t pc, others, lanes = pick_lanes(w, &pc, &others);
+        if (!lanes) {
+            if (w->exited == w->present) return TURN_ENDED;
+            if (release_warp(w)) continue;
+            return TURN_WAITS;
+        }
+        uint32_t used = run_lanes(w, lanes, pc, others, left);
+        left -= used < left ? used : left;
+        w->b->g->instructions += used;
+    }
+    return TURN_OVER;
+}
+
+/* Barriers.  All threads of the block must come to the same one; with a count, as many as it says.
+ * */
+
+static void fold_barrier(struct block *b, const struct ins *i, uint32_t pc)
+{
+    uint32_t yes = 0, all = 0;
+    for (uint32_t n = 0; n < b->warp_count; n++) {
+        struct warp *w = &b->warps[n];
+        uint32_t lanes = lanes_at(w, pc, LANE_BARRIER), p = predicate(w, i->o[3]);
+        if (i->mode & BAR_NOT) p = ~p;
+        yes += (uint32_t)__builtin_popcount(p & lanes);
+        all += (uint32_t)__builtin_popcount(lanes);
+    }
+    int mode = i->mode & 3;
+    uint32_t answer = (mode == BAR_AND ? yes == all : yes > 0) ? ~0u : 0;
+    for (uint32_t n = 0; n < b->warp_count; n++) {
+        struct warp *w = &b->warps[n];
+        uint32_t lanes = lanes_at(w, pc, LANE_BARRIER);
+        if (mode == BAR_POPC) EACH_LANE(REGISTER(uint32_t, 2)[l] = yes)
+        else set_predicate(w, i->o[2], answer, lanes);
+    }
+}
+
+static void open_barrier(struct block *b, uint32_t pc)
+{
+    const struct ins *i = &b->g->launch->kernel->code[pc];
+    if (i->mode & 3) fold_barrier(b, i, pc);
+    for (uint32_t n = 0; n < b->warp_count; n++) {
+        struct warp *w = &b->warps[n];
+        uint32_t lanes = lanes_at(w, pc, LANE_BARRIER);
+        put_lanes(w, lanes, pc + 1);
+        set_state(w, lanes, LANE_RUN);
+    }
+    b->barrier++;
+}
+
+/* Every warp waits or has ended: opens a barrier, or says why none can be. */
+static void meet_block(struct block *b)
+{
+    const struct ins *code = b->g->launch->kernel->code;
+    for (uint32_t n = 0; n < b->warp_count; n++) {
+        const struct warp *w = &b->warps[n];
+        for (int l = 0; l < LANES; l++) {
+            if (w->state[l] != LANE_BARRIER) continue;
+            uint32_t pc = w->pc[l], waiting = 0;
+            for (uint32_t k = 0; k < b->warp_count; k++) {
+                waiting += (uint32_t)__builtin_popcount(lanes_at(&b->warps[k], pc, LANE_BARRIER));
+            }
+            const struct ins *i = &code[pc];
+            uint32_t count = ((const uint32_t *)(w->file + i->o[1]))[l];
+            place.instruction = i->text;
+            if (waiting == (count ? count : b->thread_count)) {
+                open_barrier(b, pc);
+                return;
+            }
+        }
+    }
+    bool barrier = false;
+    for (uint32_t n = 0; n < b->warp_count; n++) {
+        for (int l = 0; l < LANES; l++) barrier |= b->warps[n].state[l] == LANE_BARRIER;
+    }
+    stuck(b, barrier ? DIVERGENT_BARRIER : DIVERGENT_WARP,
+          barrier ? "threads wait at a barrier to which others of the block do not come"
+                  : "lanes wait for others of their mask that do not come");
+}
+
+static void fill(struct warp *w, enum special s, const uint32_t *value, uint32_t step)
+{
+    uint32_t *lane = (uint32_t *)(w->file + (size_t)s * SLOT4);
+    for (int l = 0; l < LANES; l++) lane[l] = value[l * (int)step];
+}
+
+static void start_warp(struct warp *w, uint32_t id)
+{
+    struct block *b = w->b;
+    const struct launch *launch = b->g->launch;
+    const uint32_t *n = launch->threads;
+    uint32_t at[3][LANES], mask[5][LANES];
+    w->id = id;
+    w->tick = 0;
+    w->present = w->exited = 0;
+    for (uint32_t l = 0; l < LANES; l++) {
+        uint32_t t = id * LANES + l;
+        at[0][l] = t % n[0], at[1][l] = t / n[0] % n[1], at[2][l] = t / n[0] / n[1];
+        mask[0][l] = (1u << l) - 1, mask[1][l] = (uint32_t)((2ull << l) - 1), mask[2][l] = 1u << l;
+        mask[3][l] = ~mask[1][l], mask[4][l] = ~mask[0][l];
+        w->pc[l] = 0;
+        w->state[l] = t < b->thread_count ? LANE_RUN : LANE_EXITED;
+        if (t < b->thread_count) w->present |= 1u << l;
+        w->async[l].head = w->async[l].count = w->async[l].group = 0;
+        ((uint32_t *)(w->file + SPECIAL_LANEID * SLOT4))[l] = l;
+    }
+    for (int d = 0; d < 3; d++) {
+        fill(w, SPECIAL_TID_X + (enum special)d, at[d], 1);
+        fill(w, SPECIAL_NTID_X + (enum special)d, &launch->threads[d], 0);
+        fill(w, SPECIAL_CTAID_X + (enum special)d, &b->id[d], 0);
+        fill(w, SPECIAL_NCTAID_X + (enum special)d, &launch->grid[d], 0);
+    }
+    for (int k = 0; k < 5; k++) fill(w, SPECIAL_LANEMASK_LT + (enum special)k, mask[k], 1);
+    fill(w, SPECIAL_WARPID, &w->id, 0);
+    fill(w, SPECIAL_DYNAMIC_SHARED, &launch->dynamic_shared, 0);
+}
+
+static void run_block(struct block *b, uint32_t number, uint64_t *seed)
+{
+    const uint32_t *n = b->g->launch->grid;
+    b->number = number;
+    b->id[0] = number % n[0], b->id[1] = number / n[0] % n[1], b->id[2] = number / n[0] / n[1];
+    memcpy(place.block, b->id, sizeof place.block);
+    b->barrier = 1;
+    b->fenced = false;
+    free(b->seen);
+    b->seen = NULL;
+    memset(b->shared, 0xff, b->shared_bytes);
+    if (b->g->check) memset(b->cells, 0, (b->shared_bytes / 4 + 1) * sizeof *b->cells);
+    for (uint32_t k = 0; k < b->warp_count; k++) start_warp(&b->warps[k], k);
+    uint32_t first = (uint32_t)(next_random(seed) % b->warp_count);
+    for (bool ended = false; !ended;) {
+        bool any = false;
+        ended = true;
+        for (uint32_t k = 0; k < b->warp_count; k++) {
+            enum turn t = run_warp(&b->warps[(k + first) % b->warp_count]);
+            any |= t == TURN_OVER;
+            ended &= t == TURN_ENDED;
+        }
+        if (!any && !ended) meet_block(b);
+        if (b->g->instructions > INSTRUCTIONS_MAX) {
+            stuck(b, HANG, "the kernel has run for 20 000 000 000 instructions");
+        }
+    }
+}
+
+static void write_constants(uint8_t *file, const struct kernel *k)
+{
+    for (uint32_t n = 0; n < k->constant_count; n++) {
+        const struct constant *c = &k->constants[n];
+        uint32_t bits = (uint32_t)c->value;
+        if (c->bytes == 0) memcpy(file + c->slot, &bits, 4);
+        for (int l = 0; c->bytes && l < LANES; l++) {
+            memcpy(file + c->slot + (size_t)l * c->bytes, &c->value, c->bytes);
+        }
+    }
+}
+
+static void open_block(struct block *b, struct grid *g)
+{
+    const struct launch *launch = g->launch;
+    const struct kernel *k = launch->kernel;
+    *b = (struct block){.g = g};
+    b->thread_count = launch->threads[0] * launch->threads[1] * launch->threads[2];
+    b->warp_count = (b->thread_count + LANES - 1) / LANES;
+    b->shared_bytes = k->shared_bytes + launch->dynamic_shared;
+    b->shared = must_alloc(b->shared_bytes + 16);
+    b->cells = g->check ? must_alloc((b->shared_bytes / 4 + 2) * sizeof *b->cells) : NULL;
+    b->warps = must_alloc(b->warp_count * sizeof *b->warps);
+    for (uint32_t n = 0; n < b->warp_count; n++) {
+        struct warp *w = &b->warps[n];
+        w->b = b;
+        w->file = aligned_alloc(64, (k->file_bytes + SLOT8 + 63) / 64 * 64);
+        if (!w->file) report(NOT_MODELLED, "no memory for registers");
+        memset(w->file, 0, k->file_bytes);
+        write_constants(w->file, k);
+        w->local = must_alloc((size_t)k->local_bytes * LANES);
+    }
+}
+
+static void close_block(struct block *b)
+{
+    for (uint32_t n = 0; n < b->warp_count; n++) {
+        free(b->warps[n].file);
+        free(b->warps[n].local);
+        for (int l = 0; l < LANES; l++) free(b->warps[n].async[l].items);
+    }
+    free(b->warps);
+    free(b->shared);
+    free(b->cells);
+    free(b->seen);
+}
+
+void exec_launch(const struct launch *launch, op_id op, const struct clock *clock, int device)
+{
+    static uint64_t seed;
+    if (!seed) seed = setting_number("CUSIM_SEED", 1) * 0x9e3779b97f4a7c15u;
+    struct grid g = {.launch = launch, .check = shadow_on()};
+    g.toucher = (struct toucher){.op = op, .clock = clock, .device = device};
+    g.stats = stats_of(launch->kernel);
+    if (g.stats) g.stats->launches++;
+    struct block b;
+    open_block(&b, &g);
+    uint32_t count = launch->grid[0] * launch->grid[1] * launch->grid[2];
+    uint32_t at = (uint32_t)(next_random(&seed) % count);
+    bool backward = next_random(&seed) & 1;
+    for (uint32_t n = 0; n < count; n++) {
+        run_block(&b, at, &seed);
+        at = backward ? (at + count - 1) % count : (at + 1) % count;
+    }
+    close_block(&b);
+    exec_atom_close(&g);
+    place.instruction = NULL;
+}

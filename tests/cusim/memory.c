@@ -1,0 +1,216 @@
+/* tests/cusim/memory.c - see memory.h. */
+#include "memory.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "report.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+uint8_t *device_alias;
+static uint64_t memory_bytes, used_bytes[DEVICES_MAX], top[DEVICES_MAX];
+static struct region *regions[1 << 16];     /* by start; a piece after the region it lies in */
+static uint32_t region_count;
+
+static void on_fault(int signal_number, siginfo_t *info, void *context)
+{
+    (void)context;
+    uint64_t at = (uint64_t)info->si_addr;
+    if (is_device(at)) {
+        place = (struct place){0};
+        report(DEVICE_ON_HOST, "the host reads or writes device address %#llx",
+               (unsigned long long)at);
+    }
+    signal(signal_number, SIG_DFL);         /* not ours: the instruction runs again and faults */
+}
+
+void memory_open(int devices, uint64_t bytes_each)
+{
+    memory_bytes = bytes_each;
+    size_t span = DEVICES_MAX * DEVICE_SPAN;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *barred = mmap((void *)DEVICE_BASE, span, PROT_NONE, flags | MAP_FIXED_NOREPLACE, -1, 0);
+    device_alias = mmap(NULL, span, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (barred != (void *)DEVICE_BASE || device_alias == MAP_FAILED) {
+        report(NOT_MODELLED, "no address space for %d devices", devices);
+    }
+    for (int d = 0; d < DEVICES_MAX; d++) {
+        top[d] = DEVICE_BASE + (uint64_t)d * DEVICE_SPAN + (1 << 20);
+    }
+    struct sigaction fault = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+    sigaction(SIGSEGV, &fault, NULL);
+    sigaction(SIGBUS, &fault, NULL);
+}
+
+/* The number of regions that start at or before `address`. */
+static uint32_t regions_before(uint64_t address)
+{
+    uint32_t low = 0, high = region_count;
+    while (low < high) {
+        uint32_t mid = (low + high) / 2;
+        if (regions[mid]->start <= address) low = mid + 1;
+        else high = mid;
+    }
+    return low;
+}
+
+static struct region *add_region(uint64_t start, uint64_t bytes, int device)
+{
+    if (region_count == sizeof regions / sizeof *regions) {
+        report(NOT_MODELLED, "more than %u regions of memory", region_count);
+    }
+    struct region *r = must_alloc(sizeof *r);
+    *r = (struct region){.start = start, .end = start + bytes, .device = device, .live = true};
+    uint32_t at = regions_before(start);
+    memmove(regions + at + 1, regions + at, (region_count - at) * sizeof *regions);
+    regions[at] = r;
+    region_count++;
+    return r;
+}
+
+static uint64_t take(int device, uint64_t bytes, int seen_by)
+{
+    uint64_t start = top[device];
+    add_region(start, bytes, seen_by);
+    top[device] += (bytes + MEMORY_ALIGN + 4095) & ~4095ull;    /* never adjacent */
+    return start;
+}
+
+uint64_t memory_take(int device, uint64_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    uint64_t start = 0;
+    if (bytes <= memory_bytes - used_bytes[device]) {
+        start = take(device, bytes, device);
+        used_bytes[device] += bytes;
+    }
+    pthread_mutex_unlock(&lock);
+    return start;
+}
+
+uint64_t memory_constant(uint64_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    uint64_t start = take(DEVICES_MAX - 1, bytes, ANY_DEVICE);
+    pthread_mutex_unlock(&lock);
+    return start;
+}
+
+uint64_t memory_free_bytes(int device) { return memory_bytes - used_bytes[device]; }
+uint64_t memory_total_bytes(void) { return memory_bytes; }
+
+static struct region *allocation_at(uint64_t address)
+{
+    for (uint32_t i = regions_before(address); i > 0; i--) {
+        struct region *r = regions[i - 1];
+        if (!r->piece) return address < r->end || address == r->start ? r : NULL;
+    }
+    return NULL;
+}
+
+uint64_t memory_give(uint64_t address, int device)
+{
+    pthread_mutex_lock(&lock);
+    struct region *r = allocation_at(address);
+    if (!r || r->start != address) {
+        report(BAD_FREE, "cudaFree of %#llx, which cudaMalloc never gave",
+               (unsigned long long)address);
+    }
+    if (!r->live) report(BAD_FREE, "cudaFree of %#llx a second time", (unsigned long long)address);
+    if (r->device != device) {
+        report(WRONG_DEVICE, "cudaFree of memory of device %d while device %d is current",
+               r->device, device);
+    }
+    r->live = false;
+    for (uint32_t i = regions_before(address); i < region_count; i++) {
+        if (!regions[i]->piece || regions[i]->start >= r->end) break;
+        regions[i]->live = false;
+    }
+    used_bytes[r->device] -= r->end - r->start;
+    uint64_t from = (r->start + 4095) & ~4095ull, to = r->end & ~4095ull;
+    if (to > from) madvise(device_bytes(from), to - from, MADV_DONTNEED);
+    pthread_mutex_unlock(&lock);
+    return r->end - r->start;
+}
+
+const struct region *memory_leak(void)
+{
+    for (uint32_t i = 0; i < region_count; i++) {
+        const struct region *r = regions[i];
+        if (r->live && !r->piece && r->device != ANY_DEVICE) return r;
+    }
+    return NULL;
+}
+
+void cusim_carve(const void *piece, size_t bytes);
+void cusim_uncarve(const void *piece);
+
+void cusim_carve(const void *piece, size_t bytes)
+{
+    uint64_t start = (uint64_t)piece;
+    pthread_mutex_lock(&lock);
+    struct region *r = allocation_at(start);
+    if (!r || !r->live || start + bytes > r->end) {
+        report(GLOBAL_BOUNDS, "a piece of %zu bytes is carved where no memory is", bytes);
+    }
+    r->carved = true;
+    for (uint32_t i = 0; i < region_count; i++) {       /* an earlier piece here is gone */
+        struct region *old = regions[i];
+        if (!old->piece || old->start >= start + bytes || old->end <= start) continue;
+        if (old->live) report(GLOBAL_BOUNDS, "two pieces of one allocation overlap");
+        memmove(regions + i, regions + i + 1, (--region_count - i) * sizeof *regions);
+        i--;
+    }
+    add_region(start, bytes, r->device)->piece = true;
+    pthread_mutex_unlock(&lock);
+}
+
+void cusim_uncarve(const void *piece)
+{
+    pthread_mutex_lock(&lock);
+    uint32_t at = regions_before((uint64_t)piece);
+    struct region *r = at ? regions[at - 1] : NULL;
+    if (!r || !r->piece || !r->live || r->start != (uint64_t)piece) {
+        report(BAD_FREE, "a piece is given back that was not carved, or twice");
+    }
+    r->live = false;
+    pthread_mutex_unlock(&lock);
+}
+
+_Noreturn static void outside(const struct region *r, uint64_t address, uint64_t bytes)
+{
+    if (!r) {
+        report(GLOBAL_BOUNDS, "%llu bytes at %#llx, where nothing was allocated",
+               (unsigned long long)bytes, (unsigned long long)address);
+    }
+    report(GLOBAL_BOUNDS, "%llu bytes at offset %llu of %s of %llu bytes",
+           (unsigned long long)bytes, (unsigned long long)(address - r->start),
+           r->piece ? "a piece" : "an allocation", (unsigned long long)(r->end - r->start));
+}
+
+const struct region *memory_region(uint64_t address, uint64_t bytes, int device,
+                                   const struct region **hint)
+{
+    const struct region *r = *hint;
+    if (r && address >= r->start && address + bytes <= r->end && r->live && !r->carved) return r;
+    if (!is_device(address)) {
+        report(HOST_ON_DEVICE, "%llu bytes at %#llx, which is not device memory",
+               (unsigned long long)bytes, (unsigned long long)address);
+    }
+    pthread_mutex_lock(&lock);
+    uint32_t at = regions_before(address);
+    r = at ? regions[at - 1] : NULL;
+    pthread_mutex_unlock(&lock);
+    if (!r || address + bytes > r->end || address + bytes < address) outside(r, address, bytes);
+    if (!r->live) {
+        report(USE_AFTER_FREE, "%llu bytes at offset %llu of memory that was given back",
+               (unsigned long long)bytes, (unsigned long long)(address - r->start));
+    }
+    if (r->carved) outside(r, address, bytes);
+    if (device != r->device && r->device != ANY_DEVICE) {
+        report(WRONG_DEVICE, "device %d touches memory of device %d", device, r->device);
+    }
+    return *hint = r;
+}

@@ -1,0 +1,280 @@
+/* tests/cusim/module.c - what nvcc's host code calls: fat binaries, functions, launches.
+ *
+ * A fat binary holds an entry per architecture.  Of the PTX entries, the newest that the device can
+ * run is taken: sm_90a only on 9.0, compute_80 on all that came later.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "exec.h"
+#include "report.h"
+#include "stream.h"
+
+struct fat_wrapper {
+    uint32_t magic, version;
+    const uint8_t *data;
+    void *unused;
+};
+
+struct fat_header {
+    uint32_t magic;
+    uint16_t version, header_bytes;
+    uint64_t bytes;
+};
+
+struct fat_entry {
+    uint16_t kind, version;
+    uint32_t header_bytes;
+    uint64_t bytes;
+    uint32_t compressed_bytes, unused;
+    uint16_t minor, major;
+    uint32_t arch;
+};
+
+enum { FAT_MAGIC = 0x466243b1, FAT_DATA_MAGIC = (int)0xba55ed50, KIND_PTX = 1, FUNCTIONS = 4096 };
+
+struct function {
+    const void *host;
+    struct kernel *kernel;
+};
+static struct function functions[FUNCTIONS];        /* by hash of host; constructors fill it */
+static uint64_t launches, fault_at;
+static cudaError_t fault_error;
+
+/* "sm_90a" of the .target line as 10 * capability; a trailing letter is in *exact. */
+static int target_of(const char *ptx, bool *exact)
+{
+    const char *at = strstr(ptx, ".target sm_");
+    if (!at) return 0;
+    char *end;
+    int capability = (int)strtol(at + 11, &end, 10);
+    *exact = *end == 'a' || *end == 'f';
+    return capability;
+}
+
+/* The PTX is not ended by a zero within the entry's bytes when it fills them. */
+static char *text_of(const struct fat_entry *e)
+{
+    const uint8_t *data = (const uint8_t *)e + e->header_bytes;
+    char *text = must_alloc(e->bytes + 1);
+    memcpy(text, data, e->bytes);
+    if (!strstr(text, ".version")) {
+        report(BAD_PTX, "the PTX of an object is compressed: nvcc needs -compress-mode none");
+    }
+    return text;
+}
+
+static struct module *load(const struct fat_header *h, int capability)
+{
+    const uint8_t *at = (const uint8_t *)h + h->header_bytes, *end = at + h->bytes;
+    char *best = NULL;
+    int best_target = 0;
+    while (at < end) {
+        const struct fat_entry *e = (const struct fat_entry *)at;
+        at += e->header_bytes + e->bytes;
+        if (e->kind != KIND_PTX) continue;
+        char *text = text_of(e);
+        bool exact = false;
+        int target = target_of(text, &exact);
+        bool fits = exact ? target == capability : target <= capability;
+        if (fits && 2 * target + exact > best_target) {
+            free(best);
+            best = text;
+            best_target = 2 * target + exact;
+        } else {
+            free(text);
+        }
+    }
+    if (!best) return NULL;
+    struct module *m = ptx_parse(best, "");
+    free(best);
+    return m;
+}
+
+void **__cudaRegisterFatBinary(void *wrapper);
+void __cudaRegisterFatBinaryEnd(void **handle);
+void __cudaUnregisterFatBinary(void **handle);
+void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name,
+                            int limit, void *tid, void *bid, dim3 *block, dim3 *grid, int *warp);
+void __cudaRegisterVar(void **handle, char *host, char *device, const char *name, int external,
+                       size_t bytes, int constant, int global);
+char __cudaInitModule(void **handle);
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void *stream);
+cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, void *stream);
+cudaError_t __cudaGetKernel(void **kernel, const void *host);
+cudaError_t __cudaLaunchKernel(void *kernel, dim3 grid, dim3 block, void **args, size_t shared,
+                               cudaStream_t s);
+
+void **__cudaRegisterFatBinary(void *data)
+{
+    const struct fat_wrapper *w = data;
+    sim_open();
+    const struct fat_header *h = (const struct fat_header *)w->data;
+    if (w->magic != FAT_MAGIC || h->magic != (uint32_t)FAT_DATA_MAGIC) {
+        report(BAD_PTX, "a fat binary of an unknown kind");
+    }
+    void **handle = must_alloc(sizeof *handle);
+    *handle = load(h, device_capability(0));
+    return handle;
+}
+
+void __cudaRegisterFatBinaryEnd(void **handle) { (void)handle; }
+void __cudaUnregisterFatBinary(void **handle) { (void)handle; }
+char __cudaInitModule(void **handle) { return handle != NULL; }
+
+static struct function *function_of(const void *host)
+{
+    for (uint32_t k = 0; k < FUNCTIONS; k++) {
+        struct function *f = &functions[((uintptr_t)host / 16 + k) % FUNCTIONS];
+        if (!f->host || f->host == host) return f;
+    }
+    report(NOT_MODELLED, "more than %d kernels", FUNCTIONS);
+}
+
+void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name,
+                            int limit, void *tid, void *bid, dim3 *block, dim3 *grid, int *warp)
+{
+    struct module *m = *handle;
+    (void)device, (void)limit, (void)tid, (void)bid, (void)block, (void)grid, (void)warp;
+    struct kernel *k = m ? m->kernels : NULL;
+    while (k && strcmp(k->name, name)) k = k->next;
+    if (m && !k) report(BAD_PTX, "the kernel %s is not in its module", name);
+    *function_of(host) = (struct function){host, k};
+}
+
+void __cudaRegisterVar(void **handle, char *host, char *device, const char *name, int external,
+                       size_t bytes, int constant, int global)
+{
+    /* Its initial value is in the PTX; no call that cusim has copies to a symbol. */
+    (void)handle, (void)host, (void)device, (void)name, (void)external, (void)bytes;
+    (void)constant, (void)global;
+}
+
+static _Thread_local struct {
+    dim3 grid, block;
+    size_t shared;
+    void *stream;
+} configured;
+
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void *stream)
+{
+    configured.grid = grid, configured.block = block;
+    configured.shared = shared, configured.stream = stream;
+    return 0;
+}
+
+cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, void *stream)
+{
+    *grid = configured.grid, *block = configured.block, *shared = configured.shared;
+    memcpy(stream, &configured.stream, sizeof configured.stream);
+    return cudaSuccess;
+}
+
+cudaError_t __cudaGetKernel(void **kernel, const void *host)
+{
+    *kernel = (void *)host;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void *host, enum cudaFuncAttribute attribute, int value)
+{
+    sim_open();
+    struct kernel *k = function_of(host)->kernel;
+    if (!k) return sim_error(cudaErrorNoKernelImageForDevice);
+    if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return sim_error(cudaSuccess);
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) {
+        report(NOT_MODELLED, "cudaFuncSetAttribute(%d)", (int)attribute);
+    }
+    if (value < 0 || (uint32_t)value + k->shared_bytes > SHARED_MAX) {
+        return sim_error(cudaErrorInvalidValue);
+    }
+    k->dynamic_shared_max = (uint32_t)value;
+    return sim_error(cudaSuccess);
+}
+
+/* Launches. */
+
+struct launch_op {
+    struct op op;
+    struct launch launch;
+};
+
+static bool run_launch(struct op *op)
+{
+    struct launch_op *l = (struct launch_op *)op;
+    if (!sim_faulted()) exec_launch(&l->launch, op->id, &op->clock, op->stream->device);
+    return true;
+}
+
+static void release_launch(struct op *op) { free(((struct launch_op *)op)->launch.params); }
+
+static const struct op_type launch_type = {"kernel", sizeof(struct launch_op), NULL, run_launch,
+                                           release_launch};
+
+static cudaError_t check_launch(const struct kernel *k, dim3 grid, dim3 block, size_t shared)
+{
+    uint64_t threads = (uint64_t)block.x * block.y * block.z;
+    uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
+    if (!blocks || !threads || grid.y > 65535 || grid.z > 65535 || grid.x > INT32_MAX ||
+        block.z > 64 || threads > BLOCK_THREADS_MAX) {
+        return cudaErrorInvalidConfiguration;
+    }
+    if (k->max_threads && threads > k->max_threads) return cudaErrorInvalidValue;
+    uint64_t limit = k->dynamic_shared_max > SHARED_DEFAULT ? k->dynamic_shared_max
+                     : k->shared_bytes < SHARED_DEFAULT ? SHARED_DEFAULT - k->shared_bytes : 0;
+    if (k->dynamic_shared_max > limit) limit = k->dynamic_shared_max;
+    if (shared > limit) return cudaErrorInvalidValue;
+    if (blocks >= 1u << BLOCK_BITS) report(NOT_MODELLED, "a grid of %llu blocks",
+                                           (unsigned long long)blocks);
+    return cudaSuccess;
+}
+
+/* CUSIM_FAULT=illegal@N or ecc@N: the N-th launch ends the device. */
+static bool planned_fault(void)
+{
+    if (!launches++) {
+        const char *text = setting("CUSIM_FAULT", "");
+        const char *at = strchr(text, '@');
+        fault_error = !strncmp(text, "ecc@", 4) ? cudaErrorECCUncorrectable
+                                                : cudaErrorIllegalAddress;
+        fault_at = at ? strtoull(at + 1, NULL, 10) : 0;
+    }
+    return launches == fault_at;
+}
+
+static cudaError_t launch(const void *host, dim3 grid, dim3 block, void **args, size_t shared,
+                          cudaStream_t s)
+{
+    stream_check(s, "a kernel launch");
+    struct kernel *k = function_of(host)->kernel;
+    if (!k) return sim_error(cudaErrorNoKernelImageForDevice);
+    cudaError_t error = check_launch(k, grid, block, shared);
+    if (error || sim_error(cudaSuccess)) return sim_error(error);
+    if (planned_fault()) sim_fault(fault_error);
+    struct launch_op *l = op_new(&launch_type);
+    l->launch = (struct launch){
+        .kernel = k, .grid = {grid.x, grid.y, grid.z}, .threads = {block.x, block.y, block.z},
+        .dynamic_shared = (uint32_t)shared, .params = must_alloc(k->param_bytes + 8)};
+    for (uint32_t p = 0; p < k->param_count; p++) {
+        memcpy(l->launch.params + k->params[p].offset, args[p], k->params[p].bytes);
+    }
+    stream_add(s, &l->op, "%s", k->name);
+    return cudaSuccess;
+}
+
+cudaError_t cudaLaunchKernel(const void *host, dim3 grid, dim3 block, void **args, size_t shared,
+                             cudaStream_t s)
+{
+    return launch(host, grid, block, args, shared, s);
+}
+
+/* What <<<>>> becomes: nobody sees what it returns. */
+cudaError_t __cudaLaunchKernel(void *kernel, dim3 grid, dim3 block, void **args, size_t shared,
+                               cudaStream_t s)
+{
+    cudaError_t error = launch(kernel, grid, block, args, shared, s);
+    struct kernel *k = function_of(kernel)->kernel;
+    unchecked_launch = k ? k->name : "a kernel";
+    return error;
+}

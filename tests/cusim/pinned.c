@@ -1,0 +1,160 @@
+/* tests/cusim/pinned.c - pinned host memory and the copies that are in flight over it.
+ *
+ * A copy to the device reads what the buffer held at the call.  When the host learns that the copy
+ * is done, the buffer must still hold that: else it was written too early, and a GPU might have
+ * read the new bytes.  A copy to the host writes a pattern at the call and the result when the
+ * host learns. So both faults are found whenever the copy really ran.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "memory.h"
+#include "report.h"
+
+enum { PATTERN = 0xa5 };
+
+struct pinned {
+    uint8_t *start;
+    size_t bytes;
+    uint32_t name;
+    bool live;
+    struct pinned *next;
+};
+
+struct transfer {
+    uint8_t *host, *bytes;
+    size_t size;
+    bool to_host, done;
+    op_id op;
+    struct transfer *next;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct pinned *taken;
+static struct transfer *in_flight, **in_flight_end = &in_flight;   /* in the order of the calls */
+static uint32_t names;
+
+void *pinned_take(size_t bytes)
+{
+    void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return NULL;
+    struct pinned *p = must_alloc(sizeof *p);
+    pthread_mutex_lock(&lock);
+    *p = (struct pinned){start, bytes, ++names, true, taken};
+    taken = p;
+    pthread_mutex_unlock(&lock);
+    return start;
+}
+
+void pinned_give(void *start)
+{
+    pthread_mutex_lock(&lock);
+    struct pinned **p = &taken;
+    while (*p && (*p)->start != start) p = &(*p)->next;
+    if (!*p) report(BAD_FREE, "cudaFreeHost of %p, which is not pinned memory, or twice", start);
+    for (struct transfer *t = in_flight; t; t = t->next) {
+        if (t->host < (*p)->start || t->host >= (*p)->start + (*p)->bytes) continue;
+        report(PINNED_REUSED, "cudaFreeHost while '%s' may still run", clock_op_name(t->op));
+    }
+    munmap((*p)->start, (*p)->bytes);
+    *p = (*p)->next;
+    pthread_mutex_unlock(&lock);
+}
+
+uint32_t pinned_name(const void *start, size_t bytes)
+{
+    const uint8_t *at = start;
+    uint32_t name = 0;
+    pthread_mutex_lock(&lock);
+    for (struct pinned *p = taken; p && !name; p = p->next) {
+        if (at >= p->start && bytes <= p->bytes && at - p->start <= (long)(p->bytes - bytes)) {
+            name = p->name;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return name;
+}
+
+uint64_t pinned_leak(void)
+{
+    return taken ? taken->bytes : 0;
+}
+
+/* Ends one transfer, for the host's eyes. */
+static void settle(struct transfer *t)
+{
+    if (t->to_host) {
+        memcpy(t->host, t->bytes, t->size);
+    } else {
+        for (size_t i = 0; i < t->size; i++) {
+            if (t->host[i] == t->bytes[i]) continue;
+            report(PINNED_REUSED, "byte %zu of a pinned buffer was written while '%s' of %zu "
+                   "bytes might still read it", i, clock_op_name(t->op), t->size);
+        }
+    }
+}
+
+static bool overlaps(const struct transfer *t, const uint8_t *host, size_t bytes)
+{
+    return t->host < host + bytes && host < t->host + t->size;
+}
+
+/* A new copy over bytes of an older one that the host has not waited for. */
+static void meet(struct transfer *old, const char *what, bool to_host, const struct clock *clock)
+{
+    if (!old->to_host && !to_host) return;
+    if (!clock_before(old->op, clock)) {
+        report(STREAM_RACE, "'%s' uses a pinned buffer of '%s', which may not have run", what,
+               clock_op_name(old->op));
+    }
+    if (old->to_host && !to_host) {
+        report(NOT_MODELLED, "'%s' reads a pinned buffer that '%s' fills, with no host in between",
+               what, clock_op_name(old->op));
+    }
+}
+
+struct transfer *transfer_open(void *host, size_t bytes, bool to_host, op_id op,
+                               const struct clock *clock)
+{
+    struct transfer *t = must_alloc(sizeof *t);
+    *t = (struct transfer){.host = host, .size = bytes, .to_host = to_host, .op = op};
+    t->bytes = must_alloc(bytes);
+    pthread_mutex_lock(&lock);
+    for (struct transfer *old = in_flight; old; old = old->next) {
+        if (!overlaps(old, host, bytes)) continue;
+        meet(old, clock_op_name(op), to_host, clock);
+        if (!old->to_host && to_host) {     /* in order; its bytes are compared here and now */
+            settle(old);
+            old->size = 0;
+        }
+    }
+    if (to_host) memset(host, PATTERN, bytes);
+    else memcpy(t->bytes, host, bytes);
+    *in_flight_end = t;
+    in_flight_end = &t->next;
+    pthread_mutex_unlock(&lock);
+    return t;
+}
+
+uint8_t *transfer_bytes(struct transfer *t) { return t->bytes; }
+void transfer_done(struct transfer *t) { t->done = true; }
+
+void transfers_settle(const struct clock *clock)
+{
+    pthread_mutex_lock(&lock);
+    for (struct transfer **at = &in_flight; *at;) {
+        struct transfer *t = *at;
+        if (!t->done || !clock_before(t->op, clock)) {
+            at = &t->next;
+            continue;
+        }
+        settle(t);
+        *at = t->next;
+        if (in_flight_end == &t->next) in_flight_end = at;
+        free(t->bytes);
+        free(t);
+    }
+    pthread_mutex_unlock(&lock);
+}

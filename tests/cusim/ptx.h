@@ -1,0 +1,114 @@
+/* tests/cusim/ptx.h - a module of PTX, decoded: what the parser gives and the executor runs.
+ *
+ * A warp has one register file: per register 32 lanes side by side, 4 bytes each (8 for 64-bit
+ * registers; shorter ones are kept zero-extended), and a predicate is one word of 32 bits.
+ * Immediates and special registers have places in the file too, so every operand is an offset.
+ */
+#ifndef CUSIM_PTX_H
+#define CUSIM_PTX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define TYPE_LIST(X)                                                                             \
+    X(NO_TYPE, "", 0) X(PRED, "pred", 1) X(B8, "b8", 1) X(U8, "u8", 1) X(S8, "s8", 1)            \
+    X(B16, "b16", 2) X(U16, "u16", 2) X(S16, "s16", 2) X(F16, "f16", 2) X(BF16, "bf16", 2)       \
+    X(B32, "b32", 4) X(U32, "u32", 4) X(S32, "s32", 4) X(F32, "f32", 4) X(TF32, "tf32", 4)       \
+    X(F16X2, "f16x2", 4) X(BF16X2, "bf16x2", 4) X(B64, "b64", 8) X(U64, "u64", 8)                \
+    X(S64, "s64", 8) X(F64, "f64", 8) X(E4M3, "e4m3", 1) X(E5M2, "e5m2", 1)                      \
+    X(E4M3X2, "e4m3x2", 2) X(E5M2X2, "e5m2x2", 2) X(B128, "b128", 16)
+#define X(name, text, bytes) T_##name,
+enum type { TYPE_LIST(X) TYPE_COUNT };
+#undef X
+enum type type_named(const char *text);
+int type_bytes(enum type t);
+const char *type_text(enum type t);
+
+enum space { SPACE_GENERIC, SPACE_GLOBAL, SPACE_SHARED, SPACE_LOCAL, SPACE_PARAM, SPACE_CONST };
+
+/* Special registers; each has a place at the head of every file, in this order. */
+#define SPECIAL_LIST(X)                                                                          \
+    X(TID_X, "%tid.x") X(TID_Y, "%tid.y") X(TID_Z, "%tid.z")                                     \
+    X(NTID_X, "%ntid.x") X(NTID_Y, "%ntid.y") X(NTID_Z, "%ntid.z")                               \
+    X(CTAID_X, "%ctaid.x") X(CTAID_Y, "%ctaid.y") X(CTAID_Z, "%ctaid.z")                         \
+    X(NCTAID_X, "%nctaid.x") X(NCTAID_Y, "%nctaid.y") X(NCTAID_Z, "%nctaid.z")                   \
+    X(LANEID, "%laneid") X(WARPID, "%warpid") X(LANEMASK_LT, "%lanemask_lt")                     \
+    X(LANEMASK_LE, "%lanemask_le") X(LANEMASK_EQ, "%lanemask_eq")                                \
+    X(LANEMASK_GT, "%lanemask_gt") X(LANEMASK_GE, "%lanemask_ge")                                \
+    X(DYNAMIC_SHARED, "%dynamic_smem_size")
+#define X(name, text) SPECIAL_##name,
+enum special { SPECIAL_LIST(X) SPECIAL_COUNT };
+#undef X
+
+enum { LANES = 32, SLOT4 = 4 * LANES, SLOT8 = 8 * LANES, SLOT_ALIGN = 32, OPERANDS_MAX = 20 };
+
+/* Instructions that decide which lanes run next; all others just run. */
+enum flow { FLOW_NEXT, FLOW_BRANCH, FLOW_TABLE, FLOW_EXIT, FLOW_BARRIER, FLOW_WARP, FLOW_ALIGNED };
+
+struct warp;
+struct ins;
+typedef void exec_fn(struct warp *w, const struct ins *i, uint32_t lanes);
+
+enum { NO_GUARD = 0 };      /* offset 0 is a special register: never a predicate */
+
+struct ins {
+    exec_fn *run;
+    uint32_t guard;                     /* predicate, or NO_GUARD */
+    bool guard_not;
+    uint8_t flow, type, from, mode, space, count, operands;
+    uint32_t bits64;                    /* bit k: operand k is 64 bits wide */
+    uint32_t o[OPERANDS_MAX];           /* offsets in the file; destinations first */
+    int64_t offset, offset2;            /* of the address operands */
+    uint32_t target;                    /* instruction; or in `tables` for FLOW_TABLE */
+    uint32_t members;                   /* FLOW_WARP: operand that holds the mask */
+    const char *text;
+};
+
+struct param {
+    uint32_t offset, bytes;
+};
+
+struct constant {
+    uint32_t slot;
+    uint8_t bytes;                      /* 0: a predicate; 4; 8 */
+    uint64_t value;
+};
+
+struct kernel {
+    const char *name;
+    struct module *module;
+    struct param *params;
+    uint32_t param_count, param_bytes;
+    struct ins *code;
+    uint32_t code_count;
+    struct constant *constants;
+    uint32_t constant_count, file_bytes;
+    uint32_t (*tables)[64];             /* targets of brx.idx */
+    uint32_t table_count;
+    uint32_t shared_bytes, local_bytes; /* static */
+    uint32_t max_threads;               /* .maxntid; 0: not said */
+    uint32_t dynamic_shared_max;        /* cudaFuncSetAttribute */
+    struct kernel_stats *stats;
+    struct kernel *next;
+};
+
+struct symbol {
+    const char *name;
+    enum space space;
+    bool dynamic;                       /* extern .shared: behind the static ones */
+    uint64_t value;
+    struct symbol *next;
+};
+
+struct module {
+    struct kernel *kernels;
+    struct symbol *symbols;
+    uint32_t shared_bytes;
+    const char *file;                   /* for messages */
+};
+
+/* Reads a module; whatever is not known is a finding. */
+struct module *ptx_parse(const char *text, const char *file);
+
+#endif

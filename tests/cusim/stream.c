@@ -1,0 +1,374 @@
+/* tests/cusim/stream.c - see stream.h. */
+#include "stream.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "report.h"
+#include "stats.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t work = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static struct CUstream_st *streams;
+static int devices, waiting_hosts[DEVICES_MAX];
+static bool no_driver;
+static uint64_t seed, progress, patience;
+static cudaError_t fault;
+struct clock host_clock;
+static _Thread_local int device_now;
+static _Thread_local bool is_device_thread;
+static _Thread_local cudaError_t last_error;
+_Thread_local const char *unchecked_launch;
+
+void sim_lock(void) { pthread_mutex_lock(&lock); }
+void sim_unlock(void) { pthread_mutex_unlock(&lock); }
+int sim_devices(void) { return devices; }
+bool sim_no_driver(void) { return no_driver; }
+int current_device(void) { return device_now; }
+bool sim_faulted(void) { return fault != cudaSuccess; }
+
+static double seconds_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void sim_fault(cudaError_t e)
+{
+    if (!fault) fault = e;
+}
+
+cudaError_t sim_error(cudaError_t e)
+{
+    if (fault) e = fault;
+    if (e) last_error = e;
+    return e;
+}
+
+/* The device thread. */
+
+static void finish(struct CUstream_st *s)
+{
+    struct op *op = s->head;
+    s->head = op->next;
+    if (!s->head) s->tail = &s->head;
+    s->done++;
+    progress++;
+    op_free(op);
+    pthread_cond_broadcast(&done);
+}
+
+/* Runs one head that can run; *waits: some head asked to be asked again. */
+static bool run_one(bool *waits)
+{
+    int count = 0;
+    for (struct CUstream_st *s = streams; s; s = s->next) count++;
+    int first = count ? (int)(next_random(&seed) % (uint64_t)count) : 0;
+    for (int k = 0; k < count; k++) {
+        struct CUstream_st *s = streams;
+        for (int n = (first + k) % count; n; n--) s = s->next;
+        struct op *op = s->head;
+        if (!op) continue;
+        pthread_mutex_unlock(&lock);
+        place = (struct place){.op = op->what};
+        bool ended = op->type->run(op);
+        place = (struct place){0};
+        pthread_mutex_lock(&lock);
+        if (ended) {
+            finish(s);
+            return true;
+        }
+        *waits |= op->type == &nccl_op_type;
+    }
+    return false;
+}
+
+static struct timespec from_now(clockid_t clock, long nanoseconds)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    t.tv_nsec += nanoseconds % 1000000000;
+    t.tv_sec += nanoseconds / 1000000000 + t.tv_nsec / 1000000000;
+    t.tv_nsec %= 1000000000;
+    return t;
+}
+
+static void *device_thread(void *unused)
+{
+    long pause = 20000;
+    is_device_thread = true;
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        bool waits = false;
+        if (run_one(&waits)) {
+            pause = 20000;
+        } else if (waits) {             /* peers are other processes: look again soon */
+            struct timespec t = from_now(CLOCK_REALTIME, pause);
+            pthread_cond_timedwait(&work, &lock, &t);
+            if (pause < 1000000) pause *= 2;
+        } else {
+            pthread_cond_wait(&work, &lock);
+        }
+    }
+    return unused;
+}
+
+void stream_poke(void) { pthread_cond_signal(&work); }
+
+bool device_is_stuck(int device)
+{
+    bool stuck = waiting_hosts[device] > 0;
+    for (struct CUstream_st *s = streams; s && stuck; s = s->next) {
+        if (s->device != device || !s->head) continue;
+        if (s->head->type != &nccl_op_type) stuck = false;
+    }
+    return stuck;
+}
+
+void stream_list(void)
+{
+    for (const struct CUstream_st *s = streams; s; s = s->next) {
+        if (!s->head) continue;
+        report_note("cusim:   device %d, stream %d: %llu operations, first: %s", s->device, s->slot,
+                    (unsigned long long)(s->enqueued - s->done), s->head->what);
+    }
+}
+
+/* Start and end. */
+
+static void at_exit(void)
+{
+    fflush(stdout);
+    if (fault) return;
+    stats_write();
+    if (unchecked_launch) launches_checked("the end of the program");
+    const struct region *r = memory_leak();
+    if (r) {
+        report(LEAK, "%llu bytes of device %d were not given back",
+               (unsigned long long)(r->end - r->start), r->device);
+    }
+    if (pinned_leak()) {
+        report(LEAK, "%llu bytes of pinned memory were not given back",
+               (unsigned long long)pinned_leak());
+    }
+    for (const struct CUstream_st *s = streams; s; s = s->next) {
+        if (s->live && s->head) report(LEAK, "a stream has work at the end: %s", s->head->what);
+    }
+}
+
+static void open_once(void)
+{
+    no_driver = !strcmp(setting("CUSIM_DEVICES", ""), "none");
+    devices = no_driver ? 0 : (int)setting_number("CUSIM_DEVICES", 8);
+    if (devices > DEVICES_MAX) devices = DEVICES_MAX;
+    seed = setting_number("CUSIM_SEED", 1) * 0x2545f4914f6cdd1du;
+    patience = setting_number("CUSIM_PATIENCE", 60);
+    memory_open(devices, setting_number("CUSIM_MEMORY", 8ull << 30));
+    atexit(at_exit);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, device_thread, NULL)) {
+        report(NOT_MODELLED, "no thread for the devices");
+    }
+    pthread_detach(thread);
+}
+
+void sim_open(void) { pthread_once(&once, open_once); }
+
+/* Operations. */
+
+void *op_new(const struct op_type *type)
+{
+    struct op *op = must_alloc(type->bytes);
+    op->type = type;
+    return op;
+}
+
+void op_free(struct op *op)
+{
+    if (op->type->release && !op->copied) op->type->release(op);
+    free(op);
+}
+
+struct toucher op_toucher(const struct op *op)
+{
+    return (struct toucher){.op = op->id, .clock = &op->clock, .device = op->stream->device};
+}
+
+void stream_push(cudaStream_t s, struct op *op)
+{
+    if (op->type->prepare) op->type->prepare(op);
+    op->next = NULL;
+    *s->tail = op;
+    s->tail = &op->next;
+    s->enqueued++;
+    pthread_cond_signal(&work);
+}
+
+void stream_check(cudaStream_t s, const char *call)
+{
+    sim_open();
+    if (is_device_thread) report(NOT_MODELLED, "%s inside a host function of a stream", call);
+    if (!s || s == cudaStreamLegacy || s == cudaStreamPerThread) {
+        report(DEFAULT_STREAM, "%s on the default stream", call);
+    }
+    if (!s->live) report(DEAD_HANDLE, "%s on a stream that was destroyed", call);
+    if (s->device != device_now) {
+        report(WRONG_DEVICE, "%s on a stream of device %d while device %d is current", call,
+               s->device, device_now);
+    }
+}
+
+void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(op->what, sizeof op->what, fmt, args);
+    va_end(args);
+    op->stream = s;
+    sim_lock();
+    if (s->capture) {
+        capture_add(s, op);
+    } else {
+        clock_join(&s->clock, &host_clock);
+        op->id = clock_new_op(&s->clock, s->slot, op->what);
+        op->clock = s->clock;
+        stream_push(s, op);
+    }
+    sim_unlock();
+}
+
+/* The host. */
+
+static void host_learns(const struct clock *clock)
+{
+    clock_join(&host_clock, clock);
+    transfers_settle(&host_clock);
+}
+
+void launches_checked(const char *call)
+{
+    if (!unchecked_launch) return;
+    report(UNCHECKED, "%s, and no cudaGetLastError since the launch of %s", call, unchecked_launch);
+}
+
+/* Until stream `s` has done all it has now, or the mark is done; false when the device ended. */
+bool host_wait(cudaStream_t s, const struct mark *mark, const char *call)
+{
+    launches_checked(call);
+    sim_lock();
+    int device = device_now;
+    uint64_t target = s ? s->enqueued : 0, seen = progress;
+    struct clock clock = s ? s->clock : mark->clock;
+    double until = seconds_now() + (double)patience;
+    waiting_hosts[device]++;
+    pthread_cond_signal(&work);
+    while (!fault && (s ? s->done < target : !mark->done)) {
+        struct timespec t = from_now(CLOCK_REALTIME, 200000000);
+        pthread_cond_timedwait(&done, &lock, &t);
+        if (progress != seen) {
+            seen = progress;
+            until = seconds_now() + (double)patience;
+        } else if (seconds_now() > until) {
+            stream_list();
+            report(NO_PROGRESS, "nothing moved for %llu s while the host waited in %s",
+                   (unsigned long long)patience, call);
+        }
+    }
+    waiting_hosts[device]--;
+    if (!fault) host_learns(&clock);
+    sim_unlock();
+    return !fault;
+}
+
+bool host_ask(cudaStream_t s, const struct mark *mark)
+{
+    sim_lock();
+    bool is_done = s ? s->done == s->enqueued : mark->done;
+    if (is_done) host_learns(s ? &s->clock : &mark->clock);
+    sim_unlock();
+    return is_done;
+}
+
+void device_wait(const char *call)
+{
+    for (struct CUstream_st *s = streams; s; s = s->next) {
+        if (s->live && s->device == device_now) host_wait(s, NULL, call);
+    }
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    cudaError_t e = fault ? fault : last_error;
+    last_error = cudaSuccess;
+    unchecked_launch = NULL;
+    return e;
+}
+
+cudaError_t cudaPeekAtLastError(void)
+{
+    unchecked_launch = NULL;
+    return fault ? fault : last_error;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    sim_open();
+    if (no_driver) return sim_error(cudaErrorInsufficientDriver);
+    if (device < 0 || device >= devices) return sim_error(cudaErrorInvalidDevice);
+    device_now = device;
+    return sim_error(cudaSuccess);
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int priority)
+{
+    sim_open();
+    if (flags != cudaStreamNonBlocking) {
+        report(DEFAULT_STREAM, "a stream that waits for the default stream: cudaStreamNonBlocking "
+               "is the house rule");
+    }
+    struct CUstream_st *s = must_alloc(sizeof *s);
+    sim_lock();
+    *s = (struct CUstream_st){.live = true, .device = device_now, .slot = clock_new_slot(),
+                              .priority = priority, .clock = host_clock, .next = streams};
+    s->tail = &s->head;
+    streams = s;
+    sim_unlock();
+    *out = s;
+    return sim_error(cudaSuccess);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
+{
+    return cudaStreamCreateWithPriority(out, flags, 0);
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t s)
+{
+    stream_check(s, "cudaStreamSynchronize");
+    capture_forbids(s, "cudaStreamSynchronize");
+    host_wait(s, NULL, "cudaStreamSynchronize");
+    return sim_error(cudaSuccess);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t s)
+{
+    stream_check(s, "cudaStreamDestroy");
+    capture_forbids(s, "cudaStreamDestroy");
+    host_wait(s, NULL, "cudaStreamDestroy");
+    s->live = false;
+    return sim_error(cudaSuccess);
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t s)
+{
+    stream_check(s, "cudaStreamQuery");
+    capture_forbids(s, "cudaStreamQuery");
+    return sim_error(cudaSuccess) ? fault
+           : host_ask(s, NULL) ? cudaSuccess : cudaErrorNotReady;
+}

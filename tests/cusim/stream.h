@@ -1,0 +1,111 @@
+/* tests/cusim/stream.h - streams, events, and the thread that does the devices' work.
+ *
+ * An operation is enqueued with a clock that says what happened before it; one thread of the
+ * process runs the heads of the streams in a random legal order.  While a stream is captured,
+ * operations go into a graph instead (graph.c), and are enqueued anew at each launch of it.
+ */
+#ifndef CUSIM_STREAM_H
+#define CUSIM_STREAM_H
+
+#include <cuda_runtime_api.h>
+#include <pthread.h>
+
+#include "clock.h"
+#include "memory.h"
+#include "shadow.h"
+
+struct op;
+
+struct op_type {
+    const char *name;
+    size_t bytes;                       /* of the struct that begins with struct op */
+    void (*prepare)(struct op *op);     /* it was enqueued: id and clock are known; or NULL */
+    bool (*run)(struct op *op);         /* true when done; false: ask again later */
+    void (*release)(struct op *op);     /* frees what it points to; or NULL */
+};
+
+struct op {
+    const struct op_type *type;
+    struct op *next;
+    cudaStream_t stream;                /* where it was enqueued or captured */
+    op_id id;
+    struct clock clock;
+    bool copied;                        /* of a graph's node: what it points to belongs to that */
+    char what[96];
+};
+
+struct CUstream_st {
+    bool live;
+    int device, slot, priority;
+    struct clock clock;                 /* of the last operation enqueued */
+    struct op *head, **tail;
+    uint64_t enqueued, done;
+    struct capture *capture;
+    struct CUstream_st *next;           /* of all streams */
+};
+
+/* What an event holds of one recording. */
+struct mark {
+    bool done;
+    struct clock clock;
+    double when;                        /* seconds */
+    struct capture *capture;            /* recorded in a capture: `node` of it */
+    int node;
+};
+
+struct CUevent_st {
+    bool live, timed;
+    int device;
+    struct mark *mark;                  /* NULL: never recorded */
+};
+
+/* One lock for everything that host threads and the device thread share. */
+void sim_lock(void);
+void sim_unlock(void);
+/* First call of any API: reads the settings, takes the address space, starts the device thread. */
+void sim_open(void);
+int sim_devices(void);
+int device_capability(int device);      /* 10 * major + minor */
+bool sim_no_driver(void);
+
+/* The stream may be used by this thread: not the default one, alive, on the current device. */
+void stream_check(cudaStream_t s, const char *call);
+/* Takes `op` (of op_new); `fmt` says what it is, for messages. */
+void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void *op_new(const struct op_type *type);
+void op_free(struct op *op);
+/* Called with the lock held, with op->clock complete. */
+void stream_push(cudaStream_t s, struct op *op);
+struct toucher op_toucher(const struct op *op);
+
+/* The host waits, or asks; then it knows what the clock holds. */
+bool host_wait(cudaStream_t s, const struct mark *mark, const char *call);
+bool host_ask(cudaStream_t s, const struct mark *mark);
+void device_wait(const char *call);     /* for every stream of the current device */
+extern struct clock host_clock;
+
+/* A rank of NCCL may see here whether its device can still move: hosts that wait, and no stream
+ * whose head is anything but NCCL. */
+bool device_is_stuck(int device);
+extern const struct op_type nccl_op_type;
+/* Something outside moved: look again at once. */
+void stream_poke(void);
+void stream_list(void);
+
+/* Errors. */
+cudaError_t sim_error(cudaError_t e);           /* what a call returns: e, or the device's end */
+void sim_fault(cudaError_t e);                  /* the device ended */
+bool sim_faulted(void);
+int current_device(void);
+extern _Thread_local const char *unchecked_launch;
+void launches_checked(const char *call);        /* a finding if one was not */
+
+/* Captures (graph.c), with the lock held. */
+void capture_add(cudaStream_t s, struct op *op);
+void capture_record(cudaStream_t s, struct mark *mark);
+void capture_wait(cudaStream_t s, struct mark *mark);
+void capture_forbids(cudaStream_t s, const char *call);     /* a finding while s is captured */
+void capture_forbids_any(const char *call);                 /* while any stream is */
+
+#endif
