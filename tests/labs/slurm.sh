@@ -1,10 +1,11 @@
 #!/bin/bash
 # tests/labs/slurm.sh - a whole Slurm on this host: slurmctld and three slurmd, without systemd,
 # cgroups or munge, all on 127.0.0.1.
-#   slurm.sh up DIR     starts it; then SLURM_CONF=DIR/slurm.conf is all that its commands need
-#   slurm.sh down DIR   ends what `up` started, by the pids that it wrote
+#   slurm.sh up DIR           starts it; then SLURM_CONF=DIR/slurm.conf is all its commands need
+#   slurm.sh up DIR HOSTS     the same on h0, h1 and h2, which hosts.sh made in the folder HOSTS
+#   slurm.sh down DIR         ends what `up` started, by the pids that it wrote
 set -eu
-dir=$2 nodes=3 cpus=4
+dir=$2 hosts=${3:-} nodes=3 cpus=4
 base=${SLURM_LAB_PORT:-26817}         # of slurmctld; the slurmds have the next ones
 host=$(hostname -s)
 
@@ -22,18 +23,20 @@ down() {
     done
 }
 
-up() {
+write_conf() {
+    local control=$1 nodes_line=$2
     mkdir -p "$dir"/{state,spool,log,run,tmp}
     # TmpFS of their own: the pmix plugins of two slurmds would meet in /tmp.
     cat > "$dir/slurm.conf" << EOF
 ClusterName=lab
-SlurmctldHost=$host(127.0.0.1)
+SlurmctldHost=$control
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
 CredType=cred/none
 AuthInfo=cred_expire=10
 SlurmctldPort=$base
+SlurmdPort=$((base + 1))
 SlurmctldPidFile=$dir/run/slurmctld.pid
 SlurmdPidFile=$dir/run/slurmd-%n.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
@@ -50,24 +53,43 @@ SchedulerType=sched/backfill
 MpiDefault=none
 ReturnToService=2
 TmpFS=$dir/tmp/%n
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 KillWait=5
 MessageTimeout=30
+SlurmdTimeout=15
 JobRequeue=1
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,bf_interval=1
-NodeName=n[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((base + 1))-$((base + nodes))] \
-CPUs=$cpus RealMemory=2000 State=UNKNOWN
+$nodes_line CPUs=$cpus RealMemory=2000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
 EOF
     export SLURM_CONF=$dir/slurm.conf
-    slurmctld -c -f "$SLURM_CONF"
+}
+
+# Runs a command on a host; all are this one when there are none of their own.
+on() {
+    local where=$1
+    shift
+    if [ -z "$hosts" ]; then "$@"; else "$(dirname "$0")/hosts.sh" exec "$hosts" "$where" "$@"; fi
+}
+
+up() {
+    local first=n1 i node
+    if [ -n "$hosts" ]; then
+        first=h0
+        write_conf h0 "NodeName=h[0-$((nodes - 1))]"
+    else
+        write_conf "$host(127.0.0.1)" "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+NodeName=n[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((base + 1))-$((base + nodes))]"
+    fi
+    on "$first" slurmctld -c -f "$SLURM_CONF"
     for i in $(seq $nodes); do
-        mkdir -p "$dir/spool/n$i" "$dir/tmp/n$i"
-        slurmd -N "n$i" -f "$SLURM_CONF"
+        node=n$i
+        if [ -n "$hosts" ]; then node=h$((i - 1)); fi
+        mkdir -p "$dir/spool/$node" "$dir/tmp/$node"
+        on "$node" slurmd -N "$node" -f "$SLURM_CONF"
     done
     for _ in $(seq 100); do
-        [ "$(sinfo -h -N -t idle 2> /dev/null | wc -l)" = $nodes ] && return 0
+        [ "$(on "$first" sinfo -h -N -t idle 2> /dev/null | wc -l)" = $nodes ] && return 0
         sleep 0.1
     done
     echo "the nodes are not idle after 10 s; see $dir/log" >&2
@@ -77,5 +99,5 @@ EOF
 case $1 in
     up) up ;;
     down) down ;;
-    *) echo "slurm.sh up|down DIR" >&2; exit 1 ;;
+    *) echo "slurm.sh up|down DIR [HOSTS]" >&2; exit 1 ;;
 esac

@@ -5,6 +5,7 @@ import re
 import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -263,3 +264,97 @@ def test_a_job_near_its_end_hands_over(slurm):
     assert sorted(p.name for p in slurm.jobs.glob(f"{job}.*")) == []
     slurm.run("scancel", "--batch", "-s", "USR1", "--name=turns")
     slurm.ended(next_job)
+
+
+@pytest.mark.skipif(not LONG, reason="long suite")
+def test_the_time_limit_drains_the_job(slurm):
+    """USR1 comes before the limit (--signal); the stream that runs then ends by itself."""
+    path = slurm.directory / "limit.yaml"
+    path.write_text(SERVICE.replace("NAME", "limit").replace("MODEL", slurm.model)
+                    .replace("drainTimeoutS: 60", "drainTimeoutS: 20"))
+    job = slurm.ctl("submit", "-f", path, "--time", "2").stdout.split()[1]
+    endpoint = slurm.live(job)
+    seen = None
+    while slurm.endpoint(job).get("state") == "live":
+        seen = Client(endpoint).stream(60)
+        time.sleep(1)
+    seen.thread.join(60 * PATIENCE)
+    assert (seen.error, seen.tokens, seen.finish) == (None, 60, "length")
+    assert slurm.ended(job, 150) == "COMPLETED" and slurm.exit_code(job) == "0:0"
+
+
+@pytest.mark.skipif(not LONG, reason="long suite")
+@pytest.mark.skipif(not shutil.which("ip"), reason="not installed: ip")
+def test_a_killed_node_leaves_the_service(tmp_path, needs_model_path):
+    """Three hosts, a worker on each; one dies with all that runs there, its slurmd included."""
+    hosts = tempfile.mkdtemp(prefix="rankserve-hosts-", dir="/tmp")
+    lab = os.path.join(ROOT, "tests", "labs", "hosts.sh")
+    env = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm" / "slurm.conf"),
+           "HOSTS_LAB_NET": "10.78.1", "RANKSERVE_JOBS": str(tmp_path / "jobs"),
+           "RANKSERVE_MODEL": needs_model_path, "RANKSERVE_BIN": os.path.dirname(CTL),
+           "RANKSERVE_API_KEY": "key", "RANKSERVE_INTERFACE": "v0",
+           "RANKSERVE_LAUNCH": os.path.join(ROOT, "scripts", "rankserve-launch")}
+
+    def sh(host, *command):
+        return subprocess.run([lab, "exec", hosts, host, *map(str, command)], text=True, env=env,
+                              stdout=subprocess.PIPE, timeout=60, cwd=tmp_path).stdout
+
+    def complete(tokens):
+        said = sh("h1", "curl", "-s", "--max-time", "50", endpoint["url"] + "/v1/completions",
+                  "-H", "Authorization: Bearer key", "-H", "Content-Type: application/json", "-d",
+                  json.dumps({"model": endpoint["model"], "prompt": "Hello", "max_tokens": tokens,
+                              "ignore_eos": True}))
+        return json.loads(said)["usage"]["completion_tokens"]
+
+    def log():
+        return "".join(p.read_text() for p in tmp_path.glob("*.log"))
+
+    subprocess.run([lab, "up", hosts, "3"], check=True, env=env)
+    try:
+        subprocess.run([LAB, "up", tmp_path / "slurm", hosts], check=True, env=env, timeout=60)
+        job = sh("h0", "sbatch", "--parsable", "--nodes=3",
+                 os.path.join(ROOT, "slurm", "rankserve.sbatch"), "--threads=1",
+                 "--kv-cache-memory-bytes=64MiB").strip()
+        entry = tmp_path / "jobs" / f"{job}.json"
+        wait_for(lambda: entry.exists() and json.loads(entry.read_text())["state"] == "live", 60,
+                 "the start: " + log())
+        endpoint = json.loads(entry.read_text())
+        assert "hosts=3" in log() and complete(4) == 4
+        subprocess.run([lab, "kill", hosts, "h2"], check=True, env=env)
+        wait_for(lambda: "lost worker=3" in log(), 20, "the loss")
+        assert complete(8) == 8
+        wait_for(lambda: "down" in sh("h0", "sinfo", "-h", "-N", "-n", "h2"), 90, "Slurm to notice")
+        assert "RUNNING" in sh("h0", "squeue", "-h", "-j", job, "-o", "%T")
+        assert complete(8) == 8
+        sh("h0", "scancel", "--batch", "-s", "USR1", job)
+        wait_for(lambda: "drained" in log(), 30, "the drain")
+        wait_for(lambda: "JobState=COMPLETED" in sh("h0", "scontrol", "show", "job", job), 60,
+                 "the end")
+        assert not entry.exists()
+    finally:
+        subprocess.run([lab, "down", hosts], env=env)
+        shutil.rmtree(hosts)
+
+
+def test_what_is_missing_is_named(slurm, tmp_path):
+    """No mpirun, no sbatch, a directory that cannot be written, a setting that is none."""
+    for tool in "bash", "dirname", "readlink", "hostname", "squeue", "id":
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    launch = os.path.join(ROOT, "scripts", "rankserve-launch")
+    bash, bare = shutil.which("bash"), {"PATH": str(tmp_path), "RANKSERVE_BIN": os.path.dirname(CTL)}
+    r = slurm.run(bash, launch, check=False, **bare)
+    assert r.returncode == 1 and "rankserve-launch: mpirun is not in PATH on" in r.stderr
+    r = slurm.run(bash, launch, check=False, **{**bare, "RANKSERVE_BIN": "/no"})
+    assert r.returncode == 1 and "rankservectl is not in PATH" in r.stderr
+    path = slurm.directory / "bare.yaml"
+    path.write_text(SERVICE.replace("NAME", "bare").replace("MODEL", slurm.model))
+    r = slurm.ctl("submit", "-f", path, **bare)
+    assert r.returncode == 1 and "sbatch: No such file or directory" in r.stderr
+    inside = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "x", "SLURM_JOB_NODELIST": "n1"}
+    r = slurm.run("unshare", "--mount", "sh", "-c", f"mount -t tmpfs -o ro tmpfs {tmp_path} && "
+                  f"exec {launch} --model=/x", check=False, **inside, RANKSERVE_JOBS=str(tmp_path))
+    assert r.returncode == 1 and f"{tmp_path} cannot be written (RANKSERVE_JOBS)" in r.stderr
+    r = slurm.run(launch, "--model=/x", check=False, **inside, RANKSERVE_CONSECUTIVE="soon")
+    assert r.returncode == 1 and "RANKSERVE_CONSECUTIVE is 'soon'; it must be seconds" in r.stderr
+    r = slurm.run(launch, "--model=/x", check=False, **inside, RANKSERVE_STARTER="ssh")
+    assert r.returncode == 1 and "it must be mpirun or srun" in r.stderr
