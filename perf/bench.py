@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """perf/bench.py - `make bench`: our figures, and llama.cpp's beside them in the same run.
 
-    perf/bench.py [--rounds N] [--only machine,kernels,engine,service] [--quick] [--out FILE]
+    perf/bench.py [--rounds N] [--only machine,kernels,engine,service,places] [--quick] [--out FILE]
     make bench LLAMA_BIN=DIR BENCH="--rounds 3"
 
 LLAMA_BIN is a folder with llama-bench and llama-server; then every row is measured on both, in
@@ -29,7 +29,7 @@ import urllib.request
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.environ.get("RANKSERVE_BUILD", os.path.join(ROOT, "build"))
 LLAMA = os.environ.get("LLAMA_BIN", "")
-PARTS = ["machine", "kernels", "engine", "service"]
+PARTS = ["machine", "kernels", "engine", "service", "places"]
 ISAS = ["plain", "avx2", "avx512"]
 
 
@@ -293,6 +293,17 @@ def service_round(a, number):
     return out
 
 
+def places_round():
+    """Milliseconds to render a service file for each place, with the start of the program."""
+    out = {}
+    source = os.path.join(ROOT, "k8s-mpi-operator", "examples", "tuned.yaml")
+    for target in "slurm", "k8s", "local":
+        start = time.perf_counter()
+        run([build("rankservectl"), "render", "-f", source, "--target", target, "--model", "/m"], 20)
+        out[f"render_{target}_ms"] = (time.perf_counter() - start) * 1000
+    return out
+
+
 # --- the table --------------------------------------------------------------------------------
 
 def summary(rounds, name):
@@ -341,6 +352,9 @@ def make_rows(results):
         for name in (mine[0] if mine else {}):
             add("service" if kind == "ours" else "service 1/1", name, summary(mine, name),
                 summary(others, name))
+    places = results.get("places", [])
+    for name in (places[0] if places else {}):
+        add("places", name, summary(places, name), None)
     return rows
 
 
@@ -392,6 +406,7 @@ def measure(a, results):
     if "kernels" in a.only:
         results["kernels"] = run_for_json([build("kernel_bench"), a.model], 300)
     results["engine"], results["llama_engine"], results["service"] = [], [], []
+    results["places"] = [places_round() for _ in range(20)] if "places" in a.only else []
     for number in range(a.rounds):
         print(f"round {number + 1} of {a.rounds}", flush=True)
         if "engine" in a.only:
