@@ -47,10 +47,13 @@ GATEWAY_LIBS = -lmicrohttpd -ljansson
 CTL_LIBS     = -ljansson -lcurl -lcrypto
 
 PROGRAMS = $(M)/rankserve $(B)/rankserve-gateway $(B)/rankservectl
+.PHONY: all
+all:
+include src/cuda/cuda.mk
 all: $(PROGRAMS)
 
 $(M)/rankserve: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(ENGINE) $(MPI)
-	$(Q)$(MPICC) $(LDFLAGS) -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
+	$(Q)$(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/rankserve-gateway: $(COMMON) $(WIRE) $(MODEL) $(KV) $(GATEWAY)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(GATEWAY_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/rankservectl: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(CTL)

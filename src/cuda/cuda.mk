@@ -1,0 +1,41 @@
+# src/cuda/cuda.mk - the CUDA backend: an object of its own, which `--backend cuda` loads.
+#
+# Built where nvcc is; without it everything else is.  CUDA_HOME says where, CUDA_ARCHS for what.
+# Each kernel is there as machine code and as PTX, uncompressed: tests/cusim reads the PTX.
+
+CUDA_HOME  ?= /usr/local/cuda
+CUDA_ARCHS ?= 80 90a 100a 120
+NVCC       := $(wildcard $(CUDA_HOME)/bin/nvcc)
+CUDA       := $(if $(SAN),,$(NVCC))
+CUDA_CC     = $(if $(findstring ccache,$(shell command -v $(CC))),ccache) $(NVCC)
+
+CUDA_CODE   = $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=[compute_$(a),sm_$(a)])
+# Nothing fuses a multiply and an add unless the source says so: kernels that must agree do.
+CUDA_FLAGS  = -std=c++17 -O3 -fmad=false -Isrc -compress-mode none -Xcompiler -fPIC $(CUDA_CODE)
+CUDA_FLAGS += -Xptxas -warn-spills,-warn-lmem-usage -MMD -MP
+
+CUDA_C    = $(patsubst %.c,$(B)/%.o,$(sort $(wildcard src/cuda/*.c)))
+CUDA_CU   = $(patsubst %.cu,$(B)/%.cu.o,$(sort $(wildcard src/cuda/*.cu)))
+CUDA_LIBS = -L$(CUDA_HOME)/lib64 -lcudart -lcublas -lnccl
+
+PROGRAMS += $(if $(CUDA),$(B)/rankserve-cuda.so)
+
+# What it uses of the program itself, the program exports.
+$(B)/rankserve-cuda.so: $(CUDA_C) $(CUDA_CU)
+	$(Q)$(CC) -shared $(LDFLAGS) -Wl,-z,now -o $@ $^ $(CUDA_LIBS)
+$(B)/src/cuda/%.o: src/cuda/%.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -fPIC -isystem $(CUDA_HOME)/include -c -o $@ $<
+$(B)/src/cuda/%.cu.o: src/cuda/%.cu
+	@mkdir -p $(@D)
+	$(Q)$(CUDA_CC) $(CUDA_FLAGS) -c -o $@ $<
+
+# Tests: linked with the backend; run with a GPU, or with build/cusim in LD_LIBRARY_PATH.
+CUDA_TESTS = $(patsubst tests/cuda/%.c,$(B)/cuda/%,$(sort $(wildcard tests/cuda/*_test.c)))
+cuda-tests: $(CUDA_TESTS)
+$(CUDA_TESTS): $(B)/cuda/%: $(B)/tests/cuda/%.o $(B)/tests/cuda/peek.o $(CUDA_C) $(CUDA_CU) \
+		$(UNIT_engine)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+$(B)/tests/cuda/%.o: CFLAGS += -Itests/unit -isystem $(CUDA_HOME)/include
+.PHONY: cuda-tests
