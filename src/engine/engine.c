@@ -228,6 +228,16 @@ const struct kv_shape *engine_kv_shape(const struct engine *e)
     return &e->shape;
 }
 
+void engine_costs(const struct engine *e, struct engine_costs *out)
+{
+    double *const each[PACE_COSTS] = { &out->step_ns, &out->decode_seq_ns,
+                                       &out->decode_position_ns, &out->prefill_token_ns,
+                                       &out->prefill_position_ns };
+    for (int i = 0; i < PACE_COSTS; i++) *each[i] = pace_cost_ns(&e->pace, i);
+    out->decode_steps = e->pace.decode_steps;
+    out->prefill_steps = e->pace.prefill_steps;
+}
+
 void engine_keys(const struct engine *e, void *ctx,
                  void (*call)(void *ctx, struct hash128 key, struct hash128 parent))
 {

@@ -136,6 +136,12 @@ bool engine_poll(struct engine *e);
 
 void engine_stats(const struct engine *e, struct engine_stats *out);
 const struct kv_shape *engine_kv_shape(const struct engine *e);
+/* What steps cost, as learned so far (pace.h); all 0 before the first one. */
+struct engine_costs {
+    double step_ns, decode_seq_ns, decode_position_ns, prefill_token_ns, prefill_position_ns;
+    uint64_t decode_steps, prefill_steps; /* learned from: with decodes, with prompt tokens     */
+};
+void engine_costs(const struct engine *e, struct engine_costs *out);
 /* Every block that can be found by key: what stored and dropped have told, all at once. */
 void engine_keys(const struct engine *e, void *ctx,
                  void (*call)(void *ctx, struct hash128 key, struct hash128 parent));

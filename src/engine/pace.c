@@ -51,6 +51,8 @@ void pace_learn(struct pace *p, const struct pace_load *load, double ns)
 {
     double share[PACE_COSTS], gain[PACE_COSTS];
     if (!(ns > 0)) return;
+    p->decode_steps += load->decode_seqs > 0;
+    p->prefill_steps += load->prefill_tokens > 0;
     features(load, share);
     if (p->scale_ns == 0) p->scale_ns = ns / dot(p->cost, share);
     double predicted = p->scale_ns * dot(p->cost, share);
@@ -72,6 +74,11 @@ double pace_predict_ns(const struct pace *p, const struct pace_load *load)
     double x[PACE_COSTS];
     features(load, x);
     return p->scale_ns * dot(p->cost, x);
+}
+
+double pace_cost_ns(const struct pace *p, int i)
+{
+    return p->scale_ns * p->cost[i] * guess_ns[i];
 }
 
 void pace_add_decode(struct pace_load *load, uint32_t position)

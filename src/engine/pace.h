@@ -27,6 +27,7 @@ struct pace {
     double scale_ns;                  /* 0: nothing learned                                  */
     double cost[PACE_COSTS];          /* of the scaled guesses: 1 is as guessed              */
     double doubt[PACE_COSTS][PACE_COSTS]; /* covariance of the costs' logarithms             */
+    uint64_t decode_steps, prefill_steps; /* learned from: with decodes, with prompts        */
 };
 
 void pace_open(struct pace *p);
@@ -34,6 +35,9 @@ void pace_open(struct pace *p);
 void pace_learn(struct pace *p, const struct pace_load *load, double ns);
 /* 0 before anything was learned. */
 double pace_predict_ns(const struct pace *p, const struct pace_load *load);
+
+/* What one unit of feature `i` costs, in the order of the formula above; 0 as above. */
+double pace_cost_ns(const struct pace *p, int i);
 
 void pace_add_decode(struct pace_load *load, uint32_t position);
 void pace_add_prefill(struct pace_load *load, uint32_t first, uint32_t count);

@@ -150,6 +150,7 @@ static void add_state(struct link_state *sum, const struct link_state *s)
     sum->index_bytes += s->index_bytes;
     sum->index_mismatches += s->index_mismatches;
     sum->index_lookups += s->index_lookups;
+    sum->index_checks += s->index_checks;
     sum->reuse_possible += s->reuse_possible;
     sum->reuse_captured += s->reuse_captured;
     if (s->uptime_ns > sum->uptime_ns) sum->uptime_ns = s->uptime_ns;

@@ -226,6 +226,8 @@ static void write_index(const struct link_state *s, struct writer *w)
     gauge(w, "llm_d_index_bytes", "Memory of the index.", (double)s->index_bytes);
     counter(w, "llm_d_index_mismatches_total", "Times that the index and a worker disagreed.",
             s->index_mismatches);
+    counter(w, "llm_d_index_checks_total", "Comparisons of the index with a worker's own keys.",
+            s->index_checks);
     counter(w, "llm_d_index_lookups_total", "Prompts looked for in the index.", s->index_lookups);
 }
 

@@ -152,6 +152,7 @@ bool blocks_in_check(struct blocks_in *b, uint32_t rank, const struct msg_stats 
 {
     const struct blocks_worker *w = speaker(b, rank);
     if (!w || w->asked) return false;
+    b->checks++;
     if (kv_index_next_seq(b->index, rank) == m->stream_seq &&
         kv_index_agrees(b->index, rank, m->key_count, m->keys_xored))
         return false;

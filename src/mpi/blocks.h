@@ -50,7 +50,8 @@ struct blocks_in {
         bool asked;                   /* a snapshot is on its way                            */
     } *workers;                       /* by rank */
     uint64_t refused;                 /* messages not believed */
-    uint64_t mismatches;              /* STATS that the index does not agree with            */
+    uint64_t checks;                  /* STATS compared with the index                       */
+    uint64_t mismatches;              /* of these, those that differ                         */
 };
 /* block_count: of all workers together. */
 void blocks_in_open(struct blocks_in *b, uint64_t block_count, uint32_t rank_count);

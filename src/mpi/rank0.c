@@ -165,6 +165,8 @@ static void on_stats(struct rank0 *z, int from, const struct msg_stats *m)
 {
     z->workers[from].stats = *m;
     index_on_stats(z, from, m);
+    rates_learn_link(z, m->link_peer, m->link_bytes_s);
+    rates_learn(z, from);
 }
 
 static void on_fatal(struct rank0 *z, int from, const struct msg_fatal *m)

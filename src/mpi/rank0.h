@@ -4,6 +4,7 @@
  *   rank0_requests.c  the table of requests: prompts, emitted tokens, order of tokens
  *   rank0_act.c       events to the scheduler, its actions to workers and gateways
  *   rank0_link.c      gateways: handshake, frames in, frames out
+ *   rank0_rates.c     how fast workers are, told to the scheduler
  *   rank0_index.c     which worker holds which block; keys of prompts
  *
  * Always true: every REQUEST of a gateway is answered with exactly one END while that gateway stays
@@ -34,6 +35,8 @@ struct peer_worker {
     uint64_t heard_ns;                /* at the last tick */
     struct msg_up about;
     struct msg_stats stats;
+    struct sched_rates rates;         /* as told to the scheduler */
+    double link_bytes_s;              /* of pushes to it; 0: none was measured */
 };
 
 struct early {                        /* a token that came before the one in front of it */
@@ -127,6 +130,12 @@ void act_step(struct rank0 *z);
 void act_cancel(struct rank0 *z, const struct request *r, int worker);
 void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finish finish,
              uint32_t retry_after_s);
+
+/* rank0_rates.c */
+/* After a STATS of this worker. */
+void rates_learn(struct rank0 *z, int from);
+/* A push to this worker went at this speed. */
+void rates_learn_link(struct rank0 *z, int to, double bytes_s);
 
 /* rank0_index.c */
 /* When every worker is up. */

@@ -50,6 +50,7 @@ void index_fill_state(const struct rank0 *z, struct link_state *m)
     m->index_blocks = s.keys;
     m->index_bytes = s.bytes;
     m->index_mismatches = z->blocks.mismatches + z->blocks.refused;
+    m->index_checks = z->blocks.checks;
     m->reuse_possible = z->reuse_possible;
     m->reuse_captured = z->reuse_captured;
 }

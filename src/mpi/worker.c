@@ -13,7 +13,20 @@
 /* A rung bell may be lost to a bug of the library: look by ourselves now and then. */
 #define LOOK_BUSY_NS (50 * NS_PER_MS)
 #define LOOK_IDLE_NS (1000 * NS_PER_MS)
+#define TYPICAL_CONTEXT 512.0         /* of a sequence that is generating, for rank 0 */
 enum { PREFILL_NICE = 5 };
+
+static void say_rates(const struct worker *w, struct msg_rates *out)
+{
+    struct engine_costs c;
+    engine_costs(w->engine, &c);
+    *out = (struct msg_rates){
+        .prefill_token_ns = c.prefill_token_ns, .prefill_context_ns = c.prefill_position_ns * 1024,
+        .step_ns = c.step_ns,
+        .step_seq_ns = c.decode_seq_ns + c.decode_position_ns * TYPICAL_CONTEXT,
+        .prefill_steps = c.prefill_steps, .decode_steps = c.decode_steps,
+    };
+}
 
 static void send_stats(struct worker *w)
 {
@@ -36,6 +49,10 @@ static void send_stats(struct worker *w)
     };
     worker_blocks_flush(w);           /* rank 0 compares at every STATS */
     blocks_out_say(&w->blocks, &m);
+    say_rates(w, &m.rates);
+    m.link_bytes_s = w->link.bytes_s;
+    m.link_peer = w->link.measured;
+    w->link.bytes_s = 0;
     port_send_copy(w->port, 0, &m, MSG_STATS, sizeof m);
 }
 

@@ -50,6 +50,7 @@ struct worker {
     bool leaving;
     int exit_code;
     uint64_t stale, kv_sent, kv_received;
+    struct { int peer; uint64_t since_ns, bytes; double bytes_s; int measured; } link;
     uint64_t ping_ns;
 };
 

@@ -17,6 +17,7 @@
 #include "mpi/worker.h"
 
 #define READY_NS (10 * NS_PER_S)
+enum { MEASURED_BYTES = 2 << 20 };    /* less says nothing about a link */
 
 struct push {
     struct push *next;
@@ -106,8 +107,34 @@ static bool send_range(struct worker *w, struct push *p)
     CHECK(engine_kv_read(w->engine, m->req, layer, layers, m->first, count, m + 1));
     for (uint32_t i = layer; i < layer + layers; i++) p->sent[i] += count;
     w->kv_sent += payload;
+    w->link.bytes += payload;
     port_send(w->port, p->seq->peer, PORT_DATA, m);
     return true;
+}
+
+/* The link's speed: from when it first has no room for more until nothing waits for it. */
+static void measure(struct worker *w, int peer, bool held_up)
+{
+    uint64_t now = clock_now_ns();
+    if (held_up && w->link.since_ns == 0) {
+        w->link.peer = peer;
+        w->link.since_ns = now;
+        w->link.bytes = 0;
+    } else if (!held_up && w->link.since_ns && w->link.peer == peer) {
+        bool enough = w->link.bytes >= MEASURED_BYTES && now > w->link.since_ns;
+        if (enough) {
+            w->link.bytes_s = (double)w->link.bytes / (double)(now - w->link.since_ns) * 1e9;
+            w->link.measured = peer;
+        }
+        w->link.since_ns = 0;
+    }
+}
+
+static void send_all(struct worker *w, struct push *p)
+{
+    bool room;
+    while ((room = port_has_room(w->port, p->seq->peer)) && send_range(w, p)) { }
+    measure(w, p->seq->peer, !room);
 }
 
 static bool sent_all(const struct push *p)
@@ -137,7 +164,7 @@ void push_all(struct worker *w)
             await_ready(w, p);
             continue;
         }
-        while (port_has_room(w->port, p->seq->peer) && send_range(w, p)) { }
+        send_all(w, p);
         if (!sent_all(p)) continue;
         struct msg_kvend *m = port_message(w->port, MSG_KVEND, sizeof *m);
         m->req = p->seq->req;

@@ -137,6 +137,8 @@ int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill
 extern const struct sched_rates cost_rates_guess;
 #define COST_OTHERS 2.0               /* what a recompute takes from others, times itself */
 uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank);
+/* What a prompt that takes own_ns does to those who generate on w. */
+double cost_harm_ns(const struct sched *s, const struct worker *w, double own_ns);
 double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank);
 /* Until `rank` would start on r's prompt. */
 double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns,

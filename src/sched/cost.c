@@ -7,6 +7,10 @@
  * whose turn is later lose.  A recompute costs twice: this request waits for it, and it takes from
  * everybody time that a cached prefix would have left (COST_OTHERS, docs/SCHEDULING.md).
  *
+ * harm(w) is what those who generate on w lose; on a decode worker, while there are workers for
+ * prompts, what a prompt takes beyond the time of a step counts twice more: what is short goes
+ * there, and what would wait long elsewhere.
+ *
  * T and L are the weights of the CachePolicy, 1 when they are equal; T grows with the virtual queue
  * of late first tokens, so that harm counts less while targets are missed.
  */
@@ -22,6 +26,7 @@ enum {
     WALK_MAX = 64,                    /* planned requests looked at for a wait         */
 };
 #define PREFILL_HARM 0.02             /* of a prompt's time, for each sequence it delays */
+#define DECODE_HARM 2.0               /* of what a prompt takes longer than a decode step     */
 #define DEBT_TO_WEIGHT 0.5            /* a second of late first tokens adds this to T   */
 #define NO_ROOM_NS 2e9                /* to wait for a worker that lacks all blocks     */
 
@@ -85,13 +90,21 @@ struct cost_weights cost_weights(const struct sched *s)
     };
 }
 
+double cost_harm_ns(const struct sched *s, const struct worker *w, double own_ns)
+{
+    if (w->role == ROLE_PREFILL) return 0;
+    double decoding = w->seqs_charged - w->prompts_charged, apart = 0;
+    if (w->role == ROLE_DECODE && !s->no_prefill && own_ns > w->rates.step_ns)
+        apart = own_ns - w->rates.step_ns;
+    return own_ns * PREFILL_HARM * decoding + apart * DECODE_HARM;
+}
+
 double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t rank,
                        uint64_t now_ns, const struct cost_weights *weights, double enough)
 {
     const struct worker *w = &s->workers[rank];
     double own = cost_prefill_ns(s, r, rank);
-    double decoding = w->role == ROLE_PREFILL ? 0 : w->seqs_charged - w->prompts_charged;
-    double fixed = weights->own * own + own * PREFILL_HARM * decoding;
+    double fixed = weights->own * own + cost_harm_ns(s, w, own);
     double least = fixed + weights->wait * busy_ns(w, now_ns);
     if (least > enough) return least;
     return fixed + weights->wait * (cost_wait_ns(s, r, rank, own, now_ns) + room_ns(r, w));

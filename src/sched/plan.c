@@ -133,8 +133,8 @@ static uint32_t best_thief(struct sched *s, struct request *r, double ahead, uin
         const struct worker *w = &s->workers[rank];
         if (w->plan_head != NO_SLOT || !needs_work(w, now_ns)) continue;
         if (!policy_can_take(s, w, r)) continue;
-        double more = cost_prefill_ns(s, r, rank) - (double)r->work_ns;
-        double gain = ahead - (1 + COST_OTHERS) * more;
+        double own = cost_prefill_ns(s, r, rank), more = own - (double)r->work_ns;
+        double gain = ahead - (1 + COST_OTHERS) * more - cost_harm_ns(s, w, own);
         if (gain <= *best_gain) continue;
         *best_gain = gain;
         best = rank;

@@ -5,8 +5,9 @@
  *  2. One token of output needs no decode rank: it is run where prompts are computed.
  *  3. Among those that can, the lowest score wins; scores are policy_score.c and cost.c.
  *  4. A worker of role BOTH takes the whole request when its score is no worse than the best
- *     prefill worker's.  With measured rates, POLICY_COST considers decode workers like that too:
- *     a short suffix of a cached prompt is computed where it is cached.
+ *     prefill worker's.  POLICY_COST considers other workers that hold a beginning of the prompt
+ *     like that too: a short suffix is computed where the rest is cached; with measured rates it
+ *     considers all workers.
  *     While nobody has role PREFILL, or nobody DECODE, the others are of role BOTH.
  *  5. Equal scores: more free blocks wins, so that load spreads before it must; then the lower
  *     rank, which only makes replays repeat.  llm-d's policies draw lots, as llm-d does.
@@ -139,13 +140,20 @@ static int32_t best_of(struct sched *s, struct choice *c, double *score_out)
     return (int32_t)best;
 }
 
+/* A decode worker that could compute the rest of a prompt itself. */
+static bool holds_beginning(const struct sched *s, const struct worker *w, uint32_t rank)
+{
+    return s->config.policy == POLICY_COST && w->alive && s->held[rank] > 0;
+}
+
 static int32_t best_now(struct sched *s, const struct request *r, enum part part, int32_t prefill,
                         uint64_t now_ns, double *score)
 {
     struct choice c = { .r = r, .part = part, .now_ns = now_ns, .prefill = prefill };
     for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
         const struct worker *w = &s->workers[rank];
-        if (does(s, w, part) && policy_can_take(s, w, r)) c.ranks[c.count++] = (uint16_t)rank;
+        bool may = does(s, w, part) || (part == PART_WHOLE && holds_beginning(s, w, rank));
+        if (may && policy_can_take(s, w, r)) c.ranks[c.count++] = (uint16_t)rank;
     }
     return best_of(s, &c, score);
 }

@@ -123,8 +123,9 @@ struct link_state {
     uint64_t decisions, prompt_tokens, prompt_tokens_cached, output_tokens;
     uint64_t preemptions, stale_refused, kv_bytes_sent, step_ns_sum, uptime_ns;
     uint64_t workers_lost, requests_replaced, wakeups;
-    /* The index: blocks that can be found, its memory, how often it had to be mended, lookups. */
-    uint64_t index_blocks, index_bytes, index_mismatches, index_lookups;
+    /* The index: blocks that can be found, its memory, how often it had to be mended, lookups, and
+     * how often it was compared with what a worker holds. */
+    uint64_t index_blocks, index_bytes, index_mismatches, index_lookups, index_checks;
     uint64_t reuse_possible, reuse_captured; /* prompt tokens that some worker held; of these,
                                                 those that were not computed again           */
 };

@@ -113,6 +113,13 @@ struct msg_kvend {
     uint16_t reserved;
 };
 
+struct msg_rates {                    /* as measured; all 0: not yet */
+    double prefill_token_ns;          /* per prompt token                          */
+    double prefill_context_ns;        /* more, per 1,024 tokens before it          */
+    double step_ns, step_seq_ns;      /* of a decode step: fixed; per sequence     */
+    uint64_t prefill_steps, decode_steps; /* how many steps that was learned from   */
+};
+
 struct msg_up {
     struct msg_head head;
     uint32_t blocks_total, block_tokens;
@@ -168,6 +175,10 @@ struct msg_stats {
     /* The stream of BLOCKS up to here: number of its next change, and what it leaves stored. */
     uint64_t stream_seq, key_count;
     struct hash128 keys_xored;
+    struct msg_rates rates;
+    double link_bytes_s;              /* of the last push that the link held up; 0: none */
+    int32_t link_peer;                /* whom it went to */
+    uint32_t reserved;
 };
 
 struct msg_fatal { struct msg_head head; char text[256]; };

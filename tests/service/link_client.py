@@ -21,7 +21,7 @@ STATE_FIELDS = ("state worker_count workers_alive requests_running requests_wait
                 "blocks_cached reserved kv_bytes_total kv_bytes_used decisions prompt_tokens "
                 "prompt_tokens_cached output_tokens preemptions stale_refused kv_bytes_sent "
                 "step_ns_sum uptime_ns workers_lost requests_replaced wakeups index_blocks "
-                "index_bytes index_mismatches index_lookups reuse_possible reuse_captured").split()
+                "index_bytes index_mismatches index_lookups index_checks reuse_possible reuse_captured").split()
 
 
 def siphash128(key, data):
@@ -131,20 +131,32 @@ class Client:
         got = self.one(timeout)
         if got is None or got[0] != WELCOME:
             raise ConnectionError("not welcome")
-        length, block, vocab = struct.unpack_from("<III", got[2], 16)
-        return {"max_model_len": length, "block_tokens": block, "vocab": vocab}
+        length, block, vocab, kv_type = struct.unpack_from("<IIII", got[2], 16)
+        self.secret = secret
+        return {"max_model_len": length, "block_tokens": block, "vocab": vocab,
+                "digest": got[2][:16], "kv_type": kv_type}
+
+    def keys(self, ids, salt=0):
+        """Keys of the prompt's blocks, as a gateway makes them (kv/key.h)."""
+        w, secret = self.welcome, siphash128(self.secret[:16], b"kv")
+        size = w["block_tokens"]
+        out = [siphash128(secret, w["digest"] + struct.pack("<IIQ", w["kv_type"], size, salt))]
+        for i in range((len(ids) - 1) // size):
+            block = struct.pack(f"<{size}i", *ids[i * size:(i + 1) * size])
+            out.append(siphash128(secret, out[-1] + block))
+        return out[1:]
 
     def request(self, ids, max_tokens=8, temperature=0.0, seed=1, top_p=1.0, top_k=0, flags=0,
-                top_count=0, prompt_top_count=0, stop_ids=(), timeout_ms=0, priority=0, salt=0):
+                top_count=0, prompt_top_count=0, stop_ids=(), timeout_ms=0, priority=0, salt=0, keys=()):
         stream = self.next_stream
         self.next_stream += 1
         stops = list(stop_ids) + [0] * (8 - len(stop_ids))
         params = struct.pack("<QffffffiIIHHHHHH8i", seed, temperature, top_p, 0.0, 1.0, 0.0, 0.0,
                              top_k, max_tokens, 0, flags, top_count, prompt_top_count, 0,
                              len(stop_ids), 0, *stops)
-        body = struct.pack("<QQQiIII", salt, 0, timeout_ms, priority, len(ids), 0, 0)
+        body = struct.pack("<QQQiIII", salt, 0, timeout_ms, priority, len(ids), len(keys), 0)
         self.answers[stream] = Answer()
-        self.frame(REQUEST, stream, body + params + struct.pack(f"<{len(ids)}i", *ids))
+        self.frame(REQUEST, stream, body + params + b"".join(keys) + struct.pack(f"<{len(ids)}i", *ids))
         return stream
 
     def cancel(self, stream):
@@ -173,7 +185,7 @@ class Client:
     def handle(self, got):
         kind, stream, body = got
         if kind == STATE:
-            values = struct.unpack("<12I20Q", body)
+            values = struct.unpack("<12I21Q", body)
             self.state = dict(zip(STATE_FIELDS, values))
             self.states += 1
         elif kind in (TOKENS, SCORES):
