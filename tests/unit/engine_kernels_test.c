@@ -24,12 +24,14 @@ static void floats(float *out, uint32_t count, float scale, uint64_t *seed)
 
 enum { OUT = 43, ROWS = 70 };
 
+#define LARGEST 3.0f
+
 /* The activation that a kernel saw: the float, or what its 8 bits stand for. */
 static double seen(const struct matrix *m, const struct acts *a, uint32_t row, uint32_t k)
 {
-    if (matrix_is_float(m)) return (double)a->f[(uint64_t)row * a->k + k];
+    if (matrix_is_float(m) || a->wide) return (double)a->f[(uint64_t)row * a->k + k];
     const struct act_block *b = a->q + (uint64_t)(row / ROW_GROUP) * (a->k / 32) + k / 32;
-    return (double)b->scale[row % ROW_GROUP] * b->q[row % ROW_GROUP][k % 32];
+    return (double)b->s.scale[row % ROW_GROUP] * b->q[row % ROW_GROUP][k % 32];
 }
 
 static void check_product(const struct kernels *k, const struct matrix *m, const float *weights,
@@ -44,17 +46,34 @@ static void check_product(const struct kernels *k, const struct matrix *m, const
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t o = 0; o < OUT + 5; o++) {
             uint32_t column = panel * PANEL + o;
-            double sum = column < OUT && !add ? 0 : 7, size = 1;
+            double sum = column < OUT && !add ? 0 : 7, size = 1, rounding = 0;
             for (uint32_t i = 0; column < OUT && i < m->in; i++) {
-                double term = (double)weights[column * m->in + i] * seen(m, a, row0 + r, i);
+                double weight = (double)weights[column * m->in + i];
+                double term = weight * seen(m, a, row0 + r, i);
                 sum += term;
                 size += fabs(term);
+                if (a->wide) rounding += fabs(weight) * (double)LARGEST / 65000;
             }
-            if (fabs((double)out[r][o] - sum) > 2e-5 * size) {
-                fail_msg("kind %d, row %u, output %u: %g, expected %g", (int)m->kind, r, column,
-                         (double)out[r][o], sum);
+            if (fabs((double)out[r][o] - sum) > 2e-5 * size + rounding) {
+                fail_msg("kind %d%s, row %u, output %u: %g, expected %g", (int)m->kind,
+                         a->wide ? " wide" : "", r, column, (double)out[r][o], sum);
             }
         }
+    }
+}
+
+static void check_rows(const struct kernels *k, const struct matrix *m, const float *weights,
+                       struct acts *a)
+{
+    static const uint32_t rows[] = { 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 17, 33, ROWS };
+    if (!a->q && !a->wide && !matrix_is_float(m)) return;
+    for (uint32_t r = 0; r < ROWS && (a->q || a->wide); r++) {
+        k->quantize(a->f + (uint64_t)r * a->k, a->k, a, r, 0);
+    }
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        check_product(k, m, weights, a, 0, rows[i], i % 2);
+        if (rows[i] > 22) continue;
+        check_product(k, m, weights, a, 48, rows[i], i % 2 == 0);
     }
 }
 
@@ -75,21 +94,20 @@ static void products_of(enum isa isa, enum tensor_type type, uint32_t in, uint64
     uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);
     layout_pack(l, &m, image, 0, 1);
     assert_int_equal(layout_use(l, &m, image, NULL), OK);
-    struct acts a = { .k = in, .f = mem_array((size_t)ROWS * in, sizeof(float)),
-                      .q = mem_array((ROWS / ROW_GROUP + 1) * (in / 32), sizeof *a.q) };
-    floats(a.f, ROWS * in, 3, &seed);
+    struct acts a = { .k = in, .f = mem_array((size_t)ROWS * in, sizeof(float)) };
+    floats(a.f, ROWS * in, LARGEST, &seed);
     memset(a.f + in, 0, 32 * sizeof(float));
-    for (uint32_t r = 0; r < ROWS && isa != ISA_PLAIN; r++) {
-        kernels_of(isa)->quantize(a.f + (uint64_t)r * in, in, &a, r, 0);
-    }
-    static const uint32_t rows[] = { 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 17, 33, ROWS };
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        check_product(kernels_of(isa), &l->head, weights, &a, 0, rows[i], i % 2);
-        if (rows[i] > 22) continue;
-        check_product(kernels_of(isa), &l->head, weights, &a, 48, rows[i], i % 2 == 0);
+    check_rows(kernels_of(isa), &l->head, weights, &a);
+    if (isa != ISA_PLAIN && !matrix_is_float(&l->head)) {
+        uint32_t blocks = (ROWS / ROW_GROUP + 1) * (in / 32);
+        struct acts narrow = { .k = in, .q = mem_array(blocks, sizeof *a.q), .f = a.f };
+        struct acts wide = { .k = in, .wide = mem_array(blocks, sizeof *a.wide), .f = a.f };
+        check_rows(kernels_of(isa), &l->head, weights, &narrow);
+        check_rows(kernels_of(isa), &l->head, weights, &wide);
+        free(narrow.q);
+        free(wide.wide);
     }
     free(a.f);
-    free(a.q);
     free(image);
     free(l);
     free(weights);
@@ -139,8 +157,10 @@ static void extreme_values_do_not_overflow(void **state)
             layout_pack(l, &m, image, 0, 1);
             assert_int_equal(layout_use(l, &m, image, NULL), OK);
             struct act_block *q = mem_array(1, sizeof *q);
-            struct acts a = { .k = 32, .q = q };
-            for (int sign = -1; sign <= 1; sign += 2) {
+            struct wide_block *wide = mem_array(1, sizeof *wide);
+            for (int way = 0; way < 4; way++) {
+                struct acts a = { .k = 32, .q = way / 2 ? NULL : q, .wide = way / 2 ? wide : NULL };
+                int sign = way % 2 ? 1 : -1;
                 for (int j = 0; j < 32; j++) x[j] = (float)sign * 127;
                 kernels_of(isa)->quantize(x, 32, &a, 0, 0);
                 kernels_of(isa)->gemm(&l->head, &a, 0, 1, 0, 1, out, PANEL, false);
@@ -148,6 +168,7 @@ static void extreme_values_do_not_overflow(void **state)
                 assert_true(fabs((double)out[5] - expected) <= 1e-5 * fabs(expected));
             }
             free(q);
+            free(wide);
             free(image);
             free(l);
         }
@@ -198,12 +219,12 @@ static void activations_are_rounded_to_the_nearest(void **state)
             floats(x, 64, 5, &seed);
             kernels_of(isa)->quantize(x, 64, &a, row, 0);
             for (int i = 0; i < 64; i++) {
-                double back = (double)b[i / 32].scale[row] * b[i / 32].q[row][i % 32];
-                assert_true(fabs(back - (double)x[i]) <= 0.5001 * (double)b[i / 32].scale[row]);
+                double back = (double)b[i / 32].s.scale[row] * b[i / 32].q[row][i % 32];
+                assert_true(fabs(back - (double)x[i]) <= 0.5001 * (double)b[i / 32].s.scale[row]);
             }
             int sum = 0;
             for (int i = 0; i < 32; i++) sum += b[1].q[row][i];
-            assert_true(b[1].sum[row] == b[1].scale[row] * (float)sum);
+            assert_true(b[1].s.sum[row] == b[1].s.scale[row] * (float)sum);
         }
         free(b);
     }

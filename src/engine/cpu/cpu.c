@@ -115,17 +115,19 @@ static uint64_t group_count(uint32_t rows)
     return (rows + ROW_GROUP - 1) / ROW_GROUP;
 }
 
-static void acts_open(struct acts *a, uint32_t rows, uint32_t k, bool f, bool q)
+static void acts_open(struct acts *a, uint32_t rows, uint32_t k, bool f, bool q, bool wide)
 {
     a->k = k;
     if (f) a->f = pages_take((uint64_t)rows * k * sizeof *a->f);
     if (q) a->q = pages_take(group_count(rows) * (k / 32) * sizeof *a->q);
+    if (wide) a->wide = pages_take(group_count(rows) * (k / 32) * sizeof *a->wide);
 }
 
 static void acts_close(struct acts *a, uint32_t rows)
 {
     if (a->f) pages_give(a->f, (uint64_t)rows * a->k * sizeof *a->f);
     if (a->q) pages_give(a->q, group_count(rows) * (a->k / 32) * sizeof *a->q);
+    if (a->wide) pages_give(a->wide, group_count(rows) * (a->k / 32) * sizeof *a->wide);
 }
 
 static void open_acts(struct cpu *u)
@@ -141,11 +143,10 @@ static void open_acts(struct cpu *u)
         }
     }
     wants(&u->layout->head, &head_f, &head_q);
-    acts_open(&u->normed, u->rows_max, h->dim, f[0], q[0]);
-    acts_open(&u->attended, u->rows_max, h->heads * h->head_dim, f[1], q[1]);
-    acts_open(&u->hidden, u->rows_max, h->ffn_dim, f[2], q[2]);
-    acts_open(&u->head_in, u->logit_rows_max, h->dim, head_f, head_q);
-    acts_open(&u->head_rest, u->logit_rows_max, h->dim, false, head_q);
+    acts_open(&u->normed, u->rows_max, h->dim, f[0], q[0], false);
+    acts_open(&u->attended, u->rows_max, h->heads * h->head_dim, f[1], q[1], false);
+    acts_open(&u->hidden, u->rows_max, h->ffn_dim, f[2], q[2], false);
+    acts_open(&u->head_in, u->logit_rows_max, h->dim, head_f, false, head_q);
 }
 
 /* Bytes of the buffers of a pass, in the order of cpu.h. */
@@ -172,7 +173,7 @@ static uint64_t final_bytes(const struct cpu *u)
 
 static uint64_t logits_bytes(const struct cpu *u)
 {
-    return (uint64_t)u->logit_rows_max * u->model->h.vocab * sizeof(float);
+    return (uint64_t)u->logit_rows_max * u->logit_stride * sizeof(float);
 }
 
 static void open_buffers(struct cpu *u)
@@ -180,6 +181,7 @@ static void open_buffers(struct cpu *u)
     const struct hparams *h = &u->model->h;
     u->rows_max = u->c.step_tokens_max < ROWS_MAX ? u->c.step_tokens_max : ROWS_MAX;
     uint64_t rows = LOGIT_BYTES / ((uint64_t)h->vocab * sizeof(float)) / ROW_GROUP * ROW_GROUP;
+    u->logit_stride = (((uint64_t)h->vocab + PANEL - 1) / PANEL | 1) * PANEL;
     u->logit_rows_max = rows < ROW_GROUP ? ROW_GROUP : rows > 256 ? 256 : (uint32_t)rows;
     u->row = mem_array(u->rows_max, sizeof *u->row);
     u->cosines = mem_array((uint64_t)u->rows_max * (h->rope_dims / 2 + 1), sizeof(float));
@@ -247,7 +249,6 @@ static void cpu_close(void *self)
     acts_close(&u->attended, u->rows_max);
     acts_close(&u->hidden, u->rows_max);
     acts_close(&u->head_in, u->logit_rows_max);
-    acts_close(&u->head_rest, u->logit_rows_max);
     pages_give(u->x, x_bytes(u));
     pages_give(u->qkv, qkv_bytes(u));
     pages_give(u->heads_out, heads_bytes(u));

@@ -79,9 +79,10 @@ struct cpu {
     /* Logits. */
     float *final;                     /* (step_tokens_max, D): normed rows, logits wanted     */
     uint32_t final_count;
-    struct acts head_in, head_rest;   /* rest: see head.c                                     */
-    float *logits;                    /* (logit_rows_max, V)                                  */
+    struct acts head_in;
+    float *logits;                    /* (logit_rows_max, logit_stride)                       */
     uint32_t logit_rows_max;
+    uint64_t logit_stride;            /* odd number of lines: rows lie in different cache sets */
     struct sampler **samplers;        /* (threads)                                            */
 };
 
@@ -120,7 +121,7 @@ static inline void acts_store(const struct cpu *u, const float *x, uint32_t n,
         float *to = a->f + (uint64_t)row * a->k + first;
         for (uint32_t i = 0; i < n; i++) to[i] = x[i];
     }
-    if (a->q) u->k->quantize(x, n, a, row, first);
+    if (a->q || a->wide) u->k->quantize(x, n, a, row, first);
 }
 
 #endif

@@ -1,12 +1,15 @@
 /* engine/cpu/head.c - logits of the rows that the last step kept, a bounded number at a time, and
  * the sampler over them.
+ *
+ * The head's input is in 16 bits where its weights are quants: the rounding of this one input to 8
+ * would be a fifth of all the 8-bit path's error.
  */
 #include <stdlib.h>
 
 #include "common/mem.h"
 #include "engine/cpu/cpu.h"
 
-enum { HEAD_PANELS = 8, BLOCK = 32 };
+enum { HEAD_PANELS = 8 };
 
 struct head_call {
     struct cpu *u;
@@ -24,27 +27,8 @@ static void head_item(void *ctx, uint32_t item, uint32_t worker)
     const struct matrix *m = &u->layout->head;
     uint32_t panel = item * HEAD_PANELS, panels = matrix_panels(m) - panel;
     if (panels > HEAD_PANELS) panels = HEAD_PANELS;
-    for (uint32_t i = panel; i < panel + panels; i++) {   /* the second time from nearest cache */
-        float *out = u->logits + (uint64_t)i * PANEL;
-        u->k->gemm(m, &u->head_in, 0, c->rows, i, 1, out, m->out, false);
-        if (u->head_rest.q) u->k->gemm(m, &u->head_rest, 0, c->rows, i, 1, out, m->out, true);
-    }
-}
-
-/* A row for the head: in 8 bits, and what that left over in 8 bits again.  The rounding of this one
- * input is a fifth of all the 8-bit path's error, and the weights are read once all the same. */
-static void head_row(struct cpu *u, const float *x, uint32_t row)
-{
-    acts_store(u, x, u->head_in.k, &u->head_in, row, 0);
-    if (!u->head_rest.q) return;
-    const struct act_block *b = u->head_in.q + (uint64_t)(row / ROW_GROUP) * (u->head_in.k / BLOCK);
-    for (uint32_t first = 0; first < u->head_in.k; first += BLOCK, b++) {
-        float rest[BLOCK];
-        for (uint32_t i = 0; i < BLOCK; i++) {
-            rest[i] = x[first + i] - b->scale[row % ROW_GROUP] * (float)b->q[row % ROW_GROUP][i];
-        }
-        u->k->quantize(rest, BLOCK, &u->head_rest, row, first);
-    }
+    float *out = u->logits + (uint64_t)panel * PANEL;
+    u->k->gemm(m, &u->head_in, 0, c->rows, panel, panels, out, u->logit_stride, false);
 }
 
 static void job_item(void *ctx, uint32_t item, uint32_t worker)
@@ -52,7 +36,7 @@ static void job_item(void *ctx, uint32_t item, uint32_t worker)
     const struct head_call *c = ctx;
     struct cpu *u = c->u;
     struct sample_job *j = &c->jobs[c->job[item]];
-    const float *logits = u->logits + (uint64_t)(j->logit - c->first) * u->layout->head.out;
+    const float *logits = u->logits + (uint64_t)(j->logit - c->first) * u->logit_stride;
     if (j->score_only) {
         sampler_score(u->samplers[worker], logits, j->score_id, j->position, j->score_top_count,
                       &j->record, j->top);
@@ -69,7 +53,7 @@ static void run_group(struct head_call *c)
     struct cpu *u = c->u;
     uint32_t dim = u->model->h.dim;
     for (uint32_t r = 0; r < c->rows; r++) {
-        head_row(u, u->final + (uint64_t)(c->first + r) * dim, r);
+        acts_store(u, u->final + (uint64_t)(c->first + r) * dim, dim, &u->head_in, r, 0);
     }
     uint32_t panels = matrix_panels(&u->layout->head);
     pool_run(u->pool, head_item, c, (panels + HEAD_PANELS - 1) / HEAD_PANELS);

@@ -21,18 +21,36 @@ enum {
     HEAD_DIM_MAX = 512,
 };
 
-/* 32 values of each of 16 rows, so that a kernel reaches all of them from one pointer. */
-struct act_block {
-    int8_t q[ROW_GROUP][32];
-    float scale[ROW_GROUP];           /* x ~ scale * q                                        */
-    float sum[ROW_GROUP];             /* scale * (q0 + .. + q31), for weights w = d*q + m     */
+/* Of 32 values x ~ scale * v of each of 16 rows. */
+struct act_scales {
+    float scale[ROW_GROUP];
+    float sum[ROW_GROUP];             /* scale * (v0 + .. + v31), for weights w = d*q + m     */
+    int32_t start[ROW_GROUP];         /* -128 * (v0 + .. + v31), for weights w = d*(q - zero) */
+    int32_t start_low[ROW_GROUP];     /* the same of v0 .. v15 alone                          */
 };
 
-/* The input rows of a matrix product: in F32, in 8 bits, or both, as its matrices want. */
+/* The values themselves in 8 bits; a kernel reaches 16 rows from one pointer. */
+struct act_block {
+    struct act_scales s;
+    int8_t q[ROW_GROUP][32];
+};
+
+/* In 16 bits.  AVX-512 has v = 256*high + low in two bytes; AVX2 has whole ones, of each four the
+ * first, third, second, fourth. */
+struct wide_block {
+    struct act_scales s;
+    union {
+        struct { int8_t high[ROW_GROUP][32], low[ROW_GROUP][32]; };
+        int16_t pairs[ROW_GROUP][32];
+    };
+};
+
+/* The input rows of a matrix product in the forms that its matrices want; NULL: not wanted. */
 struct acts {
     uint32_t k;                       /* values per row                                       */
-    float *f;                         /* (rows, k); NULL: no matrix wants it                  */
-    struct act_block *q;              /* (rows/16, k/32); NULL: no matrix wants it            */
+    float *f;                         /* (rows, k)                                            */
+    struct act_block *q;              /* (rows/16, k/32)                                      */
+    struct wide_block *wide;          /* (rows/16, k/32); if there, products use it           */
 };
 
 /* K of a head's block lies as (tokens/lanes, S, lanes), V as (tokens, S); 8-bit types are followed
@@ -65,7 +83,8 @@ struct partial {
 
 struct kernels {
     void (*norm)(const float *x, const float *weight, float eps, uint32_t n, float *out);
-    /* Row `row` of acts from n values starting at column `first` (a multiple of 32). */
+    /* Row `row` of acts (q, or wide if there) from n values starting at column `first` (a multiple
+     * of 32).  Plain: NULL. */
     void (*quantize)(const float *x, uint32_t n, const struct acts *a, uint32_t row,
                      uint32_t first);
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);

@@ -18,7 +18,7 @@ struct image_head {
 _Static_assert(sizeof(struct image_head) == 64, "panels stay aligned");
 
 static const char image_magic[8] = "rspanel";
-enum { IMAGE_VERSION = 1 };
+enum { IMAGE_VERSION = 2 };
 
 static uint64_t round_up(uint64_t n, uint64_t to)
 {
@@ -31,34 +31,30 @@ bool layout_simd_fits(const struct hparams *h)
            h->heads * h->head_dim % 32 == 0 && h->head_dim <= HEAD_DIM_MAX;
 }
 
-/* A format as panels; Q6_K, whose scales change every 16 values, and the K types' odd widths that
- * are not whole blocks become floats. */
 static void choose_kind(struct matrix *m, enum tensor_type type)
 {
-    m->kind = PANEL_F32;
-    switch (type) {
-    case TENSOR_Q4_0: m->kind = PANEL_Q4, m->zero = 8, m->half_scales = true; break;
-    case TENSOR_Q4_1: m->kind = PANEL_Q4, m->minimums = m->half_scales = true; break;
-    case TENSOR_Q5_0: m->kind = PANEL_Q8, m->zero = 16, m->half_scales = true; break;
-    case TENSOR_Q5_1: m->kind = PANEL_Q8, m->minimums = m->half_scales = true; break;
-    case TENSOR_Q8_0: m->kind = PANEL_Q8, m->zero = 128, m->half_scales = true; break;
-    case TENSOR_Q4_K: m->kind = PANEL_Q4, m->minimums = true; break;
-    case TENSOR_Q5_K: m->kind = PANEL_Q8, m->minimums = true; break;
-    case TENSOR_F16: m->kind = PANEL_F16; break;
-    case TENSOR_BF16: m->kind = PANEL_BF16; break;
-    case TENSOR_F32:
-    case TENSOR_Q6_K: break;
+    static const struct { enum panel_kind kind; enum panel_scales scales; } forms[] = {
+        [TENSOR_F32] = { PANEL_F32, 0 }, [TENSOR_F16] = { PANEL_F16, 0 },
+        [TENSOR_BF16] = { PANEL_BF16, 0 },
+        [TENSOR_Q4_0] = { PANEL_Q4, SCALES_HALF }, [TENSOR_Q4_1] = { PANEL_Q4, SCALES_HALF_MIN },
+        [TENSOR_Q5_0] = { PANEL_Q5, SCALES_HALF }, [TENSOR_Q5_1] = { PANEL_Q5, SCALES_HALF_MIN },
+        [TENSOR_Q8_0] = { PANEL_Q8, SCALES_HALF }, [TENSOR_Q4_K] = { PANEL_Q4, SCALES_K },
+        [TENSOR_Q5_K] = { PANEL_Q5, SCALES_K },    [TENSOR_Q6_K] = { PANEL_Q6, SCALES_K6 },
+    };
+    m->kind = forms[type].kind;
+    m->scales = forms[type].scales;
+}
+
+/* Of all blocks of a panel. */
+static uint64_t scale_bytes(const struct matrix *m)
+{
+    uint64_t blocks = m->in / 32;
+    switch (m->scales) {
+    case SCALES_HALF: return blocks * HALF_BYTES;
+    case SCALES_HALF_MIN: return blocks * HALF_MIN_BYTES;
+    case SCALES_K: return blocks / 8 * K_BYTES;
+    default: return blocks / 8 * K6_BYTES;
     }
-}
-
-static uint32_t quant_bytes(const struct matrix *m)         /* of a block of a panel */
-{
-    return PANEL * 32 / (m->kind == PANEL_Q4 ? 2 : 1);
-}
-
-static uint32_t scale_bytes(const struct matrix *m)
-{
-    return PANEL * (m->half_scales ? 2 : 4) * (m->minimums ? 2 : 1);
 }
 
 static void place(struct layout *l, struct matrix *m, const struct gguf_tensor *t)
@@ -71,7 +67,7 @@ static void place(struct layout *l, struct matrix *m, const struct gguf_tensor *
     } else if (matrix_is_float(m)) {
         m->panel_bytes = (uint64_t)m->in * PANEL * 2;
     } else {
-        m->panel_bytes = (uint64_t)(m->in / 32) * (quant_bytes(m) + scale_bytes(m));
+        m->panel_bytes = (uint64_t)(m->in / 32) * panel_quant_bytes(m->kind) + scale_bytes(m);
     }
     m->panel_bytes = round_up(m->panel_bytes, 64);
     l->bytes += m->panel_bytes * matrix_panels(m);
@@ -110,11 +106,11 @@ void layout_make(struct layout *l, const struct model *m, bool plain)
     }
 }
 
-/* Values 32*b .. of a row as whole numbers with scale and minimum; halves are left as halves. */
+/* Values 32*b .. of a row as whole numbers, with the scales as they stand in the file. */
 struct unpacked {
     uint8_t q[32];
-    float d, m;
-    uint16_t half_d, half_m;
+    uint16_t d, m;                    /* F16                                                  */
+    uint8_t scale[2];                 /* K: scale and min; K6: of the two halves              */
 };
 
 static void unpack_nibbles(const uint8_t q[16], uint8_t out[32])
@@ -130,111 +126,144 @@ static void unpack_fifth(const uint8_t high[4], uint8_t out[32])
     for (int i = 0; i < 32; i++) out[i] |= (uint8_t)((high[i / 8] >> i % 8 & 1) << 4);
 }
 
-static void unpack_k(const struct gguf_tensor *t, const uint8_t *row, uint32_t b,
+/* Part b % 8 of a Q4_K block, or of a Q5_K block, which has `high` as well. */
+static void unpack_k(const uint8_t scales[12], const uint8_t *q, const uint8_t *high, uint32_t b,
                      struct unpacked *u)
 {
-    struct block_q5_k k;               /* Q4_K is the same without `high` */
-    int part = (int)(b % 8);
-    memset(k.high, 0, sizeof k.high);
-    if (t->type == TENSOR_Q5_K) {
-        memcpy(&k, row + b / 8 * sizeof k, sizeof k);
-    } else {
-        struct block_q4_k k4;
-        memcpy(&k4, row + b / 8 * sizeof k4, sizeof k4);
-        k.d = k4.d, k.dmin = k4.dmin;
-        memcpy(k.scales, k4.scales, sizeof k.scales);
-        memcpy(k.q, k4.q, sizeof k.q);
-    }
+    uint32_t part = b % 8;
     unsigned scale, min;
-    quant_scale_min_k4(k.scales, part, &scale, &min);
-    u->d = half_to_float(k.d) * (float)scale;
-    u->m = -(half_to_float(k.dmin) * (float)min);
-    for (int i = 0; i < 32; i++) {
-        u->q[i] = (uint8_t)((k.q[part / 2 * 32 + i] >> part % 2 * 4 & 15) |
-                            (k.high[i] >> part & 1) << 4);
+    quant_scale_min_k4(scales, (int)part, &scale, &min);
+    u->scale[0] = (uint8_t)scale;
+    u->scale[1] = (uint8_t)min;
+    for (uint32_t i = 0; i < 32; i++) {
+        u->q[i] = q[part / 2 * 32 + i] >> part % 2 * 4 & 15;
+        if (high) u->q[i] |= (uint8_t)((high[i] >> part & 1) << 4);
     }
 }
 
-static void unpack_q8(const uint8_t *row, uint32_t b, struct unpacked *u)
+static void unpack_q4_k(const uint8_t *at, uint32_t b, struct unpacked *u)
 {
-    struct block_q8_0 x;
-    memcpy(&x, row + b * sizeof x, sizeof x);
-    u->half_d = x.d;
-    for (int i = 0; i < 32; i++) u->q[i] = (uint8_t)(x.q[i] + 128);
+    struct block_q4_k k;
+    memcpy(&k, at, sizeof k);
+    u->d = k.d, u->m = k.dmin;
+    unpack_k(k.scales, k.q, NULL, b, u);
+}
+
+static void unpack_q5_k(const uint8_t *at, uint32_t b, struct unpacked *u)
+{
+    struct block_q5_k k;
+    memcpy(&k, at, sizeof k);
+    u->d = k.d, u->m = k.dmin;
+    unpack_k(k.scales, k.q, k.high, b, u);
+}
+
+static void unpack_q6_k(const uint8_t *at, uint32_t b, struct unpacked *u)
+{
+    struct block_q6_k k;
+    uint32_t part = b % 8, half = part / 4, run = part % 4;
+    memcpy(&k, at, sizeof k);
+    u->d = k.d;
+    memcpy(u->scale, &k.scales[2 * part], 2);
+    const uint8_t *low = k.low + half * 64 + run % 2 * 32, *high = k.high + half * 32;
+    for (uint32_t i = 0; i < 32; i++) {
+        u->q[i] = (uint8_t)((low[i] >> run / 2 * 4 & 15) | (high[i] >> 2 * run & 3) << 4);
+    }
 }
 
 static void unpack(const struct gguf_tensor *t, const uint8_t *row, uint32_t b,
                    struct unpacked *u)
 {
+    uint32_t parts = tensor_block_values(t->type) / 32;
+    const uint8_t *at = row + (uint64_t)(b / parts) * tensor_block_bytes(t->type);
     *u = (struct unpacked){ .d = 0 };
-    const uint8_t *at = row + (uint64_t)b * tensor_block_bytes(t->type);
     switch (t->type) {
     case TENSOR_Q4_0:
-        memcpy(&u->half_d, at, 2);
+        memcpy(&u->d, at, 2);
         unpack_nibbles(at + 2, u->q);
         break;
     case TENSOR_Q4_1:
-        memcpy(&u->half_d, at, 2);
-        memcpy(&u->half_m, at + 2, 2);
+        memcpy(&u->d, at, 2);
+        memcpy(&u->m, at + 2, 2);
         unpack_nibbles(at + 4, u->q);
         break;
     case TENSOR_Q5_0:
-        memcpy(&u->half_d, at, 2);
+        memcpy(&u->d, at, 2);
         unpack_nibbles(at + 6, u->q);
         unpack_fifth(at + 2, u->q);
         break;
     case TENSOR_Q5_1:
-        memcpy(&u->half_d, at, 2);
-        memcpy(&u->half_m, at + 2, 2);
+        memcpy(&u->d, at, 2);
+        memcpy(&u->m, at + 2, 2);
         unpack_nibbles(at + 8, u->q);
         unpack_fifth(at + 4, u->q);
         break;
-    case TENSOR_Q8_0: unpack_q8(row, b, u); break;
-    case TENSOR_Q4_K:
-    case TENSOR_Q5_K: unpack_k(t, row, b, u); break;
+    case TENSOR_Q8_0:
+        memcpy(&u->d, at, 2);
+        memcpy(u->q, at + 2, 32);
+        break;
+    case TENSOR_Q4_K: unpack_q4_k(at, b, u); break;
+    case TENSOR_Q5_K: unpack_q5_k(at, b, u); break;
+    case TENSOR_Q6_K: unpack_q6_k(at, b, u); break;
     default: CHECK(!"a type with quants");
     }
 }
 
-static void pack_quants(const struct matrix *m, const struct unpacked *u, uint32_t o, uint8_t *out)
+/* Four values of a line into place `at` (of output o) of a block whose bytes are still zero. */
+static void pack_four(enum panel_kind kind, const uint8_t q[4], uint32_t line, uint8_t *at)
 {
-    for (uint32_t j = 0; j < 8; j++) {
-        for (uint32_t i = 0; i < 4; i++) {
-            uint8_t value = u->q[4 * j + i];
-            if (m->kind == PANEL_Q8) {
-                out[(j * PANEL + o) * 4 + i] = value;
-            } else {
-                out[(j % 4 * PANEL + o) * 4 + i] |= (uint8_t)(j < 4 ? value : value << 4);
-            }
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t low = q[i] & 15u, high = q[i] >> 4;
+        if (kind == PANEL_Q8) {
+            at[64 * line + i] = q[i];
+            continue;
         }
+        at[64 * (line % 4) + i] |= (uint8_t)(line < 4 ? low : low << 4);
+        if (kind == PANEL_Q5) at[256 + i] |= (uint8_t)(high << line);
+        if (kind == PANEL_Q6) at[256 + 64 * (line / 4) + i] |= (uint8_t)(high << 2 * (line % 4));
     }
 }
 
-static void pack_scales(const struct matrix *m, const struct unpacked *u, uint32_t o, uint8_t *out)
+static void pack_scales(enum panel_scales form, const struct unpacked *u, uint32_t b, uint32_t o,
+                        uint8_t *out)
 {
-    if (m->half_scales) {
-        memcpy(out + 2 * o, &u->half_d, 2);
-        if (m->minimums) memcpy(out + 2 * (PANEL + o), &u->half_m, 2);
-    } else {
-        memcpy(out + 4 * o, &u->d, 4);
-        if (m->minimums) memcpy(out + 4 * (PANEL + o), &u->m, 4);
+    uint8_t *at;
+    switch (form) {
+    case SCALES_HALF: memcpy(out + (uint64_t)b * HALF_BYTES + 2 * o, &u->d, 2); return;
+    case SCALES_HALF_MIN:
+        at = out + (uint64_t)b * HALF_MIN_BYTES + 2 * o;
+        memcpy(at, &u->d, 2);
+        memcpy(at + 2 * PANEL, &u->m, 2);
+        return;
+    case SCALES_K:
+        out += (uint64_t)(b / 8) * K_BYTES;
+        memcpy(out + 2 * o, &u->d, 2);
+        memcpy(out + 2 * PANEL + 2 * o, &u->m, 2);
+        at = out + K_HEAD_BYTES + b % 8 * 2 * PANEL + o;
+        break;
+    default:
+        out += (uint64_t)(b / 8) * K6_BYTES;
+        memcpy(out + 2 * o, &u->d, 2);
+        at = out + K6_HEAD_BYTES + b % 8 * 2 * PANEL + o;
     }
+    at[0] = u->scale[0];
+    at[PANEL] = u->scale[1];
 }
 
 static void pack_quant_panel(const struct matrix *m, uint32_t panel, uint8_t *out)
 {
     const struct gguf_tensor *t = m->from;
-    uint32_t blocks = m->in / 32;
+    uint32_t blocks = m->in / 32, quant_bytes = panel_quant_bytes(m->kind);
     uint64_t row_bytes = (uint64_t)(m->in / tensor_block_values(t->type)) *
                          tensor_block_bytes(t->type);
-    uint8_t *scales = out + (uint64_t)blocks * quant_bytes(m);
+    uint8_t *scales = out + (uint64_t)blocks * quant_bytes;
     for (uint32_t o = 0; o < PANEL && panel * PANEL + o < m->out; o++) {
         const uint8_t *row = (const uint8_t *)t->data + (panel * PANEL + o) * row_bytes;
         for (uint32_t b = 0; b < blocks; b++) {
             struct unpacked u;
             unpack(t, row, b, &u);
-            pack_quants(m, &u, o, out + (uint64_t)b * quant_bytes(m));
-            pack_scales(m, &u, o, scales + (uint64_t)b * scale_bytes(m));
+            uint8_t *at = out + (uint64_t)b * quant_bytes + 4 * o;
+            for (uint32_t line = 0; line < 8; line++) pack_four(m->kind, u.q + 4 * line, line, at);
+            pack_scales(m->scales, &u, b, o, scales);
         }
     }
 }

@@ -1,10 +1,22 @@
 /* engine/cpu/pack.h - weights in panels of 16 outputs, the layout that the kernels read.
  *
  * The image is position independent and the same for AVX2 and AVX-512; the plain path has floats.
- * A panel is, for its 16 outputs: all 32-value blocks' quants, then their scales.  Quants of a
- * block: value 4j+i of output o is byte (j*16 + o)*4 + i, so that one 32-bit broadcast of four
- * activations meets 16 outputs; 4-bit quants keep j and j+4 in one byte (low and high nibble).
- * Scales of a block: d of 16 outputs, then m of 16 outputs if the format has minimums.
+ * A panel is, for its 16 outputs: all 32-value blocks' quants, then their scales; it takes about
+ * as many bits a weight as the file.
+ *
+ * Quants of a block are 8 lines of 16 outputs x 4 values: value 4j+i of output o is byte 4o+i of
+ * line j, so that one 32-bit broadcast of four activations meets 16 outputs.
+ *   Q8  8 x 64 bytes, signed.
+ *   Q4  4 x 64 bytes: lines j and j+4 are low and high nibbles.
+ *   Q5  Q4's, then 64 bytes: bit j is the fifth bit of line j.
+ *   Q6  Q4's, then 2 x 64 bytes: bits 2j and 2j+1 are those above the nibbles of line j (j+4).
+ * Scales, 16 outputs side by side:
+ *   HALF      d (F16) of each block                     w = d*(q - zero), zero 8, 16, 0 by kind
+ *   HALF_MIN  d and m (F16) of each block               w = d*q + m
+ *   K         of 8 blocks: d, dmin (F16), then of each  w = d*scale*q - dmin*min
+ *             block: scale, min (8 bits)
+ *   K6        of 8 blocks: d (F16), then of each half   w = d*scale*(q - 32)
+ *             block: scale (8 bits, signed)
  * Float panels: (k, 16).
  */
 #ifndef RANKSERVE_ENGINE_CPU_PACK_H
@@ -18,13 +30,19 @@
 
 enum { PANEL = 16 };
 
-enum panel_kind { PANEL_Q4, PANEL_Q8, PANEL_F32, PANEL_F16, PANEL_BF16 };
+enum panel_kind { PANEL_Q4, PANEL_Q5, PANEL_Q6, PANEL_Q8, PANEL_F32, PANEL_F16, PANEL_BF16 };
+enum panel_scales { SCALES_HALF, SCALES_HALF_MIN, SCALES_K, SCALES_K6 };
+
+/* Bytes of scales: of a block, or of 8 blocks of the K forms; and what comes before those. */
+enum {
+    HALF_BYTES = 2 * PANEL, HALF_MIN_BYTES = 4 * PANEL,
+    K_HEAD_BYTES = 4 * PANEL, K_BYTES = K_HEAD_BYTES + 8 * 2 * PANEL,
+    K6_HEAD_BYTES = 2 * PANEL, K6_BYTES = K6_HEAD_BYTES + 8 * 2 * PANEL,
+};
 
 struct matrix {
     enum panel_kind kind;
-    uint8_t zero;                     /* Q4, Q8 without minimums: w = d*(q - zero)            */
-    bool minimums;                    /* w = d*q + m                                          */
-    bool half_scales;                 /* F16, else F32                                        */
+    enum panel_scales scales;         /* of quants                                            */
     uint32_t out, in;
     uint64_t offset, panel_bytes;     /* in the image                                         */
     const uint8_t *data;              /* NULL until there is an image                         */
@@ -51,6 +69,12 @@ static inline uint32_t matrix_panels(const struct matrix *m)
 static inline bool matrix_is_float(const struct matrix *m)
 {
     return m->kind >= PANEL_F32;
+}
+
+/* Bytes of a block's quants in a panel. */
+static inline uint32_t panel_quant_bytes(enum panel_kind kind)
+{
+    return kind == PANEL_Q4 ? 256 : kind == PANEL_Q5 ? 320 : kind == PANEL_Q6 ? 384 : 512;
 }
 
 /* Can the SIMD kernels do this model?  (Odd sizes go the plain way.) */

@@ -57,6 +57,10 @@ INLINE vf vf_load_fp8(const void *at)
     return _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7),
                                             _mm256_set1_epi16((short)0xbfff)));
 }
+INLINE vf vf_load_u8(const void *at)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at)));
+}
 /* x * 2^n for whole n in the range of normal floats. */
 INLINE vf vf_scale(vf x, vf n)
 {
@@ -110,6 +114,10 @@ INLINE vf vf_load_fp8(const void *at)
     __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)at));
     return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7),
                                          _mm_set1_epi16((short)0xbfff)));
+}
+INLINE vf vf_load_u8(const void *at)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at)));
 }
 INLINE vf vf_scale(vf x, vf n)
 {

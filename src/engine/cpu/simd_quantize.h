@@ -1,0 +1,98 @@
+/* engine/cpu/simd_quantize.h - activations as whole numbers with a scale for each 32, for the
+ * instruction set of the including file; see kernels.h for the forms.
+ *
+ * x ~ scale * v, |v| at most 127 or WIDE_MAX, rounded to the nearest.
+ */
+#include "engine/cpu/simd.h"
+
+enum { WIDE_MAX = 127 * 256 + 127 };  /* 256*high + low, both within -127 .. 127 */
+
+/* 32 floats times `inverse`, to the nearest whole numbers: eight of them a vector. */
+INLINE void whole_numbers(const float *x, float inverse, __m256i v[4])
+{
+    const __m256 by = _mm256_set1_ps(inverse);
+    UNROLL for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), by));
+    }
+}
+
+INLINE int32_t sum_of(__m256i v)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+INLINE void store_scales(struct act_scales *s, uint32_t r, float scale, const __m256i v[4])
+{
+    int32_t low = sum_of(_mm256_add_epi32(v[0], v[1]));
+    int32_t sum = low + sum_of(_mm256_add_epi32(v[2], v[3]));
+    s->scale[r] = scale;
+    s->sum[r] = scale * (float)sum;
+    s->start[r] = -128 * sum;
+    s->start_low[r] = -128 * low;
+}
+
+/* Lowest 16 bits of 8 + 8 numbers that fit, in order. */
+INLINE __m256i to_16_bits(__m256i a, __m256i b)
+{
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+
+INLINE void store_bytes(int8_t *to, const __m256i v[4])
+{
+    __m256i a = to_16_bits(v[0], v[1]), b = to_16_bits(v[2], v[3]);
+    __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
+    _mm256_storeu_si256((__m256i *)(void *)to, bytes);
+}
+
+INLINE void store_wide(struct wide_block *b, uint32_t r, const __m256i v[4])
+{
+#ifdef __AVX512F__
+    __m256i high[4], low[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        high[i] = _mm256_srai_epi32(_mm256_add_epi32(v[i], _mm256_set1_epi32(128)), 8);
+        low[i] = _mm256_sub_epi32(v[i], _mm256_slli_epi32(high[i], 8));
+    }
+    store_bytes(b->high[r], high);
+    store_bytes(b->low[r], low);
+#else
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m256i ordered = to_16_bits(v[2 * i], v[2 * i + 1]);
+        ordered = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(ordered, 0xd8), 0xd8);
+        _mm256_storeu_si256((__m256i *)(void *)(b->pairs[r] + 16 * i), ordered);
+    }
+#endif
+}
+
+INLINE float largest_of_32(const float *x)
+{
+    __m256 top = _mm256_setzero_ps();
+    UNROLL for (int i = 0; i < 4; i++) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        top = _mm256_max_ps(top, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + 8 * i)));
+    }
+    __m128 t = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+    t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
+}
+
+static void rows_quantize(const float *x, uint32_t n, const struct acts *a, uint32_t row,
+                          uint32_t first)
+{
+    uint64_t block = (uint64_t)(row / ROW_GROUP) * (a->k / 32) + first / 32;
+    uint32_t r = row % ROW_GROUP;
+    const float most = a->wide ? WIDE_MAX : 127;
+    for (uint32_t i = 0; i < n; i += 32, block++) {
+        float top = largest_of_32(x + i);
+        __m256i v[4];
+        whole_numbers(x + i, top > 0 ? most / top : 0, v);
+        if (a->wide) {
+            store_scales(&a->wide[block].s, r, top / most, v);
+            store_wide(&a->wide[block], r, v);
+        } else {
+            store_scales(&a->q[block].s, r, top / most, v);
+            store_bytes(a->q[block].q[r], v);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+/* engine/cpu/simd_scales.h - what reading a panel needs: its scales as floats, the next panel's way
+ * into the cache.  For the instruction set of the including file; see pack.h for how they lie.
+ */
+#include "engine/cpu/simd.h"
+
+struct block_scales {
+    vf d, low;                        /* w = d*q + low; without minimums `low` is not set     */
+    vf d_high;                        /* K6: of the second half; there d is of the first      */
+};
+
+/* Of block b, outputs first .. first+LANES-1. */
+INLINE struct block_scales block_scales(const uint8_t *at, enum panel_scales form, uint32_t b,
+                                        uint32_t first)
+{
+    struct block_scales s;
+    if (form == SCALES_HALF) {
+        s.d = vf_load_half(at + (uint64_t)b * HALF_BYTES + 2 * first);
+    } else if (form == SCALES_HALF_MIN) {
+        at += (uint64_t)b * HALF_MIN_BYTES + 2 * first;
+        s.d = vf_load_half(at);
+        s.low = vf_load_half(at + 2 * PANEL);
+    } else if (form == SCALES_K) {
+        at += (uint64_t)(b / 8) * K_BYTES;
+        const uint8_t *own = at + K_HEAD_BYTES + b % 8 * 2 * PANEL + first;
+        s.d = vf_load_half(at + 2 * first) * vf_load_u8(own);
+        s.low = vf_zero() - vf_load_half(at + 2 * PANEL + 2 * first) * vf_load_u8(own + PANEL);
+    } else {
+        at += (uint64_t)(b / 8) * K6_BYTES;
+        const uint8_t *own = at + K6_HEAD_BYTES + b % 8 * 2 * PANEL + first;
+        vf d = vf_load_half(at + 2 * first);
+        s.d = d * vf_load_int8(own);
+        s.d_high = d * vf_load_int8(own + PANEL);
+    }
+    return s;
+}
+
+/* A block's quants of the panel after this one.  What the processor prefetches by itself is too
+ * little where a panel comes from memory: products of few rows were up to twice as slow. */
+INLINE void prefetch_panel(const uint8_t *next, uint32_t quant_bytes)
+{
+    UNROLL for (uint32_t i = 0; i < quant_bytes; i += 64) {
+        _mm_prefetch((const char *)next + i, _MM_HINT_T0);
+    }
+}
+
+/* w = d*(q - zero), where zero is 128 >> this. */
+INLINE int zero_shift(enum panel_kind kind)
+{
+    return kind == PANEL_Q4 ? 4 : kind == PANEL_Q5 ? 3 : kind == PANEL_Q6 ? 2 : 0;
+}
+
+INLINE bool has_low(enum panel_scales form)
+{
+    return form == SCALES_HALF_MIN || form == SCALES_K;
+}
