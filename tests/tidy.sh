@@ -1,6 +1,7 @@
 #!/bin/sh
 # tests/tidy.sh - the rules that this repository holds itself to; says which line breaks which.
 # What can be read off the text is in tidy.awk; here is what needs the tools.
+# shellcheck disable=SC2086,SC2044  # paths here hold no spaces
 cd "$(dirname "$0")/.." || exit 1
 failed=0
 

