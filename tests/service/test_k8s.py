@@ -3,6 +3,8 @@
 KUBE_APISERVER names the server's program; without it or etcd the tests are skipped.  No cluster, no
 kubectl: the objects go through the REST interface, as `kubectl apply --server-side` sends them.
 """
+import copy
+import glob
 import json
 import os
 import re
@@ -17,6 +19,7 @@ import httpx
 import pytest
 import yaml
 
+import crdcheck
 from service import CTL, PATIENCE, ROOT
 from test_validate import CASES, RULES, document, spelled
 
@@ -188,11 +191,15 @@ class TestServer:
             assert r.status_code == 422 and says in r.text and path in r.text
 
     def test_rendered_objects_and_examples_are_taken(self, server):
-        mpi = os.environ.get("RANKSERVE_TEST_MPIJOB_CRD", "")
-        if os.path.exists(mpi):
-            with open(mpi) as f:
-                server.apply(yaml.safe_load(f))
-            time.sleep(2)
+        for name in "mpijobs", "inferencepools":
+            crd, = crdcheck.read(os.path.join(ROOT, "tests", "data", "crds", name + ".json.xz"))
+            r = server.apply(crd if server.cel else without_rules(crd))
+            assert r.status_code in (200, 201), r.text
+        end = time.monotonic() + 20 * PATIENCE
+        while not (server.served("kubeflow.org/v2beta1") and
+                   server.served("inference.networking.k8s.io/v1")):
+            assert time.monotonic() < end
+            time.sleep(0.1)
         server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "production"}})
         server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "physics"}})
         data = os.path.join(ROOT, "tests", "data", "render")
@@ -200,6 +207,7 @@ class TestServer:
         files += [os.path.join(OPERATOR, "examples", f)
                   for f in os.listdir(os.path.join(OPERATOR, "examples"))]
         files.append(os.path.join(OPERATOR, "base", "roles.yaml"))
+        files.append(os.path.join(OPERATOR, "overlays", "gateway-api", "inference-pool.yaml"))
         taken = set()
         for file in files:
             with open(file) as f:
@@ -211,7 +219,7 @@ class TestServer:
                     if r is not None:
                         taken.add(d["kind"])
         want = {"ConfigMap", "Service", "PodDisruptionBudget", "NetworkPolicy", "InferenceService",
-                "CachePolicy", "ClusterRole"} | ({"MPIJob"} if os.path.exists(mpi) else set())
+                "CachePolicy", "ClusterRole", "MPIJob", "InferencePool"}
         assert want <= taken
 
 
@@ -223,6 +231,53 @@ def test_the_overlays_hold_what_render_prints():
                            text=True, capture_output=True)
         with open(os.path.join(OPERATOR, made)) as f:
             assert r.stdout == f.read(), f"render {source} > {made}"
+
+
+def manifests():
+    out = []
+    for pattern in "k8s-mpi-operator/**/*.yaml", "tests/data/render/*.k8s.out":
+        out += glob.glob(os.path.join(ROOT, pattern), recursive=True)
+    return sorted(p for p in out if "/schemas/" not in p)
+
+
+def test_every_manifest_fits_its_schema():
+    known, seen = crdcheck.schemas(), set()
+    for path in manifests():
+        for d in crdcheck.read(path):
+            wrong = crdcheck.check(d, known)
+            assert not wrong, (path, wrong)
+            if wrong is not None:
+                seen.add(d["kind"])
+    assert seen == {"InferenceService", "CachePolicy", "MPIJob", "InferencePool", "Gateway",
+                    "HTTPRoute", "ServiceMonitor", "VirtualService"}
+
+
+def places(d, path=()):
+    """Every place of a document below spec: the path of each value."""
+    for key, value in d.items() if isinstance(d, dict) else enumerate(d):
+        yield path + (key,)
+        if isinstance(value, (dict, list)):
+            yield from places(value, path + (key,))
+
+
+def test_the_schema_gate_finds_what_is_wrong():
+    """In every manifest, every value of another type."""
+    known, tried, missed = crdcheck.schemas(), 0, set()
+    for path in manifests():
+        for d in crdcheck.read(path):
+            if crdcheck.check(d, known) is None:
+                continue
+            for place in places(d["spec"]):
+                wrong = copy.deepcopy(d)
+                at = wrong["spec"]
+                for key in place[:-1]:
+                    at = at[key]
+                value = at[place[-1]]
+                at[place[-1]] = [[1]] if not isinstance(value, list) else {"a": {"b": 1}}
+                tried += 1
+                if not crdcheck.check(wrong, known):
+                    missed.add((d["kind"], place))
+    assert tried > 1000 and not missed, missed
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="not installed: kubectl")
