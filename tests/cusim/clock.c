@@ -21,7 +21,8 @@ struct op_record {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct op_record *chunks[CHUNKS];
 static uint32_t op_count = 1;
-static int slot_count = HOST_SLOT + 1;
+static int slot_count = HOST_SLOT + 1, given[CLOCK_SLOTS], given_count;
+static uint32_t last_tick[CLOCK_SLOTS];
 static const char *names[NAMES];
 
 static struct op_record *record(op_id op)
@@ -31,11 +32,15 @@ static struct op_record *record(op_id op)
 
 int clock_new_slot(void)
 {
+    if (given_count) return given[--given_count];
     if (slot_count == CLOCK_SLOTS) {
         report(NOT_MODELLED, "more than %d streams and graph branches", CLOCK_SLOTS);
     }
     return slot_count++;
 }
+
+/* Ticks go on where they were, so what the slot's former owner did stays in order with itself. */
+void clock_give_slot(int slot) { given[given_count++] = slot; }
 
 void clock_join(struct clock *into, const struct clock *from)
 {
@@ -62,7 +67,8 @@ op_id clock_new_op(struct clock *clock, int slot, const char *what)
     op_id op = op_count++;
     if (op / CHUNK >= CHUNKS) report(NOT_MODELLED, "more than %d operations", CHUNK * CHUNKS);
     if (!chunks[op / CHUNK]) chunks[op / CHUNK] = must_alloc(CHUNK * sizeof(struct op_record));
-    *record(op) = (struct op_record){intern(what), ++clock->tick[slot], (uint32_t)slot};
+    clock->tick[slot] = ++last_tick[slot];
+    *record(op) = (struct op_record){intern(what), clock->tick[slot], (uint32_t)slot};
     pthread_mutex_unlock(&lock);
     return op;
 }

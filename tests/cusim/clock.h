@@ -22,6 +22,7 @@ struct clock {
 typedef uint32_t op_id;
 
 int clock_new_slot(void);
+void clock_give_slot(int slot);
 void clock_join(struct clock *into, const struct clock *from);
 /* Names the next operation of `slot` and ticks its clock.  `what` is copied. */
 op_id clock_new_op(struct clock *clock, int slot, const char *what);

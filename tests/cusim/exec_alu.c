@@ -194,6 +194,17 @@ static inline float exp2_close(float x)
     return x != x ? x : p * scale * as_float((u32)(whole - half + 127) << 23);
 }
 
+/* Rounded down or to zero: through the double sum, which is exact or very near. */
+static float fma_toward(float x, float y, float z, bool to_zero)
+{
+    double sum = fma(x, y, z);
+    float f = (float)sum;
+    if (to_zero ? fabs(f) > fabs(sum) : f > sum) f = nextafterf(f, to_zero ? 0 : -INFINITY);
+    return f;
+}
+
+OP2(fma_rm_f32, float, fma_toward(x, y, z, false))
+OP2(fma_rz_f32, float, fma_toward(x, y, z, true))
 OP2(add_f32, float, x + y)
 OP2(sub_f32, float, x - y)
 OP2(mul_f32, float, x * y)
@@ -338,6 +349,7 @@ static const struct row {
     {"slct.b32.s32", "4444", slct_s32}, {"slct.u32.s32", "4444", slct_s32},
     {"slct.f32.s32", "4444", slct_s32},
     {"add.f32", "444", add_f32}, {"sub.f32", "444", sub_f32}, {"mul.f32", "444", mul_f32},
+    {"fma.rm.f32", "4444", fma_rm_f32}, {"fma.rz.f32", "4444", fma_rz_f32},
     {"fma.f32", "4444", fma_f32}, {"mad.f32", "4444", fma_f32}, {"div.f32", "444", div_f32},
     {"min.f32", "444", min_f32}, {"max.f32", "444", max_f32},
     {"min.NaN.f32", "444", min_nan_f32}, {"max.NaN.f32", "444", max_nan_f32},

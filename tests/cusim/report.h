@@ -36,6 +36,7 @@ enum { EXIT_FOUND = 99 };
     X(PINNED_REUSED, "pinned-buffer-in-flight")                                                  \
     X(NCCL_MISMATCH, "nccl-mismatch")                                                            \
     X(NCCL_DEADLOCK, "nccl-deadlock")                                                            \
+    X(NCCL_HANG, "nccl-peer-gone")                                                               \
     X(NCCL_MISUSE, "nccl-misuse")                                                                \
     X(NO_PROGRESS, "no-progress")                                                                \
     X(BAD_FREE, "bad-free")                                                                      \

@@ -1,0 +1,282 @@
+/* tests/cusim/cublas.c - matrix products of cuBLAS, as operations of a stream.
+ *
+ * What the real library answers with a status or does silently wrong is a finding here: leading
+ * dimensions, types outside the documented table, an output that overlaps an input or another
+ * batch, no stream, another device.  Sums are in floats, over k in order.
+ */
+#include <cublas_v2.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "exec.h"
+#include "report.h"
+#include "stream.h"
+
+struct cublasContext {
+    cudaStream_t stream;
+    int device;
+    cublasMath_t math;
+    cublasPointerMode_t pointers;
+    bool live;
+};
+
+/* As stored: columns of `rows` numbers, `stride` numbers apart. */
+struct matrix {
+    uint64_t at;
+    cudaDataType type;
+    int rows, columns, stride;
+    long long batch_stride;
+};
+
+struct product {
+    struct op op;
+    struct matrix a, b, c;
+    bool a_turned, b_turned;
+    int m, n, k, batches;
+    float alpha, beta;
+};
+
+static uint32_t number_bytes(cudaDataType t)
+{
+    return t == CUDA_R_32F ? 4 : t == CUDA_R_16F || t == CUDA_R_16BF ? 2 : 0;
+}
+
+static float load_one(const uint8_t *at, cudaDataType t)
+{
+    uint32_t bits = 0;
+    memcpy(&bits, at, number_bytes(t));
+    return t == CUDA_R_32F ? as_float(bits) : t == CUDA_R_16F ? from_f16(bits) : from_bf16(bits);
+}
+
+static void store_one(uint8_t *at, cudaDataType t, float f)
+{
+    uint32_t bits = t == CUDA_R_32F ? float_bits(f) : t == CUDA_R_16F ? to_f16(f) : to_bf16(f);
+    memcpy(at, &bits, number_bytes(t));
+}
+
+static uint64_t column(const struct matrix *x, int j, int batch)
+{
+    int64_t offset = (int64_t)j * x->stride + (int64_t)batch * x->batch_stride;
+    return x->at + (uint64_t)offset * number_bytes(x->type);
+}
+
+static void touch(struct toucher *t, const struct matrix *x, int batch, enum touch how)
+{
+    for (int j = 0; j < x->columns; j++) {
+        shadow_bulk(t, column(x, j, batch), (uint64_t)x->rows * number_bytes(x->type), how);
+    }
+}
+
+/* op(X) as floats, (rows of op, columns of op), row after row. */
+static float *unpack(const struct matrix *x, bool turned, int batch)
+{
+    float *f = must_alloc((size_t)x->rows * (size_t)x->columns * sizeof *f);
+    for (int j = 0; j < x->columns; j++) {
+        const uint8_t *from = device_bytes(column(x, j, batch));
+        for (int i = 0; i < x->rows; i++) {
+            size_t to = turned ? (size_t)j * (size_t)x->rows + (size_t)i
+                               : (size_t)i * (size_t)x->columns + (size_t)j;
+            f[to] = load_one(from + (size_t)i * number_bytes(x->type), x->type);
+        }
+    }
+    return f;
+}
+
+/* One column of C from A (m, k) and B (k, n) would stride through both; rows of B's transpose and
+ * of A's do not: at (k, m) and b (n, k). */
+static void multiply(const struct product *p, const float *at, const float *b, int batch)
+{
+    float *sums = must_alloc((size_t)p->m * sizeof *sums);
+    uint32_t bytes = number_bytes(p->c.type);
+    for (int j = 0; j < p->n; j++) {
+        memset(sums, 0, (size_t)p->m * sizeof *sums);
+        for (int l = 0; l < p->k; l++) {
+            float x = b[(size_t)j * (size_t)p->k + (size_t)l];
+            const float *row = at + (size_t)l * (size_t)p->m;
+            for (int i = 0; i < p->m; i++) sums[i] += row[i] * x;
+        }
+        uint8_t *to = device_bytes(column(&p->c, j, batch));
+        for (int i = 0; i < p->m; i++, to += bytes) {
+            float old = p->beta != 0 ? p->beta * load_one(to, p->c.type) : 0;
+            store_one(to, p->c.type, p->alpha * sums[i] + old);
+        }
+    }
+    free(sums);
+}
+
+static bool run_product(struct op *op)
+{
+    struct product *p = (struct product *)op;
+    struct toucher t = op_toucher(op);
+    for (int z = 0; z < p->batches; z++) {
+        touch(&t, &p->a, z, TOUCH_READ);
+        touch(&t, &p->b, z, TOUCH_READ);
+        if (p->beta != 0) touch(&t, &p->c, z, TOUCH_READ);
+        touch(&t, &p->c, z, TOUCH_WRITE);
+        float *a = unpack(&p->a, !p->a_turned, z), *b = unpack(&p->b, !p->b_turned, z);
+        multiply(p, a, b, z);
+        free(a);
+        free(b);
+    }
+    return true;
+}
+
+static const struct op_type product_type = {"product", sizeof(struct product), NULL, run_product,
+                                            NULL};
+
+/* The range of addresses that a matrix spans, all batches together. */
+static void span(const struct matrix *x, int batches, uint64_t *start, uint64_t *end)
+{
+    *start = x->at;
+    *end = column(x, x->columns - 1, batches - 1) + (uint64_t)x->rows * number_bytes(x->type);
+}
+
+static void check_overlap(const struct product *p, const struct matrix *x, const char *name)
+{
+    uint64_t c_start, c_end, start, end;
+    span(&p->c, p->batches, &c_start, &c_end);
+    span(x, p->batches, &start, &end);
+    if (c_start >= end || start >= c_end) return;
+    /* interleaved columns of one buffer may be meant; the same bytes may not */
+    for (int z = 0; z < p->batches; z++) {
+        for (int j = 0; j < p->n; j++) {
+            uint64_t low = column(&p->c, j, z), n = (uint64_t)p->m * number_bytes(p->c.type);
+            for (int q = 0; q < x->columns * p->batches; q++) {
+                uint64_t other = column(x, q % x->columns, q / x->columns);
+                if (low < other + (uint64_t)x->rows * number_bytes(x->type) && other < low + n) {
+                    report(BLAS_ALIAS, "the result of a product overlaps %s", name);
+                }
+            }
+        }
+    }
+}
+
+static void check_product(const struct product *p, cublasComputeType_t compute)
+{
+    const struct matrix *x[] = {&p->a, &p->b, &p->c};
+    static const char *const names[] = {"A", "B", "C"};
+    for (int k = 0; k < 3; k++) {
+        if (!number_bytes(x[k]->type)) report(BLAS_ARGUMENT, "%s has data type %d", names[k],
+                                              (int)x[k]->type);
+        if (x[k]->stride < x[k]->rows) {
+            report(BLAS_ARGUMENT, "ld%c is %d, and %s has %d rows", "abc"[k], x[k]->stride,
+                   names[k], x[k]->rows);
+        }
+        if (x[k]->at % number_bytes(x[k]->type)) {
+            report(MISALIGNED, "%s of a product at %#llx", names[k], (unsigned long long)x[k]->at);
+        }
+        if (!is_device(x[k]->at)) {
+            report(HOST_ON_DEVICE, "%s of a product is host memory", names[k]);
+        }
+    }
+    bool plain = compute == CUBLAS_COMPUTE_32F || compute == CUBLAS_COMPUTE_32F_PEDANTIC;
+    if (!plain || p->a.type != p->b.type ||
+        (p->c.type != p->a.type && p->c.type != CUDA_R_32F)) {
+        report(BLAS_ARGUMENT, "types %d and %d to %d with compute type %d", (int)p->a.type,
+               (int)p->b.type, (int)p->c.type, (int)compute);
+    }
+    long long column_span = (long long)p->c.stride * (p->n - 1) + p->m;
+    if (p->batches > 1 && llabs(p->c.batch_stride) < column_span &&
+        (p->c.batch_stride >= 0 ? p->c.batch_stride : -p->c.batch_stride) < p->m) {
+        report(BLAS_ALIAS, "batches of the result overlap: stride %lld", p->c.batch_stride);
+    }
+    check_overlap(p, &p->a, "A");
+    check_overlap(p, &p->b, "B");
+}
+
+static void handle_check(cublasHandle_t h, const char *call)
+{
+    if (!h || !h->live) report(DEAD_HANDLE, "%s on a handle that was destroyed", call);
+}
+
+cublasStatus_t cublasCreate_v2(cublasHandle_t *out)
+{
+    sim_open();
+    if (!sim_devices()) return CUBLAS_STATUS_NOT_INITIALIZED;
+    *out = must_alloc(sizeof **out);
+    **out = (struct cublasContext){.device = current_device(), .live = true};
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDestroy_v2(cublasHandle_t h)
+{
+    handle_check(h, "cublasDestroy");
+    h->live = false;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t s)
+{
+    handle_check(h, "cublasSetStream");
+    stream_check(s, "cublasSetStream");
+    h->stream = s;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t h, void *at, size_t bytes)
+{
+    handle_check(h, "cublasSetWorkspace");
+    const struct region *hint = NULL;
+    if ((uint64_t)at % 256) report(MISALIGNED, "a workspace at %p", at);
+    if (bytes) memory_region((uint64_t)at, bytes, h->device, &hint);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasSetMathMode(cublasHandle_t h, cublasMath_t mode)
+{
+    handle_check(h, "cublasSetMathMode");
+    h->math = mode;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasGetVersion_v2(cublasHandle_t h, int *version)
+{
+    (void)h;
+    *version = CUBLAS_VERSION;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+const char *cublasGetStatusString(cublasStatus_t s)
+{
+    return s == CUBLAS_STATUS_SUCCESS ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_NOT_INITIALIZED";
+}
+
+cublasStatus_t cublasGemmStridedBatchedEx(
+    cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m, int n, int k,
+    const void *alpha, const void *a, cudaDataType a_type, int lda, long long a_stride,
+    const void *b, cudaDataType b_type, int ldb, long long b_stride, const void *beta, void *c,
+    cudaDataType c_type, int ldc, long long c_stride, int batches, cublasComputeType_t compute,
+    cublasGemmAlgo_t algorithm)
+{
+    (void)algorithm;
+    handle_check(h, "a product");
+    stream_check(h->stream, "a product");
+    if (h->device != current_device()) {
+        report(WRONG_DEVICE, "a handle of device %d while device %d is current", h->device,
+               current_device());
+    }
+    if (m < 0 || n < 0 || k < 0 || batches < 0) report(BLAS_ARGUMENT, "a negative size");
+    if (!m || !n || !k || !batches) return CUBLAS_STATUS_SUCCESS;
+    bool ta = a_op != CUBLAS_OP_N, tb = b_op != CUBLAS_OP_N;
+    struct product *p = op_new(&product_type);
+    p->a = (struct matrix){(uint64_t)a, a_type, ta ? k : m, ta ? m : k, lda, a_stride};
+    p->b = (struct matrix){(uint64_t)b, b_type, tb ? n : k, tb ? k : n, ldb, b_stride};
+    p->c = (struct matrix){(uint64_t)c, c_type, m, n, ldc, c_stride};
+    p->a_turned = ta, p->b_turned = tb;
+    p->m = m, p->n = n, p->k = k, p->batches = batches;
+    memcpy(&p->alpha, alpha, sizeof p->alpha);
+    memcpy(&p->beta, beta, sizeof p->beta);
+    check_product(p, compute);
+    stream_add(h->stream, &p->op, "product of %d x %d x %d", m, n, k);
+    return sim_faulted() ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m,
+                            int n, int k, const void *alpha, const void *a, cudaDataType a_type,
+                            int lda, const void *b, cudaDataType b_type, int ldb, const void *beta,
+                            void *c, cudaDataType c_type, int ldc, cublasComputeType_t compute,
+                            cublasGemmAlgo_t algorithm)
+{
+    return cublasGemmStridedBatchedEx(h, a_op, b_op, m, n, k, alpha, a, a_type, lda, 0, b, b_type,
+                                      ldb, 0, beta, c, c_type, ldc, 0, 1, compute, algorithm);
+}

@@ -1,0 +1,569 @@
+/* tests/cusim/nccl.c - NCCL between processes or threads, as strict as it may be.
+ *
+ * A send ends only when its receive has taken everything, operations of a communicator run in the
+ * order of their calls, and the k-th collective must agree on every rank.  A peer that died is not
+ * noticed, as NCCL need not notice it: whoever waits without a deadline is told that it hangs.
+ */
+#include <nccl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "exec.h"
+#include "nccl_world.h"
+#include "report.h"
+#include "stream.h"
+
+enum kind_of_call { SEND, RECV, ALL_REDUCE, BROADCAST, ALL_GATHER };
+static const char *const call_text[] = {"send", "receive", "all-reduce", "broadcast", "all-gather"};
+
+struct ncclComm {
+    struct nccl_world *world;
+    int rank, size, device, lock_file;
+    uint64_t asked, done;               /* calls made and ended: they run one after another */
+    uint64_t sent[RANKS_MAX], received[RANKS_MAX], collectives, chunks;
+    bool live;
+    volatile bool aborted;
+};
+
+struct part {
+    ncclComm_t comm;
+    uint64_t number;                    /* of the group among those of its communicator */
+    enum kind_of_call kind;
+    int peer, stage;                    /* 0 not posted, 1 posted, 2 agreed, 3 all bytes gone */
+    struct nccl_terms terms;
+    uint64_t from, to, bytes, moved;    /* device addresses; `moved` of `bytes` */
+    bool ended;
+};
+
+struct nccl_op {
+    struct op op;
+    struct part *parts;
+    int count;
+    bool begun;
+    double quiet_since;                 /* nothing has moved since, in seconds; 0: it just did */
+    uint64_t seen;
+};
+
+static _Thread_local int depth;
+static _Thread_local struct part *gathered;
+static _Thread_local int gathered_count;
+static _Thread_local cudaStream_t gathered_stream;
+
+static uint64_t type_size(ncclDataType_t t)
+{
+    switch (t) {
+    case ncclInt8: case ncclUint8: case ncclFloat8e4m3: case ncclFloat8e5m2: return 1;
+    case ncclFloat16: case ncclBfloat16: return 2;
+    case ncclInt32: case ncclUint32: case ncclFloat32: return 4;
+    case ncclInt64: case ncclUint64: case ncclFloat64: return 8;
+    default: report(NCCL_MISUSE, "data type %d", (int)t);
+    }
+}
+
+static void moved(struct nccl_world *w) { atomic_fetch_add(&w->progress, 1); }
+
+static bool same_terms(const struct nccl_terms *a, const struct nccl_terms *b)
+{
+    return a->count == b->count && a->type == b->type && a->kind == b->kind &&
+           a->fold == b->fold && a->root == b->root;
+}
+
+/* Point to point. */
+
+static void agree_pair(const struct nccl_pair *p, int from, int to)
+{
+    if (p->sent.count == p->received.count && p->sent.type == p->received.type) return;
+    report(NCCL_MISMATCH, "rank %d sends %llu of type %d, rank %d receives %llu of type %d", from,
+           (unsigned long long)p->sent.count, p->sent.type, to,
+           (unsigned long long)p->received.count, p->received.type);
+}
+
+static void move_chunks(struct part *s, struct nccl_pair *p)
+{
+    struct nccl_world *w = s->comm->world;
+    for (;;) {
+        uint64_t n = s->bytes - s->moved < CHUNK_BYTES ? s->bytes - s->moved : CHUNK_BYTES;
+        uint64_t wrote = atomic_load(&p->wrote), read = atomic_load(&p->read);
+        if (!n || (s->kind == SEND ? wrote != read : wrote == read)) return;
+        if (s->kind == SEND) memcpy(p->chunk, device_bytes(s->from + s->moved), n);
+        else memcpy(device_bytes(s->to + s->moved), p->chunk, n);
+        s->moved += n;
+        atomic_store(s->kind == SEND ? &p->wrote : &p->read, (s->kind == SEND ? wrote : read) + 1);
+        moved(w);
+    }
+}
+
+static void run_pair(struct part *s)
+{
+    ncclComm_t c = s->comm;
+    bool send = s->kind == SEND;
+    struct nccl_pair *p = send ? &c->world->pairs[c->rank][s->peer]
+                               : &c->world->pairs[s->peer][c->rank];
+    uint64_t number = send ? c->sent[s->peer] + 1 : c->received[s->peer] + 1;
+    if (s->stage == 0) {
+        *(send ? &p->sent : &p->received) = s->terms;
+        atomic_store(send ? &p->send_posted : &p->recv_posted, number);
+        s->stage = 1;
+        moved(c->world);
+    }
+    if (s->stage == 1) {
+        if (atomic_load(send ? &p->recv_posted : &p->send_posted) < number) return;
+        agree_pair(p, send ? c->rank : s->peer, send ? s->peer : c->rank);
+        s->stage = 2;
+    }
+    move_chunks(s, p);
+    if (s->moved < s->bytes || atomic_load(&p->read) < atomic_load(&p->wrote)) return;
+    (send ? c->sent : c->received)[s->peer] = number;
+    s->ended = true;
+    moved(c->world);
+}
+
+/* Collectives: chunk by chunk, everybody writes its own, reads all, and writes again when all have
+ * read. */
+
+static double load_number(const uint8_t *at, uint64_t i, int type)
+{
+    switch (type) {
+    case ncclFloat32: return ((const float *)at)[i];
+    case ncclFloat64: return ((const double *)at)[i];
+    case ncclFloat16: return from_f16(((const uint16_t *)at)[i]);
+    case ncclBfloat16: return from_bf16(((const uint16_t *)at)[i]);
+    case ncclInt32: return ((const int32_t *)at)[i];
+    case ncclUint32: return ((const uint32_t *)at)[i];
+    case ncclInt8: return ((const int8_t *)at)[i];
+    case ncclUint8: return at[i];
+    default: report(NOT_MODELLED, "a reduction of data type %d", type);
+    }
+}
+
+static void store_number(uint8_t *at, uint64_t i, int type, double v)
+{
+    switch (type) {
+    case ncclFloat32: ((float *)at)[i] = (float)v; break;
+    case ncclFloat64: ((double *)at)[i] = v; break;
+    case ncclFloat16: ((uint16_t *)at)[i] = (uint16_t)to_f16((float)v); break;
+    case ncclBfloat16: ((uint16_t *)at)[i] = (uint16_t)to_bf16((float)v); break;
+    case ncclInt32: ((int32_t *)at)[i] = (int32_t)v; break;
+    case ncclUint32: ((uint32_t *)at)[i] = (uint32_t)v; break;
+    default: at[i] = (uint8_t)(int64_t)v; break;
+    }
+}
+
+static void reduce_chunk(const struct part *s, uint64_t bytes)
+{
+    const struct nccl_world *w = s->comm->world;
+    uint8_t *to = device_bytes(s->to + s->moved);
+    uint64_t n = bytes / type_size((ncclDataType_t)s->terms.type);
+    for (uint64_t i = 0; i < n; i++) {
+        double sum = load_number(w->parts[0].chunk, i, s->terms.type);
+        for (int r = 1; r < s->comm->size; r++) {
+            double v = load_number(w->parts[r].chunk, i, s->terms.type);
+            sum = s->terms.fold == ncclSum ? sum + v
+                  : s->terms.fold == ncclMax ? (v > sum ? v : sum) : v < sum ? v : sum;
+        }
+        store_number(to, i, s->terms.type, sum);
+    }
+}
+
+static void take_chunk(const struct part *s, uint64_t bytes)
+{
+    const struct nccl_world *w = s->comm->world;
+    if (s->kind == ALL_REDUCE) {
+        reduce_chunk(s, bytes);
+    } else if (s->kind == BROADCAST) {
+        memcpy(device_bytes(s->to + s->moved), w->parts[s->terms.root].chunk, bytes);
+    } else {
+        for (int r = 0; r < s->comm->size; r++) {
+            memcpy(device_bytes(s->to + (uint64_t)r * s->bytes + s->moved), w->parts[r].chunk,
+                   bytes);
+        }
+    }
+}
+
+enum counter { POSTED, WROTE, READ };
+
+static bool all_at(const struct ncclComm *c, enum counter which, uint64_t count)
+{
+    for (int r = 0; r < c->size; r++) {
+        const struct nccl_part *p = &c->world->parts[r];
+        uint64_t at = atomic_load(which == POSTED ? &p->posted : which == WROTE ? &p->wrote
+                                                                                : &p->read);
+        if (at < count) return false;
+    }
+    return true;
+}
+
+static void agree_all(const struct part *s)
+{
+    const struct ncclComm *c = s->comm;
+    for (int r = 0; r < c->size; r++) {
+        const struct nccl_terms *t = &c->world->parts[r].terms;
+        if (same_terms(t, &s->terms)) continue;
+        report(NCCL_MISMATCH, "rank %d runs %s of %llu of type %d, rank %d %s of %llu of type %d",
+               c->rank, call_text[s->kind], (unsigned long long)s->terms.count, s->terms.type, r,
+               call_text[t->kind], (unsigned long long)t->count, t->type);
+    }
+}
+
+static void run_collective(struct part *s)
+{
+    ncclComm_t c = s->comm;
+    struct nccl_part *mine = &c->world->parts[c->rank];
+    if (s->stage == 0) {
+        if (!all_at(c, READ, c->chunks)) return;        /* somebody still reads the last one */
+        mine->terms = s->terms;
+        atomic_store(&mine->posted, c->collectives + 1);
+        s->stage = 1;
+        moved(c->world);
+    }
+    if (s->stage == 1) {
+        if (!all_at(c, POSTED, c->collectives + 1)) return;
+        agree_all(s);
+        s->stage = 2;
+    }
+    for (;;) {
+        uint64_t n = s->bytes - s->moved < CHUNK_BYTES ? s->bytes - s->moved : CHUNK_BYTES;
+        if (atomic_load(&mine->wrote) == c->chunks) {
+            if (!all_at(c, READ, c->chunks)) return;
+            memcpy(mine->chunk, device_bytes(s->from + s->moved), n);
+            atomic_store(&mine->wrote, c->chunks + 1);
+            moved(c->world);
+        }
+        if (!all_at(c, WROTE, c->chunks + 1)) return;
+        take_chunk(s, n);
+        s->moved += n;
+        atomic_store(&mine->read, ++c->chunks);
+        moved(c->world);
+        if (s->moved == s->bytes) break;
+    }
+    c->collectives++;
+    s->ended = true;
+}
+
+/* The operation of a stream. */
+
+static void begin(struct nccl_op *o)
+{
+    struct toucher t = op_toucher(&o->op);
+    for (int k = 0; k < o->count; k++) {
+        const struct part *s = &o->parts[k];
+        uint64_t all = s->kind == ALL_GATHER ? s->bytes * (uint64_t)s->comm->size : s->bytes;
+        if (s->kind != RECV) shadow_bulk(&t, s->from, s->bytes, TOUCH_READ);
+        if (s->kind != SEND) shadow_bulk(&t, s->to, all, TOUCH_WRITE);
+    }
+    o->begun = true;
+}
+
+/* A message waits for those before it in the same direction of the same group. */
+static bool is_first(const struct nccl_op *o, int k)
+{
+    const struct part *s = &o->parts[k];
+    for (int j = 0; j < k; j++) {
+        const struct part *e = &o->parts[j];
+        if (e->ended || e->comm != s->comm) continue;
+        if (e->kind == s->kind && e->peer == s->peer) return false;
+    }
+    return true;
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool all_stuck(const struct ncclComm *c, uint64_t at)
+{
+    for (int r = 0; r < c->size; r++) {
+        if (atomic_load(&c->world->stuck[r]) != at + 1) return false;
+    }
+    return true;
+}
+
+/* Nothing moved here.  Hosts of all ranks wait, and nobody's device can go on: a deadlock; a host
+ * that waits for a rank that is dead: a hang. */
+static void look_for_deadlock(struct nccl_op *o, ncclComm_t c)
+{
+    struct nccl_world *w = c->world;
+    sim_lock();
+    bool stuck = device_is_stuck(c->device);
+    sim_unlock();
+    uint64_t at = atomic_load(&w->progress);
+    atomic_store(&w->stuck[c->rank], stuck ? at + 1 : 0);
+    if (!stuck || at != o->seen) {
+        o->seen = at;
+        o->quiet_since = seconds();
+    } else if (seconds() - o->quiet_since > 0.5) {
+        for (int r = 0; r < c->size; r++) {
+            if (!world_rank_gone(w, c->lock_file, r)) continue;
+            report(NCCL_HANG, "the host waits for ever: rank %d has ended", r);
+        }
+        if (!all_stuck(c, at)) return;
+        stream_list();
+        report(NCCL_DEADLOCK, "rank %d and all others wait for one another", c->rank);
+    }
+}
+
+static bool run_nccl(struct op *op)
+{
+    struct nccl_op *o = (struct nccl_op *)op;
+    bool ended = true;
+    ncclComm_t waits = NULL;
+    for (int k = 0; k < o->count; k++) {
+        struct part *s = &o->parts[k];
+        if (s->ended || s->comm->aborted) continue;
+        if (s->comm->done + 1 != s->number) return false;       /* on another stream, before it */
+        if (!o->begun) begin(o);
+        if (is_first(o, k)) {
+            if (s->kind <= RECV) run_pair(s);
+            else run_collective(s);
+        }
+        if (!s->ended) {
+            ended = false;
+            waits = s->comm;
+        }
+    }
+    if (!ended) {
+        look_for_deadlock(o, waits);
+        return false;
+    }
+    for (int k = 0; k < o->count; k++) o->parts[k].comm->done = o->parts[k].number;
+    return true;
+}
+
+static void release_nccl(struct op *op) { free(((struct nccl_op *)op)->parts); }
+
+const struct op_type nccl_op_type = {"nccl", sizeof(struct nccl_op), NULL, run_nccl, release_nccl};
+
+static void comm_check(ncclComm_t c, const char *call)
+{
+    if (!c || !c->live) report(DEAD_HANDLE, "%s on a communicator that was destroyed", call);
+}
+
+static bool is_complete(const struct ncclComm *c)
+{
+    return atomic_load(&c->world->joined) >= (uint32_t)c->size;
+}
+
+ncclResult_t ncclGroupStart(void);
+ncclResult_t ncclGroupEnd(void);
+
+static ncclResult_t flush(void)
+{
+    if (!gathered_count) return ncclSuccess;
+    struct nccl_op *o = op_new(&nccl_op_type);
+    o->parts = gathered;
+    o->count = gathered_count;
+    for (int k = 0; k < o->count; k++) {
+        struct part *s = &o->parts[k];
+        bool again = false;
+        for (int j = 0; j < k; j++) again |= o->parts[j].comm == s->comm;
+        s->number = again ? s->comm->asked : ++s->comm->asked;
+        s->terms.kind = (int32_t)s->kind;
+    }
+    const struct part *first = &o->parts[0];
+    cudaStream_t s = gathered_stream;
+    gathered = NULL;
+    gathered_count = 0;
+    stream_add(s, &o->op, "NCCL of rank %d: %s of %llu%s", first->comm->rank,
+               call_text[first->kind], (unsigned long long)first->terms.count,
+               o->count > 1 ? " and more" : "");
+    return ncclSuccess;
+}
+
+static ncclResult_t add(struct part part, size_t count, ncclDataType_t type, cudaStream_t stream)
+{
+    ncclComm_t c = part.comm;
+    comm_check(c, call_text[part.kind]);
+    stream_check(stream, call_text[part.kind]);
+    if (!is_complete(c)) {
+        report(NCCL_MISUSE, "%s before all ranks have joined", call_text[part.kind]);
+    }
+    if (c->device != stream->device) {
+        report(WRONG_DEVICE, "a communicator of device %d on a stream of device %d", c->device,
+               stream->device);
+    }
+    if (part.kind <= RECV && (part.peer < 0 || part.peer >= c->size)) return ncclInvalidArgument;
+    if (gathered_count && gathered_stream != stream) {
+        report(NOT_MODELLED, "an NCCL group over several streams");
+    }
+    part.terms.count = count;
+    part.terms.type = (int32_t)type;
+    part.bytes = count * type_size(type);
+    gathered = must_grow(gathered, (size_t)gathered_count, sizeof *gathered);
+    gathered[gathered_count++] = part;
+    gathered_stream = stream;
+    return depth ? ncclSuccess : flush();
+}
+
+ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int peer, ncclComm_t c,
+                      cudaStream_t s)
+{
+    return add((struct part){.comm = c, .kind = SEND, .peer = peer, .from = (uint64_t)from}, count,
+               type, s);
+}
+
+ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncclComm_t c,
+                      cudaStream_t s)
+{
+    return add((struct part){.comm = c, .kind = RECV, .peer = peer, .to = (uint64_t)to}, count,
+               type, s);
+}
+
+ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type,
+                           ncclRedOp_t fold, ncclComm_t c, cudaStream_t s)
+{
+    if (fold != ncclSum && fold != ncclMax && fold != ncclMin) {
+        report(NOT_MODELLED, "ncclAllReduce with operator %d", (int)fold);
+    }
+    return add((struct part){.comm = c, .kind = ALL_REDUCE, .from = (uint64_t)from,
+                             .to = (uint64_t)to, .terms.fold = (int32_t)fold}, count, type, s);
+}
+
+ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type, int root,
+                           ncclComm_t c, cudaStream_t s)
+{
+    comm_check(c, "broadcast");
+    return add((struct part){.comm = c, .kind = BROADCAST, .terms.root = root,
+                             .from = (uint64_t)(c->rank == root ? from : to), .to = (uint64_t)to},
+               count, type, s);
+}
+
+ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type,
+                           ncclComm_t c, cudaStream_t s)
+{
+    return add((struct part){.comm = c, .kind = ALL_GATHER, .from = (uint64_t)from,
+                             .to = (uint64_t)to}, count, type, s);
+}
+
+ncclResult_t ncclGroupStart(void)
+{
+    depth++;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclGroupEnd(void)
+{
+    if (!depth) report(NCCL_MISUSE, "ncclGroupEnd without ncclGroupStart");
+    return --depth ? ncclSuccess : flush();
+}
+
+/* Communicators. */
+
+ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
+{
+    static _Atomic uint32_t count;
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    sim_open();
+    memset(id, 0, sizeof *id);
+    snprintf(id->internal, sizeof id->internal, "%d-%llx-%u", (int)getpid(),
+             (unsigned long long)t.tv_sec * 1000000000ull + (unsigned long long)t.tv_nsec,
+             atomic_fetch_add(&count, 1));
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, int rank,
+                                    ncclConfig_t *config)
+{
+    sim_open();
+    *out = NULL;
+    if (depth) report(NOT_MODELLED, "communicators made inside a group");
+    if (size < 1 || rank < 0 || rank >= size) return ncclInvalidArgument;
+    if (size > RANKS_MAX) report(NOT_MODELLED, "a communicator of more than %d ranks", RANKS_MAX);
+    if (!sim_devices()) return ncclUnhandledCudaError;
+    struct ncclComm *c = must_alloc(sizeof *c);
+    *c = (struct ncclComm){.rank = rank, .size = size, .device = current_device(), .live = true};
+    id.internal[sizeof id.internal - 1] = 0;
+    c->world = world_join(id.internal, size, rank, &c->lock_file);
+    if (!c->world) return ncclSystemError;
+    *out = c;
+    if (config && config->blocking == 0) return is_complete(c) ? ncclSuccess : ncclInProgress;
+    double until = seconds() + (double)setting_number("CUSIM_PATIENCE", 60);
+    while (!is_complete(c)) {
+        if (seconds() > until) report(NO_PROGRESS, "ncclCommInitRank: %u of %d ranks have come",
+                                      atomic_load(&c->world->joined), size);
+        usleep(200);
+    }
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommInitRank(ncclComm_t *out, int size, ncclUniqueId id, int rank)
+{
+    return ncclCommInitRankConfig(out, size, id, rank, NULL);
+}
+
+ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *result)
+{
+    comm_check(c, "ncclCommGetAsyncError");
+    *result = is_complete(c) ? ncclSuccess : ncclInProgress;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommCount(const ncclComm_t c, int *count)
+{
+    comm_check(c, "ncclCommCount");
+    *count = c->size;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommUserRank(const ncclComm_t c, int *rank)
+{
+    comm_check(c, "ncclCommUserRank");
+    *rank = c->rank;
+    return ncclSuccess;
+}
+
+/* Ends what this rank has under way; peers are not told. */
+ncclResult_t ncclCommAbort(ncclComm_t c)
+{
+    comm_check(c, "ncclCommAbort");
+    c->live = false;
+    c->aborted = true;
+    sim_lock();
+    stream_poke();
+    sim_unlock();
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommFinalize(ncclComm_t c)
+{
+    comm_check(c, "ncclCommFinalize");
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommDestroy(ncclComm_t c)
+{
+    comm_check(c, "ncclCommDestroy");
+    if (c->done != c->asked) {
+        report(NCCL_MISUSE, "ncclCommDestroy while rank %d has operations under way", c->rank);
+    }
+    c->live = false;
+    world_leave(c->world, c->lock_file);
+    return ncclSuccess;
+}
+
+ncclResult_t ncclGetVersion(int *version)
+{
+    *version = (int)setting_number("CUSIM_NCCL_VERSION", NCCL_VERSION_CODE);
+    return ncclSuccess;
+}
+
+const char *ncclGetErrorString(ncclResult_t r)
+{
+    static const char *const text[] = {
+        "no error", "unhandled cuda error", "unhandled system error", "internal error",
+        "invalid argument", "invalid usage", "remote process exited or there was a network error",
+        "NCCL operation in progress"};
+    return (size_t)r < sizeof text / sizeof *text ? text[r] : "unknown result code";
+}
+
+const char *ncclGetLastError(ncclComm_t c)
+{
+    (void)c;
+    return "";
+}
