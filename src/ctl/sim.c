@@ -13,7 +13,7 @@ enum { POINTS_MAX = 32, SEED_REQUESTS = 1000 };
 static const char *trace, *mix, *workers, *prefill, *decode, *policies, *decode_policy, *loads;
 static const char *speed, *seed, *seeds, *json_file, *metrics_ms, *prefill_rate, *cache_tokens;
 static const char *link_gb, *context;
-static bool chaos;
+static bool chaos, no_pull;
 
 static const struct flag flags[] = {
     { "trace", &trace, NULL, "FILE", "replay a trace in Mooncake's format (JSON lines)" },
@@ -28,6 +28,7 @@ static const struct flag flags[] = {
     { "seed", &seed, NULL, "N", "of everything random; 1" },
     { "seeds", &seeds, NULL, "N", "N runs of small synthetic jobs with misfortunes, and no table" },
     { "chaos", NULL, &chaos, NULL, "workers die and return, clients cancel, messages are late" },
+    { "no-pull", NULL, &no_pull, NULL, "workers do not fetch cached blocks from each other" },
     { "metrics-ms", &metrics_ms, NULL, "MS", "age of what llm-d-weighted sees; 50" },
     { "prefill-rate", &prefill_rate, NULL, "TOKENS", "of a prompt, a second and worker; 16000" },
     { "context-us", &context, NULL, "US", "more per prompt token and 1,024 tokens before it; 0.5" },
@@ -76,6 +77,7 @@ static struct sim_options options(void)
         .metrics_ns = (uint64_t)(1e6 * number(metrics_ms, "metrics-ms", 0, 1e6, 50)),
         .speed = number(speed, "speed", 1e-6, 1e6, 1), .max_queue = REQ_COUNT_MAX,
         .seed = (uint64_t)number(seed, "seed", 0, 1e15, 1), .engine = e,
+        .no_pull = no_pull,
     };
     o.both = (uint32_t)number(workers, "workers", 0, WORKER_COUNT_MAX,
                               o.prefill + o.decode > 0 ? 0 : 8);

@@ -74,6 +74,7 @@ struct sim_options {
     uint64_t metrics_ns;
     double speed;                     /* arrivals come this much faster than in the workload */
     uint32_t max_queue;
+    bool no_pull;                     /* workers do not fetch blocks from each other */
     uint64_t seed;
     struct sim_engine engine;
     struct sim_chaos chaos;
@@ -133,7 +134,16 @@ struct sim_worker *worker_open(struct sim_world *m, uint32_t rank, const struct 
                                uint32_t block_tokens);
 /* CHECKs that nothing is held. */
 void worker_close(struct sim_worker *w, bool dead);
-void worker_run(struct sim_worker *w, struct req_id req, int32_t partner);  /* -1: alone */
+/* partner -1: alone.  pull_blocks > 0: it waits for worker_pulled first. */
+void worker_run(struct sim_worker *w, struct req_id req, int32_t partner, uint32_t pull_blocks);
+/* What it is waiting for like that; NULL: it is not, or no longer. */
+const struct sim_job *worker_pulls(struct sim_worker *w, struct req_id req);
+/* This many leading blocks of its prompt have come from another worker; 0: none will. */
+void worker_pulled(struct sim_worker *w, struct req_id req, uint32_t blocks);
+/* How many leading blocks of a prompt it holds. */
+uint32_t worker_holds(struct sim_worker *w, const struct sim_job *job);
+/* When so many bytes, asked for now, will have left it; its link is taken until then. */
+uint64_t worker_send(struct sim_worker *w, uint64_t from_ns, double bytes);
 void worker_expect(struct sim_worker *w, struct req_id req);
 void worker_cancel(struct sim_worker *w, struct req_id req);
 void worker_kv(struct sim_worker *w, struct req_id req);

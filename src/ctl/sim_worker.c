@@ -17,7 +17,7 @@
 #include "common/sampling.h"
 #include "ctl/sim.h"
 
-enum seq_state { WAITING, PROMPT, SENDING, EXPECTING, DECODING };
+enum seq_state { PULLING, WAITING, PROMPT, SENDING, EXPECTING, DECODING };
 
 struct seq {
     struct seq *next;
@@ -26,6 +26,7 @@ struct seq {
     enum seq_state state;
     int32_t partner;                  /* of a prefill: who gets its KV; -1: it decodes here      */
     uint32_t *blocks;
+    uint32_t pulled;                  /* leading blocks that came from another worker            */
     uint32_t block_count, stored;     /* held; how many of them, from the first, are stored      */
     double ends;                      /* DECODING: at this count of steps                        */
     uint64_t prompt_ns;               /* when its prompt's turn came */
@@ -173,10 +174,10 @@ static bool take_blocks(struct sim_worker *w, struct seq *q, uint32_t output)
     return true;
 }
 
-static void store_blocks(struct sim_worker *w, struct seq *q)
+static void store_blocks(struct sim_worker *w, struct seq *q, uint32_t count)
 {
     const struct sim_job *job = q->job;
-    for (uint32_t i = q->stored; i < job->block_count; i++) {
+    for (uint32_t i = q->stored; i < count; i++) {
         uint32_t parent = i ? q->blocks[i - 1] : KV_BLOCK_NONE;
         struct hash128 parent_key = i ? job->keys[i - 1] : (struct hash128){ 0 };
         uint32_t b = kv_pool_store(w->pool, q->blocks[i], parent, job->keys[i], parent_key,
@@ -226,6 +227,7 @@ static void start_prompt(struct sim_worker *w)
     if (!q || w->prompt) return;
     if (w->decoding >= w->e.seqs) return;
     if (!take_blocks(w, q, q->partner < 0 ? q->job->output_tokens : 0)) return;
+    store_blocks(w, q, q->pulled);
     double cached = (double)q->stored * w->block_tokens, left = q->job->prompt_tokens - cached;
     double ns = left * (w->e.prefill_token_ns
                         + w->e.prefill_context_ns * (cached + left / 2) / 1024);
@@ -248,7 +250,7 @@ static void end_prompt(struct sim_worker *w)
 {
     struct seq *q = w->prompt;
     w->prompt = NULL;
-    store_blocks(w, q);
+    store_blocks(w, q, q->job->block_count);
     say(w, EV_FIRST, q->req);
     if (q->job->output_tokens == 1) {
         say(w, EV_FINISHED, q->req);
@@ -260,12 +262,7 @@ static void end_prompt(struct sim_worker *w)
         return;
     }
     /* Layers go while later ones compute: the link works from the prompt's start. */
-    uint64_t now = world_now(w->world), from = q->prompt_ns;
-    if (from < w->link_free_ns) from = w->link_free_ns;
-    double bytes = q->job->prompt_tokens * w->e.kv_token_bytes;
-    uint64_t at = from + (uint64_t)(bytes / w->e.link_bytes_s * 1e9);
-    if (at < now + 1000000) at = now + 1000000;
-    w->link_free_ns = at;
+    uint64_t at = worker_send(w, q->prompt_ns, q->job->prompt_tokens * w->e.kv_token_bytes);
     q->state = SENDING;
     world_say_kv(w->world, w->rank, (uint32_t)q->partner, at, q->req);
 }
@@ -307,10 +304,45 @@ void worker_turn(struct sim_worker *w)
 
 /* -- what it is told -------------------------------------------------------------------------- */
 
-void worker_run(struct sim_worker *w, struct req_id req, int32_t partner)
+void worker_run(struct sim_worker *w, struct req_id req, int32_t partner, uint32_t pull_blocks)
 {
-    add(w, req, WAITING, partner);
+    add(w, req, pull_blocks ? PULLING : WAITING, partner);
     if (!w->prompt) worker_turn(w);
+}
+
+const struct sim_job *worker_pulls(struct sim_worker *w, struct req_id req)
+{
+    struct seq *q = find(w, req);
+    return q && q->state == PULLING ? q->job : NULL;
+}
+
+void worker_pulled(struct sim_worker *w, struct req_id req, uint32_t blocks)
+{
+    struct seq *q = find(w, req);
+    CHECK(q && q->state == PULLING);
+    q->state = WAITING;
+    q->pulled = blocks;
+    if (!w->prompt) worker_turn(w);
+}
+
+uint32_t worker_holds(struct sim_worker *w, const struct sim_job *job)
+{
+    uint32_t count = 0, parent = KV_BLOCK_NONE;
+    for (; count < job->block_count; count++) {
+        parent = kv_pool_find(w->pool, job->keys[count], parent, &job->ids[count]);
+        if (parent == KV_BLOCK_NONE) break;
+    }
+    return count;
+}
+
+uint64_t worker_send(struct sim_worker *w, uint64_t from_ns, double bytes)
+{
+    uint64_t now = world_now(w->world);
+    if (from_ns < w->link_free_ns) from_ns = w->link_free_ns;
+    uint64_t at = from_ns + (uint64_t)(bytes / w->e.link_bytes_s * 1e9);
+    if (at < now + 1000000) at = now + 1000000;
+    w->link_free_ns = at;
+    return at;
 }
 
 void worker_expect(struct sim_worker *w, struct req_id req)
@@ -344,7 +376,7 @@ void worker_kv(struct sim_worker *w, struct req_id req)
     struct seq *q = find(w, req);
     if (!q) return;                   /* cancelled, or lost */
     advance(w);
-    store_blocks(w, q);
+    store_blocks(w, q, q->job->block_count);
     begin_decode(w, q);
     plan(w);
 }

@@ -16,11 +16,11 @@
 enum node_kind {
     NODE_ARRIVAL, NODE_CANCEL, NODE_WAKE, NODE_TURN, NODE_DEATH, NODE_LOST, NODE_RETURN,
     NODE_UP, NODE_BLOCKS, NODE_TRUTH,
-    NODE_RUN, NODE_EXPECT, NODE_DROP, NODE_KV,
+    NODE_RUN, NODE_EXPECT, NODE_DROP, NODE_KV, NODE_PULLED,
 };
 static const char *const node_names[] = {
     "arrival", "client-cancels", "wake", "turn", "death", "lost", "return", "up", "blocks",
-    "truth", "run", "expect", "cancel", "kv",
+    "truth", "run", "expect", "cancel", "kv", "pulled",
 };
 
 struct node {
@@ -31,7 +31,8 @@ struct node {
     uint32_t from, from_life;         /* KV: the sender; RUN: partner + 1                        */
     uint32_t count;
     struct req_id req;
-    uint64_t value;
+    uint64_t value;                   /* PULL, RUN: blocks */
+    int32_t pull_from;
     void *data;
 };
 
@@ -60,6 +61,7 @@ struct seat {                         /* a rank */
 };
 
 enum { LOG_LENGTH = 2048 };
+#define PULL_PATIENCE_NS UINT64_C(50000000)   /* for a worker that turns out to be dead */
 
 struct sim_world {
     const struct sim_load *load;
@@ -256,6 +258,8 @@ static void place(struct sim_world *m, const struct sched_action *a)
     if (!alone) c->expect_ns = order_to(m, (uint32_t)c->decode, n);
     n.kind = NODE_RUN;
     n.from = alone ? 0 : (uint32_t)c->decode + 1;
+    n.value = a->pull_tokens / m->load->block_tokens;
+    n.pull_from = a->pull_from;
     order_to(m, (uint32_t)c->prefill, n);
 }
 
@@ -436,6 +440,34 @@ static void on_kv(struct sim_world *m, const struct node *n)
     if (sent) worker_sent(from->worker, n->req);
 }
 
+/* A worker is told to compute a prompt, and maybe to fetch a part of it first. */
+static void on_run(struct sim_world *m, const struct node *n)
+{
+    struct seat *to = &m->seats[n->rank], *from = &m->seats[n->pull_from];
+    uint32_t blocks = (uint32_t)n->value;
+    worker_run(to->worker, n->req, (int32_t)n->from - 1, blocks);
+    if (blocks == 0) return;
+    const struct sim_engine *e = &m->o->engine;
+    uint64_t at = m->now_ns + PULL_PATIENCE_NS;
+    double bytes = (double)blocks * m->load->block_tokens * e->kv_token_bytes;
+    if (from->worker) at = worker_send(from->worker, m->now_ns, bytes);
+    push(m, (struct node){ .kind = NODE_PULLED, .at_ns = at, .rank = n->rank, .life = n->life,
+                           .from = (uint32_t)n->pull_from, .from_life = from->life,
+                           .req = n->req, .value = blocks });
+}
+
+/* What the other one has dropped meanwhile, or all of it when it died, is computed. */
+static void on_pulled(struct sim_world *m, const struct node *n)
+{
+    struct seat *from = &m->seats[n->from], *to = &m->seats[n->rank];
+    const struct sim_job *job = worker_pulls(to->worker, n->req);
+    uint32_t blocks = 0;
+    if (!job) return;                 /* cancelled */
+    if (from->worker && from->life == n->from_life) blocks = worker_holds(from->worker, job);
+    if (blocks > n->value) blocks = (uint32_t)n->value;
+    worker_pulled(to->worker, n->req, blocks);
+}
+
 static void happen(struct sim_world *m, const struct node *n)
 {
     struct seat *s = &m->seats[n->rank];
@@ -459,7 +491,8 @@ static void happen(struct sim_world *m, const struct node *n)
     case NODE_UP: if (known) on_up(m, n); return;
     case NODE_BLOCKS: if (known) on_blocks(m, n); return;
     case NODE_TRUTH: if (known) on_truth(m, n); return;
-    case NODE_RUN: if (here) worker_run(s->worker, n->req, (int32_t)n->from - 1); return;
+    case NODE_RUN: if (here) on_run(m, n); return;
+    case NODE_PULLED: if (here) on_pulled(m, n); return;
     case NODE_EXPECT: if (here) worker_expect(s->worker, n->req); return;
     case NODE_DROP: if (here) worker_cancel(s->worker, n->req); return;
     case NODE_KV: on_kv(m, n); return;
@@ -479,7 +512,7 @@ static void open_world(struct sim_world *m, const struct sim_load *load,
     struct sched_config c = {
         .rank_count = m->rank_count, .queue_max = o->max_queue, .block_tokens = load->block_tokens,
         .policy = o->policy, .decode_policy = o->decode_policy, .seed = o->seed,
-        .index = m->index, .metrics_ns = o->metrics_ns,
+        .index = m->index, .pull = !o->no_pull, .metrics_ns = o->metrics_ns,
     };
     m->sched = sched_init(mem_alloc(sched_bytes(&c)), &c);
     m->seats = mem_array(m->rank_count, sizeof *m->seats);

@@ -93,7 +93,8 @@ struct sched {
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
     double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
     uint32_t held[WORKER_COUNT_MAX + 1];  /* by rank: leading blocks of the request in hand */
-    uint32_t held_most;               /* the most of them */
+    uint32_t held_most;               /* the most of them, and a worker with so many; 0: nobody */
+    int32_t held_by;
     /* Actions wait here until the caller has room.  A request causes at most
      * ACTIONS_PER_REQUEST before the caller takes them, whatever happens to it. */
     uint32_t action_first, action_count;
@@ -115,7 +116,7 @@ void discharge_prompt(struct sched *s, struct request *r, uint64_t now_ns);
 void discharge(struct sched *s, struct request *r, int32_t worker, uint64_t now_ns);
 
 /* sched/policy.c */
-/* s->held for this request. */
+/* s->held, held_most and held_by for this request. */
 void policy_match(struct sched *s, const struct request *r);
 /* Looks which roles nobody has.  Call it when a worker comes, goes or changes its role. */
 void policy_roles(struct sched *s);
@@ -139,6 +140,14 @@ extern const struct sched_rates cost_rates_guess;
 uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank);
 /* What a prompt that takes own_ns does to those who generate on w. */
 double cost_harm_ns(const struct sched *s, const struct worker *w, double own_ns);
+/* The cheapest way to a first token of r on a worker, once it is its turn. */
+struct prompt_cost {
+    double compute_ns;                /* the worker is busy for this long                    */
+    double fetch_ns;                  /* r waits for this before; the worker does not        */
+    uint32_t pull_tokens;             /* fetched from s->held_by; 0: none                    */
+};
+struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r, uint32_t rank);
+/* Its compute_ns. */
 double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank);
 /* Until `rank` would start on r's prompt. */
 double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns,

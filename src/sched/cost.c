@@ -1,11 +1,13 @@
 /* sched/cost.c - what serving a request on a worker costs, in nanoseconds.
  *
- *   prefill on w:  T * (wait(w) + passed(w)) + L * (1 + COST_OTHERS) * recompute(w) + harm(w)
+ *   prefill on w:  T * (wait(w) + passed(w)) + L * prompt(w) + harm(w)
+ *   prompt(w):     min((1 + COST_OTHERS) * recompute, pull + (1 + COST_OTHERS) * the rest)
  *   decode on d:   max(0, transfer - what hides behind the prefill) + harm(d)
  *
  * wait(w) is the work in hand and the planned work whose turn is earlier; passed(w) is what those
  * whose turn is later lose.  A recompute costs twice: this request waits for it, and it takes from
- * everybody time that a cached prefix would have left (COST_OTHERS, docs/SCHEDULING.md).
+ * everybody time that a cached prefix would have left (COST_OTHERS, docs/SCHEDULING.md).  A pull
+ * fetches the prefix from the worker that holds most of it; only this request waits for that.
  *
  * harm(w) is what those who generate on w lose; on a decode worker, while there are workers for
  * prompts, what a prompt takes beyond the time of a step counts twice more: what is short goes
@@ -29,6 +31,14 @@ enum {
 #define DECODE_HARM 2.0               /* of what a prompt takes longer than a decode step     */
 #define DEBT_TO_WEIGHT 0.5            /* a second of late first tokens adds this to T   */
 #define NO_ROOM_NS 2e9                /* to wait for a worker that lacks all blocks     */
+#define PULL_FIXED_NS 2e6             /* to ask for blocks and get the first one        */
+enum { PULL_BLOCKS_MIN = 4 };
+
+/* What it costs everybody: a fetch keeps only its own request waiting. */
+static double prompt_ns(const struct prompt_cost *c)
+{
+    return c->fetch_ns + (1 + COST_OTHERS) * c->compute_ns;
+}
 
 uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank)
 {
@@ -36,11 +46,33 @@ uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint
     return tokens < r->prompt_tokens ? (uint32_t)tokens : r->prompt_tokens - 1;
 }
 
-double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank)
+static double compute_ns(const struct sched_rates *k, double prompt, double cached)
+{
+    double left = prompt - cached;
+    return left * (k->prefill_token_ns
+                   + k->prefill_context_ns * (cached + left / 2) * (1 / 1024.));
+}
+
+struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r, uint32_t rank)
 {
     const struct sched_rates *k = &s->workers[rank].rates;
-    double cached = cost_cached_tokens(s, r, rank), left = r->prompt_tokens - cached;
-    return left * (k->prefill_token_ns + k->prefill_context_ns * (cached + left / 2) * (1 / 1024.));
+    uint32_t cached = cost_cached_tokens(s, r, rank);
+    struct prompt_cost own = { .compute_ns = compute_ns(k, r->prompt_tokens, cached) };
+    if (!s->config.pull || s->config.policy != POLICY_COST || s->held_by == 0) return own;
+    if (s->held_most < s->held[rank] + PULL_BLOCKS_MIN || k->link_bytes_s <= 0) return own;
+    uint32_t theirs = s->held_most * s->config.block_tokens;
+    if (theirs >= r->prompt_tokens) theirs = r->prompt_tokens - 1;
+    struct prompt_cost pull = {
+        .compute_ns = compute_ns(k, r->prompt_tokens, theirs),
+        .fetch_ns = PULL_FIXED_NS + (theirs - cached) * k->kv_token_bytes / k->link_bytes_s * 1e9,
+        .pull_tokens = theirs,
+    };
+    return prompt_ns(&pull) < prompt_ns(&own) ? pull : own;
+}
+
+double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank)
+{
+    return cost_of_prompt(s, r, rank).compute_ns;
 }
 
 static double busy_ns(const struct worker *w, uint64_t now_ns)
@@ -86,7 +118,7 @@ struct cost_weights cost_weights(const struct sched *s)
     double hurry = 1 + DEBT_TO_WEIGHT * s->ttft_debt_s;
     return (struct cost_weights){
         .wait = hurry * weight(c->latency_weight, c->cache_locality_weight),
-        .own = hurry * weight(c->cache_locality_weight, c->latency_weight) * (1 + COST_OTHERS),
+        .own = hurry * weight(c->cache_locality_weight, c->latency_weight),
     };
 }
 
@@ -103,11 +135,12 @@ double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t 
                        uint64_t now_ns, const struct cost_weights *weights, double enough)
 {
     const struct worker *w = &s->workers[rank];
-    double own = cost_prefill_ns(s, r, rank);
-    double fixed = weights->own * own + cost_harm_ns(s, w, own);
+    struct prompt_cost own = cost_of_prompt(s, r, rank);
+    double fixed = weights->own * prompt_ns(&own) + cost_harm_ns(s, w, own.compute_ns);
     double least = fixed + weights->wait * busy_ns(w, now_ns);
     if (least > enough) return least;
-    return fixed + weights->wait * (cost_wait_ns(s, r, rank, own, now_ns) + room_ns(r, w));
+    double wait = cost_wait_ns(s, r, rank, own.compute_ns, now_ns);
+    return fixed + weights->wait * (wait + room_ns(r, w));
 }
 
 double cost_of_decode(const struct sched *s, const struct request *r, uint32_t prefill,

@@ -169,6 +169,10 @@ void policy_match(struct sched *s, const struct request *r)
         s->held_most = 0;
         memset(s->held, 0, s->config.rank_count * sizeof s->held[0]);
     }
+    s->held_by = 0;
+    if (s->held_most == 0) return;
+    for (uint32_t rank = 1; rank < s->config.rank_count && s->held_by == 0; rank++)
+        if (s->held[rank] == s->held_most && s->workers[rank].alive) s->held_by = (int32_t)rank;
 }
 
 bool policy_place(struct sched *s, const struct request *r, uint64_t now_ns, int32_t *prefill,

@@ -85,8 +85,10 @@ void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode,
     r->prefill_blocks = prefill == decode ? 0 : request_blocks(s, r->prompt_tokens);
     r->decode_blocks = r->blocks_soon;
     r->prompt_charged = true;
-    r->work_tokens = r->prompt_tokens - cost_cached_tokens(s, r, (uint32_t)prefill);
-    r->work_ns = (uint64_t)cost_prefill_ns(s, r, (uint32_t)prefill);
+    struct prompt_cost cost = cost_of_prompt(s, r, (uint32_t)prefill);
+    uint32_t cached = cost_cached_tokens(s, r, (uint32_t)prefill);
+    r->work_tokens = r->prompt_tokens - (cost.pull_tokens ? cost.pull_tokens : cached);
+    r->work_ns = (uint64_t)cost.compute_ns;
     p->prompt_tokens_charged += r->work_tokens;
     p->work_charged_ns += r->work_ns;
     p->prompts_charged++;

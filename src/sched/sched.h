@@ -58,7 +58,7 @@ struct sched_rates {
     double prefill_context_ns;        /* more per prompt token, per 1,024 tokens before it       */
     double step_ns, step_seq_ns;      /* of a decode step: fixed; per sequence                   */
     double kv_token_bytes;            /* of KV, all layers                                       */
-    double link_bytes_s;              /* from a prefill worker to it; 0: not measured            */
+    double link_bytes_s;              /* from another worker to it; 0: not measured              */
 };
 
 struct kv_index;
@@ -75,6 +75,7 @@ struct sched_config {
     /* CachePolicy: how much a recompute and a wait count, 0 .. 1; both 0: equally. */
     double cache_locality_weight, latency_weight;
     uint64_t ttft_target_ns;          /* 0: 2 s */
+    bool pull;                        /* workers can fetch blocks from each other (POLICY_COST)  */
     uint64_t metrics_ns;              /* llm-d-weighted sees queues and KV use this old; 0: exact */
     /* The caller's, by slot (REQ_COUNT_MAX): tokens emitted so far, of all attempts.  NULL: a new
      * attempt computes the prompt alone. */
@@ -144,6 +145,10 @@ struct sched_action {
     uint32_t retry_after_s;
     uint32_t cached;                  /* RUN, PAIR: prompt tokens that worker or prefill holds   */
     uint32_t cached_most;             /* the most that any worker holds                          */
+    /* RUN, PAIR: it should first fetch the prompt's leading pull_tokens from that worker, which is
+     * believed to hold them: cheaper than to compute those after `cached`.  0: nobody. */
+    int32_t pull_from;
+    uint32_t pull_tokens;
 };
 
 struct sched;
