@@ -137,6 +137,7 @@ int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill
 /* sched/cost.c: the cost model, in ns.  Needs s->held. */
 extern const struct sched_rates cost_rates_guess;
 #define COST_OTHERS 2.0               /* what a recompute takes from others, times itself */
+#define COST_COPY 2.0                 /* what room for a second copy does, times its recompute */
 uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank);
 /* What a prompt that takes own_ns does to those who generate on w. */
 double cost_harm_ns(const struct sched *s, const struct worker *w, double own_ns);
@@ -144,6 +145,7 @@ double cost_harm_ns(const struct sched *s, const struct worker *w, double own_ns
 struct prompt_cost {
     double compute_ns;                /* the worker is busy for this long                    */
     double fetch_ns;                  /* r waits for this before; the worker does not        */
+    double copy_ns;                   /* what blocks cost others that it will hold a second time */
     uint32_t pull_tokens;             /* fetched from s->held_by; 0: none                    */
 };
 struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r, uint32_t rank);

@@ -7,7 +7,8 @@
  * wait(w) is the work in hand and the planned work whose turn is earlier; passed(w) is what those
  * whose turn is later lose.  A recompute costs twice: this request waits for it, and it takes from
  * everybody time that a cached prefix would have left (COST_OTHERS, docs/SCHEDULING.md).  A pull
- * fetches the prefix from the worker that holds most of it; only this request waits for that.
+ * fetches the prefix from the worker that holds most of it; only this request waits for that.  A
+ * second copy of what another worker holds pushes something else out of a cache (COST_COPY).
  *
  * harm(w) is what those who generate on w lose; on a decode worker, while there are workers for
  * prompts, what a prompt takes beyond the time of a step counts twice more: what is short goes
@@ -37,7 +38,7 @@ enum { PULL_BLOCKS_MIN = 4 };
 /* What it costs everybody: a fetch keeps only its own request waiting. */
 static double prompt_ns(const struct prompt_cost *c)
 {
-    return c->fetch_ns + (1 + COST_OTHERS) * c->compute_ns;
+    return c->fetch_ns + (1 + COST_OTHERS) * c->compute_ns + c->copy_ns;
 }
 
 uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank)
@@ -57,7 +58,11 @@ struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r
 {
     const struct sched_rates *k = &s->workers[rank].rates;
     uint32_t cached = cost_cached_tokens(s, r, rank);
-    struct prompt_cost own = { .compute_ns = compute_ns(k, r->prompt_tokens, cached) };
+    double copy_ns = 0;
+    if (s->held_most > s->held[rank])
+        copy_ns = COST_COPY * k->prefill_token_ns * s->config.block_tokens
+                * (s->held_most - s->held[rank]);
+    struct prompt_cost own = { compute_ns(k, r->prompt_tokens, cached), .copy_ns = copy_ns };
     if (!s->config.pull || s->config.policy != POLICY_COST || s->held_by == 0) return own;
     if (s->held_most < s->held[rank] + PULL_BLOCKS_MIN || k->link_bytes_s <= 0) return own;
     uint32_t theirs = s->held_most * s->config.block_tokens;
@@ -65,7 +70,7 @@ struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r
     struct prompt_cost pull = {
         .compute_ns = compute_ns(k, r->prompt_tokens, theirs),
         .fetch_ns = PULL_FIXED_NS + (theirs - cached) * k->kv_token_bytes / k->link_bytes_s * 1e9,
-        .pull_tokens = theirs,
+        .pull_tokens = theirs, .copy_ns = copy_ns,
     };
     return prompt_ns(&pull) < prompt_ns(&own) ? pull : own;
 }
