@@ -21,24 +21,24 @@ LOADS = [round(0.2 + 0.05 * i, 2) for i in range(18)]
 COMPARED = [0.7, 0.8, 0.9, 0.95]
 
 
-def simulate(ctl, trace, workers):
+def simulate(ctl, trace, workers, policies=POLICIES, loads=LOADS):
     """{(policy, load): result}"""
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         subprocess.run(
             [ctl, "sim", "--trace", trace, "--workers", str(workers), "--json", out.name,
-             "--policy", ",".join(POLICIES), "--load", ",".join(map(str, LOADS))],
+             "--policy", ",".join(policies), "--load", ",".join(map(str, loads))],
             check=True, stdout=subprocess.DEVNULL, timeout=600)
         return {(r["policy"], round(r["load"], 2)): r for r in json.load(open(out.name))}
 
 
-def carried(runs, policy):
-    """The highest load at which 90 % meet the targets, between two simulated loads by a line."""
-    best = 0.0
-    for low, high in zip(LOADS, LOADS[1:]):
-        a, b = runs[policy, low]["goodput"], runs[policy, high]["goodput"]
-        if a >= 0.9:
-            best = high if b >= 0.9 else low + (high - low) * (a - 0.9) / (a - b)
-    return best
+def carried(options, trace, workers, runs, policy):
+    """The highest load, in hundredths, at which 90 % meet the targets."""
+    met = [load for load in LOADS if runs[policy, load]["goodput"] >= 0.9]
+    if not met:
+        return 0.0
+    near = [round(max(met) + 0.01 * i, 2) for i in range(-6, 6)]
+    fine = simulate(options.ctl, trace, workers, [policy], near)
+    return max(load for load in near if fine[policy, load]["goodput"] >= 0.9)
 
 
 def compare(name, workers, runs):
@@ -140,7 +140,8 @@ def main():
         for workers in WORKERS:
             runs = simulate(options.ctl, trace, workers)
             rows += compare(name, workers, runs)
-            capacity[name, workers] = [carried(runs, p) for p in POLICIES]
+            capacity[name, workers] = [carried(options, trace, workers, runs, p)
+                                       for p in POLICIES]
             panels.append(("%s, %d workers" % (name, workers), runs))
             everything += [dict(r, trace=name, workers=workers) for r in runs.values()]
     os.makedirs(os.path.dirname(options.out), exist_ok=True)
