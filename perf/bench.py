@@ -1,46 +1,91 @@
 #!/usr/bin/env python3
-"""perf/bench.py - `make bench`: our figures, and llama.cpp's beside them in the same run.
+"""perf/bench.py - `make bench`: our figures, llama.cpp's beside them in the same run, and the lines.
 
     perf/bench.py [--rounds N] [--only machine,kernels,engine,service,places] [--quick] [--out FILE]
-    make bench LLAMA_BIN=DIR BENCH="--rounds 3"
+    make bench LLAMA_BIN=DIR BENCH="--rounds 3 --quick"
 
-LLAMA_BIN is a folder with llama-bench and llama-server; then every row is measured on both, in
-turns, in every round, and the table has the ratio.  Figures are medians over the rounds, with the
-least and the greatest.  The model is --model, else RANKSERVE_TEST_MODEL, else the default one.
-LLAMA_MODEL may name another file for llama.cpp (the same weights in another format), LLAMA_FLAGS
-more flags of llama-server.
+LLAMA_BIN is a folder with llama-bench and llama-server; then rows are measured on both, in turns.
+Figures are medians over the rounds, with the least and the greatest.  --quick does each slow row
+once or twice and stays below a quarter of an hour; what does not fit --limit is left out and says so.
+The model is --model, else RANKSERVE_TEST_MODEL, else the default one.  LLAMA_MODEL may name another
+file for llama.cpp (the same weights in another format), LLAMA_MODEL_Q4_0 one in Q4_0 (else
+llama-quantize makes it), LLAMA_FLAGS more flags of llama-server.
 
-Writes perf/results/DATE-ISA-COMMIT.json: machine, settings, every round's figures, and the table.
+Beside every measurement stands what part of the machine other processes took meanwhile.
+Writes perf/results/DATE-ISA-COMMIT.json: machine, settings, every round's figures, the table, the
+lines; and the same table and lines as text in a .txt beside it.
 """
 import argparse
 import contextlib
-import datetime
+import io
 import json
 import os
-import platform
+import shutil
 import signal
-import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-import urllib.request
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BUILD = os.environ.get("RANKSERVE_BUILD", os.path.join(ROOT, "build"))
-LLAMA = os.environ.get("LLAMA_BIN", "")
+import bench_service as service
+from bench_lines import lines, print_lines
+from bench_machine import QUIET, ROOT, Watch, isa_of, machine
+from bench_service import LLAMA, build, llama_env
+
 PARTS = ["machine", "kernels", "engine", "service", "places"]
 ISAS = ["plain", "avx2", "avx512"]
 
 
-# --- programs ---------------------------------------------------------------------------------
+# --- measuring --------------------------------------------------------------------------------
+
+class Meter:
+    """Runs measurements one after another while there is time, and watches the machine."""
+
+    def __init__(self, limit):
+        self.until = time.monotonic() + limit if limit else None
+        self.seen, self.left_out = [], []
+
+    def left(self):
+        return self.until - time.monotonic() if self.until else 1e9
+
+    def __call__(self, name, expected, measure, *arguments, **more):
+        """What `measure` returns, or {} when its `expected` seconds are more than are left."""
+        if self.left() < expected:
+            self.left_out.append(name)
+            return {}
+        with Watch() as w:
+            try:
+                out = measure(*arguments, **more)
+            except (RuntimeError, subprocess.TimeoutExpired) as e:
+                print(f"  {name} failed: {e}", flush=True)
+                self.left_out.append(f"{name} (failed)")
+                out = {}
+        self.seen.append({"name": name, **w.figures()})
+        shown = {k: round(v, 2) for k, v in out.items() if isinstance(v, (int, float))}
+        note = "" if w.quiet() else f"  [others {100 * w.others:.0f} %, steal {100 * w.steal:.0f} %]"
+        print(f"  {name}, {w.seconds:.1f} s{note}", flush=True)
+        if len(shown) <= 6:
+            print(f"    {shown}", flush=True)
+        return out
+
+    def verdict(self):
+        worst = max(self.seen, key=lambda s: s["others"] + s["steal"], default=None)
+        loud = [s for s in self.seen if s["others"] + s["steal"] > QUIET]
+        if not loud:
+            return "the machine was quiet"
+        share = 100 * (worst["others"] + worst["steal"])
+        return (f"the machine was NOT quiet: in {len(loud)} of {len(self.seen)} measurements others "
+                f"took more than {100 * QUIET:.0f} % of it; most, {share:.0f} %, during "
+                f"{worst['name']}; figures are lower than they would be, ratios less sure")
+
 
 def run(command, seconds, **more):
     r = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=seconds,
                        **more)
     if r.returncode != 0:
         words = " ".join(map(str, command))
-        raise RuntimeError(f"{words}: exit {r.returncode}\n{r.stdout}{r.stderr}")
+        raise RuntimeError(f"{words}: exit {r.returncode}\n{r.stdout[-500:]}{r.stderr[-500:]}")
     return r.stdout
 
 
@@ -50,46 +95,6 @@ def run_for_json(command, seconds):
         print(run([*command, out], seconds), end="", flush=True)
         with open(out) as f:
             return json.load(f)
-
-
-def build(name):
-    return os.path.join(BUILD, name)
-
-
-def llama_env():
-    paths = [LLAMA, os.environ.get("LD_LIBRARY_PATH", "")]
-    return {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, paths))}
-
-
-def first_line(command):
-    try:
-        return run(command, 20, cwd=ROOT).splitlines()[0].strip()
-    except (RuntimeError, OSError, IndexError, subprocess.TimeoutExpired):
-        return ""
-
-
-def machine():
-    cpu, flags = "", []
-    with open("/proc/cpuinfo") as f:
-        for line in f:
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                cpu = value.strip()
-            elif key.strip() == "flags":
-                flags = value.split()
-    with open("/proc/meminfo") as f:
-        memory = int(f.readline().split()[1])
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni",
-              "avx512_bf16", "amx_int8")
-    commit = first_line(["git", "rev-parse", "--short=12", "HEAD"])
-    changed = first_line(["git", "status", "--porcelain", "--untracked-files=no"])
-    return {"cpu": cpu, "flags": [f for f in wanted if f in flags],
-            "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory / 2**20, 1),
-            "kernel": platform.release(), "compiler": first_line(["gcc", "--version"]),
-            "commit": commit + ("+" if changed else ""),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "load_before": os.getloadavg()[0],
-            "llama": llama_version()}
 
 
 def llama_version():
@@ -102,22 +107,45 @@ def llama_version():
 
 # --- engines ----------------------------------------------------------------------------------
 
-def engine_round(a):
-    return run_for_json([build("engine_bench"), a.model, a.threads], 900)
-
-
-def llama_engine_round(a):
-    """llama-bench, once each: the names are those of engine_bench."""
+def llama_bench(a, model, *flags):
+    """llama-bench, once: the names are those of engine_bench."""
     out = {}
-    base = [os.path.join(LLAMA, "llama-bench"), "-m", a.llama_model, "-t", a.threads, "-r", 1,
-            "-o", "json"]
-    for flags in (["-p", "512,2048", "-n", 64], ["-p", 0, "-n", 16, "-d", 4096]):
-        for row in json.loads(run([*base, *flags], 900, env=llama_env())):
-            name = f"prefill_{row['n_prompt']}" if row["n_prompt"] else "decode_1"
-            if row.get("n_depth"):
-                name += f"_d{row['n_depth']}"
-            out[name] = row["avg_ts"]
+    command = [os.path.join(LLAMA, "llama-bench"), "-m", model, "-t", a.threads, "-r", 1, "-o",
+               "json", *flags]
+    for row in json.loads(run(command, 300, env=llama_env())):
+        name = f"prefill_{row['n_prompt']}" if row["n_prompt"] else "decode_1"
+        if row.get("n_depth"):
+            name += f"_d{row['n_depth']}"
+        out[name] = row["avg_ts"]
     return out
+
+
+def llama_batched(a, model, streams):
+    program = os.path.join(LLAMA, "llama-batched-bench")
+    if not os.path.exists(program):
+        return {}
+    text = run([program, "-m", model, "-t", a.threads, "-c", 4096, "-b", 512, "-ub", 512, "-npp",
+                64, "-ntg", 32, "-npl", streams, "--output-format", "jsonl"], 300, env=llama_env())
+    rows = [json.loads(x) for x in text.splitlines() if x.startswith("{")]
+    return {f"decode_{streams}": rows[-1]["speed_tg"]} if rows else {}
+
+
+def engine_round(a, meter, results, number):
+    once = number == 0 or not a.quick
+    results["engine"].append(meter("engine", 40, run_for_json,
+                                   [build("engine_bench"), a.model, a.threads], 120))
+    if not LLAMA:
+        return
+    short = ["-p", "512,2048", "-n", 64]
+    row = meter("llama.cpp Q4_1", 40, llama_bench, a, a.llama_model, *short)
+    if once:
+        row.update(meter("llama.cpp Q4_1 at depth", 60, llama_bench, a, a.llama_model, "-p", 0,
+                         "-n", 16, "-d", 4096))
+        row.update(meter("llama.cpp Q4_1, 32 streams", 40, llama_batched, a, a.llama_model, 32))
+    results["llama_engine"].append(row)
+    if a.llama_q4_0:
+        results["llama_engine_q4_0"].append(meter("llama.cpp Q4_0", 30, llama_bench, a,
+                                                  a.llama_q4_0, *short))
 
 
 def peak_share(name, value, engine, roof):
@@ -141,155 +169,59 @@ def peak_share(name, value, engine, roof):
 
 # --- services ---------------------------------------------------------------------------------
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def ask(a, meter, out, kind, url, seed, number):
+    """Everything that is asked of our service in a round."""
+    for count, requests, expected in ((1, 4, 5), (8, 24, 15), (32, 64, 25)):
+        if count < 32 or number < 2 or not a.quick:
+            out.update(meter(f"{kind}, {count} clients", expected, service.clients, url,
+                             seed + count, count, requests, 60))
+    out.update(meter(f"{kind}, shared prefix", 10, service.shared_prefix, url, seed + 200, 60))
+    if number < 2 or not a.quick:
+        out.update(meter(f"{kind}, interference", 40, service.interference, url, seed + 300, 90))
+    if number == 0 or not a.quick:
+        loads = service.LOADS if kind == "aggregated" or not a.quick else ["decode_8"]
+        for i, load in enumerate(loads):
+            out.update(meter(f"{kind}, a core stolen, {load}", 25, service.stolen_core, url,
+                             seed + 400 + i, load))
 
 
-def stop(process, seconds=30):
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@contextlib.contextmanager
-def ours(a, *flags):
-    began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as log:
-        p = subprocess.Popen([build("rankservectl"), "up", "--model", a.model, "--listen",
-                              "127.0.0.1:0", "--threads", str(a.threads), *map(str, flags)],
-                             stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
-        try:
-            line = p.stdout.readline()
-            if not line.startswith("ready "):
-                log.seek(0)
-                raise RuntimeError("our service did not start:\n" + log.read()[-2000:])
-            yield line.split()[1], time.monotonic() - began
-        finally:
-            stop(p)
-
-
-@contextlib.contextmanager
-def llama(a, slots, context):
-    port, began = free_port(), time.monotonic()
-    url = f"http://127.0.0.1:{port}"
-    command = [os.path.join(LLAMA, "llama-server"), "-m", a.llama_model, "-t", a.threads,
-               "-np", slots, "-c", slots * context, "--host", "127.0.0.1", "--port", port,
-               *os.environ.get("LLAMA_FLAGS", "").split()]
-    p = subprocess.Popen([str(c) for c in command],
-                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=llama_env(),
-                         start_new_session=True)
-    try:
-        while True:
-            try:
-                with urllib.request.urlopen(url + "/health", timeout=2) as r:
-                    if r.status == 200:
-                        break
-            except OSError:
-                if p.poll() is not None or time.monotonic() - began > 120:
-                    raise RuntimeError("llama-server did not start") from None
-            time.sleep(0.05)
-        yield url, time.monotonic() - began
-    finally:
-        stop(p, 10)
-
-
-def load(url, seed, *flags, seconds=400):
-    """rankservectl bench; failures are in its figures."""
-    with tempfile.TemporaryDirectory() as d:
-        out = os.path.join(d, "out.json")
-        r = subprocess.run([build("rankservectl"), "bench", "--url", url, "--ignore-eos", "--seed",
-                            str(seed), "--duration", str(seconds), "--result-file", out,
-                            *map(str, flags)], capture_output=True, text=True,
-                           timeout=seconds * 2 + 60)
-        if not os.path.exists(out):
-            raise RuntimeError(r.stderr)
-        with open(out) as f:
-            result = json.load(f)
-        if result["failed"]:
-            print(f"  failed: {result['errors']} {result.get('first_error', '')}", flush=True)
-        return result
-
-
-def clients(url, seed, count, requests):
-    r = load(url, seed, "--num-prompts", requests, "--max-concurrency", count, "--input-len", 200,
-             "--output-len", 64)
-    return {f"c{count}_tok_s": r["output_throughput"], f"c{count}_ttft_p50": r["p50_ttft_ms"],
-            f"c{count}_itl_p50": r["p50_itl_ms"], f"c{count}_itl_p99": r["p99_itl_ms"],
-            f"c{count}_failed": r["failed"]}
-
-
-def one_long_request(url, seed):
-    r = load(url, seed, "--num-prompts", 3, "--max-concurrency", 1, "--input-len", 2000,
-             "--output-len", 2, "--warmup", 1)
-    return {"ttft_2000": r["p50_ttft_ms"]}
-
-
-def shared_prefix(url, seed):
-    """The first request of each client computes the prefix; later ones are what counts."""
-    r = load(url, seed, "--num-prompts", 24, "--max-concurrency", 4, "--input-len", 50,
-             "--shared-prefix-len", 1500, "--output-len", 16, "--warmup", 4)
-    return {"prefix_ttft_p50": r["p50_ttft_ms"], "prefix_ttft_p99": r["p99_ttft_ms"]}
-
-
-def interference(url, seed):
-    r = load(url, seed, "--long-prompts", 4, "--long-input-len", 4000, "--long-interval", 2,
-             "--max-concurrency", 4, "--input-len", 50, "--output-len", 1500)
-    return {"disturbed_itl_p99_before": r.get("p99_itl_before_ms", 0),
-            "disturbed_itl_p99_during": r.get("p99_itl_during_ms", 0),
-            "disturbed_ratio": r.get("itl_p99_ratio", 0),
-            "disturbed_long_ttft_max": r.get("max_long_ttft_ms", 0)}
-
-
-def stolen_core(url, seed):
-    """Throughput beside a process that wants one core, as a share of what the rest would allow."""
-    flags = ["--num-prompts", 100000, "--max-concurrency", 8, "--input-len", 50, "--output-len", 64]
-    alone = load(url, seed, *flags, seconds=10)["output_throughput"]
-    hog = subprocess.Popen(["sh", "-c", "ulimit -t 30; while :; do :; done"],
-                           start_new_session=True)
-    try:
-        began = time.monotonic()
-        beside = load(url, seed + 5000, *flags, seconds=10)["output_throughput"]
-        wall = time.monotonic() - began
-    finally:
-        os.killpg(hog.pid, signal.SIGKILL)
-        _, _, usage = os.wait4(hog.pid, 0)
-        hog.returncode = -9
-    stolen = (usage.ru_utime + usage.ru_stime) / (wall * len(os.sched_getaffinity(0)))
-    return {"stolen_kept": beside / alone if alone else 0, "stolen_share": stolen}
-
-
-def all_cases(url, seed, quick):
-    out = {}
-    for case in ([lambda: clients(url, seed + 1, 1, 4), lambda: clients(url, seed + 8, 8, 24)] +
-                 ([] if quick else [lambda: clients(url, seed + 32, 32, 64),
-                                    lambda: one_long_request(url, seed + 100),
-                                    lambda: shared_prefix(url, seed + 200),
-                                    lambda: interference(url, seed + 300),
-                                    lambda: stolen_core(url, seed + 400)])):
-        out.update(case())
-        print("  ", {k: round(v, 2) for k, v in list(out.items())[-4:]}, flush=True)
+def our_round(a, meter, seed, number):
+    flags = ["--max-num-seqs", 64]
+    with contextlib.ExitStack() as s:
+        whole, start = s.enter_context(service.ours(a, "--both", 1, *flags))
+        out = {"ours": {"start_s": start}}
+        split, start = s.enter_context(service.ours(a, "--prefill", 1, "--decode", 1, *flags))
+        out["split"] = {"start_s": start}
+        both = meter("2,000 tokens, both in turns", 30, service.one_long_request,
+                     {"ours": whole, "split": split}, seed + 100, 4 if a.quick else 8)
+        for kind, figures in both.items():
+            out[kind].update(figures)
+        ask(a, meter, out["ours"], "aggregated", whole, seed, number)
+        ask(a, meter, out["split"], "1/1", split, seed + 5000, number)
     return out
 
 
-def service_round(a, number):
-    seed, out = number * 10000, {}
-    print("service, aggregated", flush=True)
-    with ours(a, "--both", 1, "--max-num-seqs", 64) as (url, start):
-        out["ours"] = {"start_s": start, **all_cases(url, seed, a.quick)}
-    if not a.quick:
-        print("service, 1/1", flush=True)
-        with ours(a, "--prefill", 1, "--decode", 1, "--max-num-seqs", 64) as (url, start):
-            out["split"] = {"start_s": start, **all_cases(url, seed, a.quick)}
-    if LLAMA:
-        print("service, llama-server", flush=True)
-        with llama(a, 32 if not a.quick else 8, 4608) as (url, start):
-            out["llama"] = {"start_s": start, **all_cases(url, seed, a.quick)}
+def llama_round(a, meter, seed, number):
+    with service.llama(a, 32, 4608) as (url, start):
+        out = {"start_s": start}
+        out.update(meter("llama-server, 8 clients", 45, service.clients, url, seed + 8, 8, 16, 60))
+        if number and a.quick:
+            return out
+        out.update(meter("llama-server, 1 client", 15, service.clients, url, seed + 1, 1, 4, 60))
+        out.update(meter("llama-server, shared prefix", 60, service.shared_prefix, url,
+                         seed + 200, 60))
+        out.update(meter("llama-server, 32 clients", 60, service.clients, url, seed + 32, 32, 48,
+                         60))
+        out.update(meter("llama-server, interference", 140, service.interference, url, seed + 300,
+                         130))
+    return out
+
+
+def service_round(a, meter, number):
+    seed = number * 10000
+    out = our_round(a, meter, seed, number)
+    if LLAMA and meter.left() > 60:
+        out["llama"] = llama_round(a, meter, seed, number)
     return out
 
 
@@ -338,7 +270,7 @@ def make_rows(results):
         isa = results["isa"]
         share = value * roof["threads"] / roof[f"int8_{isa}"] if f"int8_{isa}" in roof else None
         add("kernels", name, {"median": value, "min": value, "max": value}, None, share)
-    engines = results.get("engine", [])
+    engines = [e for e in results["engine"] if e]
     for name in [n for n in (engines[0] if engines else {}) if n.startswith(("prefill", "decode"))]:
         mine = summary(engines, name)
         share = None
@@ -349,7 +281,7 @@ def make_rows(results):
     for kind in ("ours", "split"):
         mine = [s[kind] for s in services if kind in s]
         others = [s["llama"] for s in services if "llama" in s]
-        for name in (mine[0] if mine else {}):
+        for name in dict.fromkeys(n for m in mine for n in m):
             add("service" if kind == "ours" else "service 1/1", name, summary(mine, name),
                 summary(others, name))
     places = results.get("places", [])
@@ -372,11 +304,38 @@ def print_table(rows):
               f" {times:>7} {share:>8}")
 
 
-def write(results, path):
+def write(results, path, text):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as f:
         json.dump(results, f, indent=1)
         f.write("\n")
+    with open(os.path.splitext(path)[0] + ".txt", "w") as f:
+        f.write(text)
+
+
+def shares_of(results):
+    """Parts of the machine's peaks, by name, for the lines."""
+    rows = {r["name"]: r["peak_share"] for r in results["table"] if r["peak_share"] is not None}
+    wide = [share for name, share in rows.items() if name.endswith("_512") and
+            not name.startswith(("prefill", "decode"))]
+    return {**rows, **({"gemm": min(wide)} if wide else {})}
+
+
+def report(results, meter):
+    out = io.StringIO()
+    here = results["machine"]
+    with contextlib.redirect_stdout(out):
+        print(f"{here['date']}  {here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB, "
+              f"{' '.join(here['flags'])}\nLinux {here['kernel']}, {here['compiler']}, commit "
+              f"{here['commit']}, {results['model']}, {results['threads']} threads, llama.cpp: "
+              f"{here['llama'] or 'none'}")
+        print(f"load {here['load_before']:.2f} before, {here['load_after']:.2f} after; "
+              + results["verdict"])
+        print_table(results["table"])
+        print_lines(results["lines"])
+        if meter.left_out:
+            print("left out: " + ", ".join(meter.left_out))
+    return out.getvalue()
 
 
 # --- all of it --------------------------------------------------------------------------------
@@ -385,7 +344,9 @@ def arguments():
     p = argparse.ArgumentParser(description="our figures, and llama.cpp's beside them")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--only", default=",".join(PARTS), help="parts, with commas: " + " ".join(PARTS))
-    p.add_argument("--quick", action="store_true", help="the shortest service rows only")
+    p.add_argument("--quick", action="store_true", help="slow rows once, not in every round")
+    p.add_argument("--limit", type=float, default=None, metavar="SECONDS",
+                   help="start nothing that would end later [840 with --quick, else none]")
     p.add_argument("--model", default=os.environ.get("RANKSERVE_TEST_MODEL", ""))
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--out", default="", help="JSON file [perf/results/DATE-ISA-COMMIT.json]")
@@ -394,52 +355,78 @@ def arguments():
     unknown = set(a.only) - set(PARTS)
     if unknown or a.rounds < 1:
         p.error(f"unknown part {' '.join(unknown)}" if unknown else "--rounds: at least 1")
+    if a.limit is None:
+        a.limit = 840 if a.quick else 0
     if not a.model:
         a.model = run([build("rankservectl"), "pull"], 600).strip()
     a.llama_model = os.environ.get("LLAMA_MODEL", a.model)
     return a
 
 
-def measure(a, results):
+@contextlib.contextmanager
+def q4_0_model(a):
+    """Sets a.llama_q4_0 to a Q4_0 file for llama.cpp, made here if need be; "" without one."""
+    a.llama_q4_0 = os.environ.get("LLAMA_MODEL_Q4_0", "")
+    program = os.path.join(LLAMA, "llama-quantize")
+    if not LLAMA or a.llama_q4_0 or not os.path.exists(program):
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="rankserve-bench-")
+    try:
+        path = os.path.join(folder, "q4_0.gguf")
+        run([program, "--allow-requantize", a.llama_model, path, "Q4_0", a.threads], 120,
+            env=llama_env())
+        a.llama_q4_0 = path
+        yield
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure(a, meter, results):
     if "machine" in a.only:
-        results["machine_peaks"] = run_for_json([build("roofline"), a.threads], 300)
+        results["machine_peaks"] = meter("peaks", 30, run_for_json,
+                                         [build("roofline"), a.threads], 120)
     if "kernels" in a.only:
-        results["kernels"] = run_for_json([build("kernel_bench"), a.model], 300)
-    results["engine"], results["llama_engine"], results["service"] = [], [], []
-    results["places"] = [places_round() for _ in range(20)] if "places" in a.only else []
+        results["kernels"] = meter("kernels", 30, run_for_json,
+                                   [build("kernel_bench"), a.model], 120)
+    if "places" in a.only:
+        results["places"] = [places_round() for _ in range(20)]
     for number in range(a.rounds):
         print(f"round {number + 1} of {a.rounds}", flush=True)
         if "engine" in a.only:
-            results["engine"].append(engine_round(a))
-            if LLAMA:
-                results["llama_engine"].append(llama_engine_round(a))
-        if "service" in a.only:
-            results["service"].append(service_round(a, number))
+            engine_round(a, meter, results, number)
+        if "service" in a.only and meter.left() > 60:
+            results["service"].append(service_round(a, meter, number))
 
 
 def main():
     a = arguments()
     here = machine()
-    here_isa = "avx2" if "avx2" in here["flags"] else "plain"
-    if "avx512_vnni" in here["flags"]:
-        here_isa = "avx512"
-    isa = os.environ.get("RANKSERVE_ISA", here_isa)
-    results = {"machine": here, "isa": isa, "rounds": a.rounds, "threads": a.threads,
-               "model": os.path.basename(a.model), "llama_model": os.path.basename(a.llama_model)}
+    here["llama"] = llama_version()
+    results = {"machine": here, "isa": isa_of(here), "rounds": a.rounds, "threads": a.threads,
+               "only": a.only, "quick": a.quick, "model": os.path.basename(a.model),
+               "llama_model": os.path.basename(a.llama_model), "engine": [], "llama_engine": [],
+               "llama_engine_q4_0": [], "service": []}
     date = here["date"][:16].replace(":", "").replace("-", "")
-    name = f"{date}-{isa}-{here['commit'].rstrip('+')}"
+    name = f"{date}-{results['isa']}-{here['commit'].rstrip('+')}"
     path = a.out or os.path.join(ROOT, "perf", "results", name + ".json")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    meter = Meter(a.limit)
     try:
-        measure(a, results)
+        with q4_0_model(a):
+            measure(a, meter, results)
     except KeyboardInterrupt:
         print("interrupted: the table has what was measured")
     here["load_after"] = os.getloadavg()[0]
+    results["measured"], results["left_out"] = meter.seen, meter.left_out
+    results["verdict"] = meter.verdict()
     results["table"] = make_rows(results)
-    print_table(results["table"])
-    write(results, path)
-    print(f"\n{path}")
+    results["lines"] = lines(results, shares_of(results))
+    text = report(results, meter)
+    write(results, path, text)
+    print("\n" + text + f"\n{path}")
+    return 1 if any(name.endswith("(failed)") for name in meter.left_out) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

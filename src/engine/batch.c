@@ -2,8 +2,9 @@
  *
  * Decodes come first, then prefill in order of priority and arrival; without chunked prefill the
  * other way round, since a whole prompt may need the whole budget.  Beside decodes a chunk ends
- * where the step's time would pass its target; some tokens are always taken.  A waiting sequence
- * that does not fit blocks those behind it: nobody starves.  Runs only while no step is running.
+ * where the step's time would pass its target; some tokens are taken in any case, but for one step
+ * in some, which shows what the decodes take.  A waiting sequence that does not fit blocks those
+ * behind it: nobody starves.  Runs only while no step is running.
  *
  * Always true: the oldest running sequence of the best priority makes progress in every step, so
  * preemption cannot go in circles for ever.
@@ -16,7 +17,10 @@
 /* A step may take so many times what its decodes alone would take (docs/DECISIONS.md). */
 #define DECODE_STRETCH 2.0
 /* A prompt advances by so many tokens in any case, unless another one does. */
-enum { PREFILL_LEAST = 8 };
+enum { PREFILL_LEAST = 4 };
+/* Of so many steps with decodes one is without prompts: beside equal decodes and equal chunks for
+ * seconds, nothing else tells what the decodes take of the time. */
+enum { PROBE_STEPS = 16 };
 
 static uint32_t left_to_compute(const struct seq *s)
 {
@@ -259,6 +263,14 @@ static double time_target(const struct engine *e)
     return DECODE_STRETCH * pace_predict_ns(&e->pace, &e->step.load);
 }
 
+/* True for the step that shows what the decodes take alone. */
+static bool probes(struct engine *e)
+{
+    if (e->step.load.decode_seqs == 0 || ++e->mixed_steps < PROBE_STEPS) return false;
+    e->mixed_steps = 0;
+    return true;
+}
+
 bool batch_compose(struct engine *e)
 {
     struct engine_step *b = &e->step;
@@ -269,10 +281,11 @@ bool batch_compose(struct engine *e)
     if (e->config.enable_chunked_prefill) {
         add_decodes(e);
         b->target_ns = time_target(e);
-        add_prefills(e);
+        if (!probes(e)) add_prefills(e);
     } else {
         add_prefills(e);
         add_decodes(e);
     }
+    if (b->load.prefill_tokens == 0) e->mixed_steps = 0;
     return b->step.seq_count > 0;
 }

@@ -8,7 +8,6 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -52,9 +51,6 @@ static void *compute_main(void *ctx)
 {
     struct engine *e = ctx;
     pthread_setname_np(pthread_self(), "compute");
-    /* On Linux this is the calling thread's own.  A refusal only costs fairness. */
-    int nice_by = e->config.backend.low_priority;
-    if (nice_by) setpriority(PRIO_PROCESS, 0, nice_by);
     for (;;) {
         pthread_mutex_lock(&e->lock);
         while (!e->step_given && !e->leave) pthread_cond_wait(&e->wake, &e->lock);

@@ -101,6 +101,7 @@ struct engine {
 
     struct engine_step step;
     struct pace pace;
+    uint32_t mixed_steps;             /* with decodes and prompts, since one without prompts */
     bool step_running;
     bool kv_advanced;                 /* tell sink.kv_progress                               */
     uint32_t layers_seen;             /* of the running step, when last told                 */

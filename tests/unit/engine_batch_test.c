@@ -6,7 +6,7 @@
 #include "engine_world.h"
 
 #define STRETCH 2.0                   /* of batch.c: steps with prompts against decodes alone */
-enum { LEAST = 8 };                   /* of batch.c: tokens of the first prompt, in any case    */
+enum { LEAST = 4, PROBE = 16 };       /* of batch.c: least chunk; steps until one without any   */
 
 /* 1 ms, 1 ms for a decode, 0.25 ms for a prompt token. */
 static struct pace taught(void)
@@ -57,11 +57,17 @@ static uint32_t largest_chunk_beside_decodes(uint64_t target_ns, uint32_t *steps
     world_open(&w, &c);
     decode_some(&w, 4, 110);
     for (uint16_t i = 4; i < 7; i++) world_request(&w, i, SEQ_LOCAL, i, 120, world_params(2));
-    uint32_t largest = 0;
+    uint32_t largest = 0, since_probe = 0;
     *steps = 0;
     while (w.ended < 3) {
         if (!turn(&w, &p)) continue;
         const struct pace_load *l = &w.e->step.load;
+        bool waits = w.e->lists[SEQ_WAITING].count > 0;
+        assert_true(++since_probe <= PROBE || !waits);
+        if (!l->prefill_tokens) {
+            if (waits) assert_true(since_probe == PROBE || *steps == 0);
+            since_probe = 0;
+        }
         if (l->decode_seqs < 4 || !l->prefill_tokens) continue;
         double target = target_ns ? (double)target_ns : STRETCH * decodes_alone_ns(&w, &p);
         if (l->prefill_tokens > LEAST) assert_true(pace_predict_ns(&p, l) <= target * 1.01);

@@ -54,8 +54,9 @@ void attend_plan(struct cpu *u, const struct step_seq *seqs, uint32_t count)
 {
     uint32_t kv_heads = u->model->h.kv_heads, rows = rows_each(u);
     u->item_count = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        /* Last rows first: they see the most positions, and long items should not come last. */
+    /* Chunks of prompts, which stand behind the decodes, and of them the last rows first: they see
+     * the most positions, and long items should not come last. */
+    for (uint32_t i = count; i-- > 0;) {
         for (uint32_t left = seqs[i].count; left > 0;) {
             uint32_t n = left < rows ? left : rows;
             left -= n;
