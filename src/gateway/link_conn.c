@@ -72,7 +72,11 @@ static void retry_later(struct conn *c)
 void conn_drop(struct conn *c, const char *reason)
 {
     struct link_client *set = c->set;
-    if (c->phase == PHASE_UP && c->leaving) log_info("job=%s left", c->to.name);
+    pthread_mutex_lock(&set->gw->lock);
+    bool drained = !set->fixed && c->said.state == JOB_DRAINING && c->stream_count == 0;
+    bool left = c->leaving || drained;
+    pthread_mutex_unlock(&set->gw->lock);
+    if (c->phase == PHASE_UP && left) log_info("job=%s left", c->to.name);
     else if (c->phase == PHASE_UP) log_warn("link lost job=%s reason=\"%s\"", c->to.name, reason);
     else if (c->phase > PHASE_CONNECTING) {
         log_warn("link refused job=%s reason=\"%s\"", c->to.name, reason);
