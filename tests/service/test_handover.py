@@ -10,6 +10,7 @@ import time
 import httpx
 import pytest
 
+from fake_job import FakeJob, Plan, tiny_model
 from service import BUILD, LONG, MODEL, PATIENCE, Service
 
 pytestmark = pytest.mark.usefixtures("needs_model")
@@ -50,10 +51,11 @@ class Job(Service):
 
 
 class Gateway:
-    def __init__(self, folder, *flags, ready=True):
+    def __init__(self, folder, *flags, ready=True, model=MODEL):
+        self.model = os.path.basename(model).removesuffix(".gguf")
         self.lines = []                   # of the log but for those of requests
         self.process = subprocess.Popen(
-            [os.path.join(BUILD, "rankserve-gateway"), "--model", MODEL, "--listen", "127.0.0.1:0",
+            [os.path.join(BUILD, "rankserve-gateway"), "--model", model, "--listen", "127.0.0.1:0",
              "--jobs", str(folder), *map(str, flags)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
@@ -75,8 +77,7 @@ class Gateway:
 
     def complete(self, prompt, tokens=4):
         return self.http.post("/v1/completions", json={
-            "model": os.path.basename(MODEL).removesuffix(".gguf"), "prompt": prompt,
-            "max_tokens": tokens, "ignore_eos": True})
+            "model": self.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True})
 
     def __enter__(self):
         return self
@@ -169,17 +170,98 @@ def test_a_hand_over_loses_no_request(folder):
             new.settle()
 
 
-def test_a_request_that_the_draining_job_refuses_goes_on(folder):
-    """The gateway hears of the drain from the job, not from the file, which stays as it was."""
-    with Job(folder, "old") as old, Job(folder, "new") as new, Gateway(folder) as g:
-        g.wait_line("job=old state=live")
-        g.wait_line("job=new state=live")
-        assert g.complete("one").status_code == 200
-        for job in old, new:
-            assert job.said()["state"] == "live"
-        os.kill(old.workers()[0], signal.SIGUSR1)
-        for i in range(20):
-            assert g.complete(f"prompt {i}").status_code == 200
+class Fakes:
+    """Two jobs that are none, the newer one first in turn, and a gateway for them."""
+
+    def __init__(self, folder, tmp_path):
+        self.model = tiny_model(str(tmp_path / "tiny.gguf"))
+        self.jobs = []
+        for i, name in enumerate(("newer", "older")):
+            (tmp_path / name).mkdir()
+            job = FakeJob(str(tmp_path / name))
+            job.plan = lambda r, text=name: Plan(text, finish="length")
+            self.jobs.append(job)
+            (folder / f"{name}.json").write_text(json.dumps({
+                "job_id": name, "state": "live", "started": 10 - i, "link": job.path,
+                "secret_file": job.secret_file}))
+            os.chmod(folder / f"{name}.json", 0o600)
+        self.newer, self.older = self.jobs
+
+
+@pytest.fixture
+def fakes(folder, tmp_path):
+    f = Fakes(folder, tmp_path)
+    with Gateway(folder, model=f.model) as f.gateway:
+        for name in "newer", "older":
+            f.gateway.wait_line(f"job={name} state=live")
+        yield f
+    for job in f.jobs:
+        job.close()
+
+
+REFUSED_FULL, REFUSED_LENGTH, REFUSED_STATE, WORKER_LOST, BAD_REQUEST = 1, 2, 3, 4, 7
+
+
+@pytest.mark.parametrize("code", [REFUSED_STATE, REFUSED_FULL, WORKER_LOST])
+def test_what_one_job_refuses_another_does(fakes, code):
+    fakes.newer.plan = lambda r: Plan("", ids=[], code=code)
+    r = fakes.gateway.complete("hello", 5)
+    assert r.status_code == 200 and r.json()["choices"][0]["text"] == "older"
+    assert len(fakes.newer.requests) == len(fakes.older.requests) == 1
+    assert fakes.newer.requests[0].seed == fakes.older.requests[0].seed
+    assert fakes.gateway.count("goes to another job") == 1
+
+
+def test_a_link_that_breaks_before_the_first_token_costs_nothing(fakes):
+    fakes.newer.plan = lambda r: Plan(quit_after=0)
+    r = fakes.gateway.complete("hello", 5)
+    assert r.status_code == 200 and r.json()["choices"][0]["text"] == "older"
+
+
+def test_what_has_begun_is_not_begun_again(fakes):
+    fakes.newer.plan = lambda r: Plan(quit_after=1, gap_s=0.1)
+    r = fakes.gateway.complete("hello", 5)
+    assert r.status_code == 500 and fakes.older.requests == []
+
+
+def test_when_all_refuse_the_client_hears_of_it(fakes):
+    for job in fakes.jobs:
+        job.plan = lambda r: Plan("", ids=[], code=REFUSED_FULL, retry_after=3)
+    r = fakes.gateway.complete("hello")
+    assert r.status_code == 429 and r.headers["retry-after"] == "3"
+    assert len(fakes.newer.requests) == len(fakes.older.requests) == 1
+    for code, status in (REFUSED_LENGTH, 400), (BAD_REQUEST, 500):
+        fakes.newer.plan = lambda r, code=code: Plan("", ids=[], code=code)
+        assert fakes.gateway.complete("hello").status_code == status
+        assert len(fakes.older.requests) == 1
+
+
+def test_a_job_that_drains_gets_nothing_new(fakes):
+    fakes.newer.state(3)
+    fakes.gateway.wait_line("job=newer state=draining")
+    assert fakes.gateway.complete("hello", 5).json()["choices"][0]["text"] == "older"
+    fakes.older.state(3)
+    fakes.gateway.wait_line("job=older state=draining")
+    r = fakes.gateway.complete("hello", 5)
+    assert r.status_code == 503 and "shutting down" in r.text
+    assert fakes.gateway.http.get("/health").status_code == 503
+
+
+def test_an_entry_that_says_draining_is_enough(fakes, folder):
+    """No new requests; what runs there ends; then the link is let go."""
+    fakes.newer.plan = lambda r: Plan("slowly", finish="length", gap_s=0.3)
+    got = []
+    running = threading.Thread(target=lambda: got.append(fakes.gateway.complete("a", 6)))
+    running.start()
+    wait_for(lambda: fakes.newer.requests, 5, "the request")
+    path = folder / "newer.json"
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps({**entry, "state": "draining"}))
+    wait_for(lambda: fakes.gateway.complete("b", 5).json()["choices"][0]["text"] == "older", 5,
+             "the older job")
+    running.join(20)
+    assert got[0].json()["choices"][0]["text"] == "slowly"
+    fakes.gateway.wait_line("job=newer left")
 
 
 def test_the_longer_beginning_counts_then_the_newer_job(folder):
