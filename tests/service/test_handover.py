@@ -264,18 +264,19 @@ def test_an_entry_that_says_draining_is_enough(fakes, folder):
     fakes.gateway.wait_line("job=newer left")
 
 
-def test_the_longer_beginning_counts_then_the_newer_job(folder):
-    long = "It was a dark and stormy night; " * 20
-    with Job(folder, "old") as old, Gateway(folder) as g:
-        assert g.complete(long + "one").status_code == 200
-        time.sleep(1.1)                   # `started` is in seconds
-        with Job(folder, "new") as new:
-            g.wait_line("job=new state=live")
-            was = old.metrics()["llm_d_scheduler_decisions_total"]
-            assert g.complete(long + "two").status_code == 200
-            assert g.complete("something else").status_code == 200
-            wait_for(lambda: new.metrics()["llm_d_scheduler_decisions_total"] > 0, 5, "the new job")
-            assert wait_for(lambda: old.metrics()["llm_d_scheduler_decisions_total"] > was, 5, "the old")
+def test_the_longer_beginning_counts_then_the_newer_job(fakes, folder):
+    def who(prompt):
+        return fakes.gateway.complete(prompt, 5).json()["choices"][0]["text"]
+
+    long = "It was a dark and stormy night; " * 10
+    entry = (folder / "newer.json").read_text()
+    (folder / "newer.json").unlink()
+    fakes.gateway.wait_line("job=newer left")
+    assert who(long + "one") == "older"
+    (folder / "newer.json").write_text(entry)
+    os.chmod(folder / "newer.json", 0o600)
+    wait_for(lambda: fakes.gateway.count("job=newer state=live") == 2, 10, "the newer job")
+    assert [who(long + "two"), who("something else"), who(long[:200])] == ["older", "newer", "older"]
 
 
 def test_what_is_wrong_with_an_entry_is_said_once(folder, tmp_path):
