@@ -13,6 +13,7 @@ enum {
     WORKER_COUNT_MAX = 1024,          /* ranks that compute; rank 0 is not one of them */
     REQ_COUNT_MAX = 4096,             /* live requests in the job                      */
     GATEWAY_COUNT_MAX = 16,           /* gateways connected to one job                 */
+    FLOW_COUNT_MAX = 1024,            /* users told apart while their requests wait    */
     TIMEOUT_MS_MAX = 86400000,        /* the longest a request may ask for             */
     JOBS_MAX = 16,                    /* jobs that one gateway is connected to         */
     JOB_FILES_MAX = 1024,             /* entries of a --jobs directory that are read   */

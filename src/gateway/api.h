@@ -65,6 +65,7 @@ struct api_request {
     struct logit_bias *bias;
     uint32_t bias_count;
     uint64_t cache_salt, user_hash;
+    uint32_t ttft_slo_ms, tpot_slo_ms; /* 0: none */
 };
 
 /* Parses a body and tokenizes its prompts, each of at most count_max tokens; ids are below `vocab`.

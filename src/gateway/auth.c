@@ -77,6 +77,11 @@ void auth_close(struct auth *a)
     free(a);
 }
 
+bool auth_asks(const struct auth *a)
+{
+    return a->count > 0;
+}
+
 bool auth_allows(const struct auth *a, const char *header)
 {
     if (!a->count) return true;

@@ -56,6 +56,8 @@ static bool submit(struct call *c, struct choice *ch)
     frame->user_hash = r->user_hash;
     frame->timeout_ms = (uint64_t)(r->o.timeout_s * 1000);
     frame->priority = (int32_t)r->o.priority;
+    frame->ttft_slo_ms = r->ttft_slo_ms;
+    frame->tpot_slo_ms = r->tpot_slo_ms;
     frame->id_count = (uint32_t)ids->count;
     frame->key_count = prompt->key_count;
     frame->params = c->params;
@@ -320,25 +322,6 @@ void call_ranks(const struct call *c, int *prefill, int *decode)
 
 /* -- from JSON to streams ---------------------------------------------------------------------- */
 
-static bool priority_of(const char *header, int64_t *out, struct api_error *e)
-{
-    static const char *const words[] = { "high", "normal", "low" };
-    if (!header || *out) return true; /* the body's own field wins */
-    for (int i = 0; i < 3; i++) {
-        if (strcasecmp(header, words[i]) != 0) continue;
-        *out = i - 1;
-        return true;
-    }
-    char *end;
-    long value = strtol(header, &end, 10);
-    if (!*header || *end || value < INT32_MIN || value > INT32_MAX) {
-        return api_fail(e, 400, "priority", "the priority header must be high, normal, low or an "
-                        "integer");
-    }
-    *out = value;
-    return true;
-}
-
 /* max_tokens of one prompt, once its length is known. */
 static bool budget(const struct api_request *r, size_t prompt, uint32_t context, uint32_t *out,
                    struct api_error *e)
@@ -485,7 +468,7 @@ static bool prepare(struct call *c, enum api_kind kind, const char *body, size_t
     pthread_mutex_unlock(&gw->lock);
     struct api_request *r = &c->request;
     if (!api_parse(gw, kind, body, bytes, (size_t)context * 4, vocab, r, e)) return false;
-    if (!priority_of(origin->priority, &r->o.priority, e)) return false;
+    if (!wishes_read(&origin->wishes, r, e)) return false;
     c->max_tokens = mem_array(r->prompt_count, sizeof *c->max_tokens);
     for (uint32_t i = 0; i < r->prompt_count; i++) {
         if (!budget(r, r->prompts[i].ids.count, context, &c->max_tokens[i], e)) return false;

@@ -11,6 +11,7 @@
 
 #include "gateway/api.h"
 #include "gateway/link_client.h"
+#include "gateway/wishes.h"
 
 enum { CALL_QUEUE_BYTES_MAX = 8 << 20 };   /* a client that reads slower than this is cut off */
 
@@ -19,7 +20,7 @@ extern const struct link_owner call_link_owner;
 
 struct call_origin {
     const char *request_id;
-    const char *priority;             /* the header, or NULL */
+    struct wishes wishes;
     int fd;                           /* the client's socket */
     uint64_t since_ns;
 };

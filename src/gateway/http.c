@@ -295,6 +295,18 @@ static void set_busy(struct exchange *x, bool busy)
     pthread_mutex_unlock(&x->http->gw->lock);
 }
 
+static struct wishes wishes_of(struct exchange *x)
+{
+    return (struct wishes){
+        .priority = request_header(x, "Priority"),
+        .fairness_id = request_header(x, "x-llm-d-inference-fairness-id"),
+        .ttft = request_header(x, "x-llm-d-slo-ttft-ms"),
+        .tpot = request_header(x, "x-llm-d-slo-tpot-ms"),
+        .timeout = request_header(x, "x-envoy-upstream-rq-timeout-ms"),
+        .api_key = auth_asks(x->http->gw->auth) ? request_header(x, "Authorization") : NULL,
+    };
+}
+
 static enum MHD_Result run(struct exchange *x)
 {
     set_busy(x, true);
@@ -302,8 +314,7 @@ static enum MHD_Result run(struct exchange *x)
     if (x->route->kind == ROUTE_SMALL) return run_small(x);
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    struct call_origin origin = { x->request_id, request_header(x, "Priority"), info->connect_fd,
-                                  x->since_ns };
+    struct call_origin origin = { x->request_id, wishes_of(x), info->connect_fd, x->since_ns };
     enum api_kind kind = x->route->kind == ROUTE_CHAT ? API_CHAT : API_COMPLETION;
     struct api_error e;
     x->call = call_open(x->http->gw, kind, x->body.data ? x->body.data : "", x->body.size, &origin,

@@ -211,6 +211,13 @@ static void on_ended(void *ctx, int rank)
     rank0_lost(ctx, rank, "its connection ended");
 }
 
+static uint32_t ticks_allowed(const struct rank0 *z)
+{
+    int alive = 0;
+    for (int i = 1; i < z->job->size; i++) alive += z->workers[i].alive;
+    return alive > 1 ? TICKS_SILENT_MAX : TICKS_SILENT_LAST_MAX;
+}
+
 /* Every TICK_NS: asks each worker for a sign of life, and counts those that gave none since. */
 static void tick(struct rank0 *z, uint64_t now_ns)
 {
@@ -220,7 +227,7 @@ static void tick(struct rank0 *z, uint64_t now_ns)
         uint64_t heard = port_heard_ns(z->port, i);
         w->silent_ticks = heard == w->heard_ns ? w->silent_ticks + 1 : 0;
         w->heard_ns = heard;
-        if (w->silent_ticks >= TICKS_SILENT_MAX) {
+        if (w->silent_ticks >= ticks_allowed(z)) {
             rank0_lost(z, i, "silent");
             continue;
         }

@@ -26,6 +26,8 @@
  * row: when rank 0 itself was late, only one tick has passed. */
 #define TICK_NS (200 * NS_PER_MS)
 enum { TICKS_SILENT_MAX = 4 };
+/* The last one is given more: to take it for lost ends the job, and it may only be starved. */
+enum { TICKS_SILENT_LAST_MAX = 50 };
 
 struct peer_worker {
     bool alive, up;

@@ -229,6 +229,8 @@ static void on_request(struct rank0 *z, struct gateway *g, const struct link_req
         .type = EV_REQUEST, .req = r->id, .prompt_tokens = m->id_count,
         .max_tokens = m->params.max_tokens, .priority = m->priority,
         .keys = r->keys, .key_count = r->key_count,
+        .user = m->user_hash, .ttft_ns = m->ttft_slo_ms * NS_PER_MS,
+        .tpot_ns = m->tpot_slo_ms * NS_PER_MS,
         .deadline_ns = m->timeout_ms ? r->arrived_ns + m->timeout_ms * NS_PER_MS : 0 });
 }
 

@@ -133,6 +133,8 @@ static void take(struct rank0 *z, struct request *r, int from, const struct toke
     if (record->finish != FINISH_ERROR) { /* else it is no token: the backend failed */
         r->ids[r->id_count++] = record->id;
         z->emitted[r->id.slot]++;
+        if (r->id_count % z->job->config.block_size == 0)
+            act_event(z, (struct sched_event){ .type = EV_GREW, .req = r->id });
         pass_on(z, r, LINK_TOKENS, record, top);
         if (!r->started) first_token(z, r);
     }

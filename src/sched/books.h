@@ -48,6 +48,10 @@ struct request {
     uint32_t key_count;
     uint32_t blocks_least, blocks_soon;   /* with one token of output; with some growth          */
     uint64_t arrived_ns;
+    uint16_t flow;                    /* of its user, in sched.flows                             */
+    bool paid;                        /* its prompt is in what that user has attained            */
+    uint64_t due_ns;                  /* its first token should have come                        */
+    uint64_t ttft_ns, tpot_ns;        /* targets of its own; 0: none                             */
     int32_t plan;                     /* the worker that will compute it; NO_WORKER: none yet    */
     uint64_t plan_key;                /* its turn among those planned there: lowest first        */
     uint16_t plan_next, plan_previous;
@@ -62,6 +66,7 @@ struct worker {
     uint64_t work_charged_ns;                 /* how long those take                          */
     uint64_t busy_until_ns;                   /* when they are done, if they started when told */
     uint32_t prompts_charged;                 /* how many those are                           */
+    uint32_t refused_blocks;                  /* no room for so many; 0: since its last GONE */
     struct sched_rates rates;
     uint16_t plan_head;                       /* requests planned here, by plan_key           */
     uint32_t plan_count, plan_blocks;
@@ -70,12 +75,20 @@ struct worker {
     double seen_use;
 };
 
+struct flow {                         /* what one user has here: sched/fair.c */
+    uint64_t user, attained;          /* tokens, output twice                 */
+    uint32_t live, waiting;           /* requests not ended; in the queue     */
+};
+
 struct sched {
     struct sched_config config;
     struct request requests[REQ_COUNT_MAX];
     struct worker workers[WORKER_COUNT_MAX + 1];  /* by rank; [0] is never alive */
     uint16_t queue_head, queue_tail;
     uint32_t queue_count;
+    struct flow flows[FLOW_COUNT_MAX];
+    uint32_t flows_waiting;
+    uint64_t fair_floor;              /* what the flow that was served last had attained */
     uint64_t order_next, random_state;
     uint32_t turn;                    /* of round-robin */
     bool draining;
@@ -115,6 +128,24 @@ void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode,
 void discharge_prompt(struct sched *s, struct request *r, uint64_t now_ns);
 void discharge(struct sched *s, struct request *r, int32_t worker, uint64_t now_ns);
 
+/* The output of a request that is placed has passed the end of a block. */
+void charge_grown(struct sched *s, struct request *r);
+/* Its blocks, from its tokens. */
+void request_measure(const struct sched *s, struct request *r);
+
+/* sched/fair.c */
+void fair_join(struct sched *s, struct request *r, uint64_t user);
+void fair_leave(struct sched *s, const struct request *r);
+void fair_queued(struct sched *s, const struct request *r);
+void fair_unqueued(struct sched *s, const struct request *r);
+void fair_placed(struct sched *s, struct request *r);
+void fair_grew(struct sched *s, const struct request *r);
+bool fair_before(const struct sched *s, const struct request *a, const struct request *b);
+/* The request of the queue whose turn it is; NULL: none may be placed yet. */
+struct request *fair_first(struct sched *s, uint64_t now_ns);
+/* The same among those planned on w, of which there is one. */
+struct request *fair_planned(struct sched *s, const struct worker *w);
+
 /* sched/policy.c */
 /* s->held, held_most and held_by for this request. */
 void policy_match(struct sched *s, const struct request *r);
@@ -134,6 +165,7 @@ bool policy_can_plan(const struct sched *s, const struct request *r, uint32_t ra
 int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill,
                        uint64_t now_ns);
 
+#define TTFT_TARGET_NS UINT64_C(2000000000)   /* unless the configuration says */
 /* sched/cost.c: the cost model, in ns.  Needs s->held. */
 extern const struct sched_rates cost_rates_guess;
 #define COST_OTHERS 2.0               /* what a recompute takes from others, times itself */

@@ -2,7 +2,7 @@
  *
  *   prefill on w:  T * (wait(w) + passed(w)) + L * prompt(w) + harm(w)
  *   prompt(w):     min((1 + COST_OTHERS) * recompute, pull + (1 + COST_OTHERS) * the rest)
- *   decode on d:   max(0, transfer - what hides behind the prefill) + harm(d)
+ *   decode on d:   max(0, transfer - what hides behind the prefill) + harm(d) + missed tpot
  *
  * wait(w) is the work in hand and the planned work whose turn is earlier; passed(w) is what those
  * whose turn is later lose.  A recompute costs twice: this request waits for it, and it takes from
@@ -160,14 +160,15 @@ double cost_of_decode(const struct sched *s, const struct request *r, uint32_t p
     }
     double use = (double)d->blocks_charged / d->blocks;
     double harm = k->step_seq_ns * d->seqs_charged * HARM_TOKENS * (1 + use);
-    return (transfer > 0 ? transfer : 0) + harm;
+    double step = k->step_ns + k->step_seq_ns * (d->seqs_charged + 1);
+    double late = r->tpot_ns && step > (double)r->tpot_ns ? step - (double)r->tpot_ns : 0;
+    return (transfer > 0 ? transfer : 0) + harm + late * HARM_TOKENS;
 }
 
 /* First tokens that come late lengthen the virtual queue, those in time shorten it. */
 void cost_learn(struct sched *s, const struct request *r, uint64_t now_ns)
 {
-    double target = s->config.ttft_target_ns ? (double)s->config.ttft_target_ns : 2e9;
-    double late_s = ((double)(now_ns - r->arrived_ns) - target) / 1e9;
+    double late_s = ((double)now_ns - (double)r->due_ns) / 1e9;
     s->ttft_debt_s += 0.1 * late_s;
     if (s->ttft_debt_s < 0) s->ttft_debt_s = 0;
     if (s->ttft_debt_s > 10) s->ttft_debt_s = 10;

@@ -5,7 +5,8 @@
  * urgent ones can pass it, it can be cancelled for nothing, and it can move to a worker that came
  * free earlier than thought (steal).
  *
- * The turn: by priority, then by arrival + AGING times the time its prompt takes.  Short prompts
+ * The turn: by priority, then by user (fair.c), then by arrival + AGING times the time its prompt
+ * takes; with a target of its own, by when it must begin to meet it.  Short prompts
  * pass long ones, and nobody is passed by what arrived AGING times its own length later.
  */
 #include "sched/books.h"
@@ -17,6 +18,8 @@ enum { AGING = 6, STEAL_LOOK = 8, STEAL_MAX = 4 };
 
 uint64_t plan_key_of(const struct request *r, double own_ns)
 {
+    uint64_t own = (uint64_t)own_ns;
+    if (r->ttft_ns) return r->due_ns > own ? r->due_ns - own : 0;
     return r->arrived_ns + AGING * (uint64_t)own_ns;
 }
 
@@ -183,7 +186,7 @@ static struct request *due_of(struct sched *s, uint32_t rank, uint64_t now_ns, i
 {
     const struct worker *w = &s->workers[rank];
     if (!needs_work(w, now_ns)) return NULL;
-    struct request *r = &s->requests[w->plan_head];
+    struct request *r = fair_planned(s, w);
     if (!policy_can_take(s, w, r)) return NULL;
     policy_match(s, r);
     *decode = policy_partner(s, r, (int32_t)rank, now_ns);

@@ -92,7 +92,8 @@ bool policy_can_take(const struct sched *s, const struct worker *w, const struct
     if (!policy_can_ever_take(s, w, r)) return false;
     if (w->seqs_charged == 0) return true;
     return w->seqs_charged < w->seqs
-        && w->blocks_charged + r->blocks_soon <= w->blocks;
+        && w->blocks_charged + r->blocks_soon <= w->blocks
+        && (w->refused_blocks == 0 || r->blocks_soon < w->refused_blocks);
 }
 
 static uint64_t random_next(struct sched *s)

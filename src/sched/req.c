@@ -45,9 +45,16 @@ uint32_t request_growth(const struct request *r)
     return r->max_tokens < 64 ? r->max_tokens : 64;
 }
 
+void request_measure(const struct sched *s, struct request *r)
+{
+    r->blocks_least = request_blocks(s, r->prompt_tokens + 1);
+    r->blocks_soon = request_blocks(s, r->prompt_tokens + request_growth(r));
+}
+
 static bool goes_before(const struct request *a, const struct request *b)
 {
     if (a->priority != b->priority) return a->priority < b->priority;
+    if (a->due_ns != b->due_ns) return a->due_ns < b->due_ns;
     return a->order < b->order;
 }
 
@@ -63,6 +70,7 @@ void queue_insert(struct sched *s, struct request *r)
     if (r->next == NO_SLOT) s->queue_tail = slot;
     else s->requests[r->next].previous = slot;
     s->queue_count++;
+    fair_queued(s, r);
 }
 
 void queue_remove(struct sched *s, struct request *r)
@@ -74,6 +82,7 @@ void queue_remove(struct sched *s, struct request *r)
     else s->requests[r->next].previous = r->previous;
     r->next = r->previous = NO_SLOT;
     s->queue_count--;
+    fair_unqueued(s, r);
 }
 
 void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode, uint64_t now_ns)
@@ -101,6 +110,16 @@ void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode,
     p->seqs_charged++;
 }
 
+void charge_grown(struct sched *s, struct request *r)
+{
+    if (r->decode == NO_WORKER || !s->config.emitted) return;
+    uint32_t held = r->prompt_tokens + s->config.emitted[r->id.slot] - r->emitted;
+    uint32_t need = request_blocks(s, held + 1);
+    if (need <= r->decode_blocks) return;
+    s->workers[r->decode].blocks_charged += need - r->decode_blocks;
+    r->decode_blocks = need;
+}
+
 void discharge_prompt(struct sched *s, struct request *r, uint64_t now_ns)
 {
     if (!r->prompt_charged) return;
@@ -119,6 +138,7 @@ static void discharge_seq(struct worker *w, uint32_t blocks)
     CHECK(w->seqs_charged > 0 && w->blocks_charged >= blocks);
     w->seqs_charged--;
     w->blocks_charged -= blocks;
+    w->refused_blocks = 0;            /* it has room again: who knows how much */
 }
 
 void discharge(struct sched *s, struct request *r, int32_t worker, uint64_t now_ns)

@@ -114,6 +114,7 @@ static void end(struct sched *s, struct request *r, enum sched_end why, uint16_t
                                   .retry_after_s = why == END_FULL ? retry_after_s(s) : 0 });
     if (why == END_FULL || why == END_TOO_LONG || why == END_DRAINING) s->stats.refused++;
     s->stats.ended++;
+    fair_leave(s, r);
     request_move(r, REQ_ENDED);
     free_if_gone(s, r);
 }
@@ -129,10 +130,13 @@ static void on_request(struct sched *s, const struct sched_event *e)
         .deadline_ns = e->deadline_ns, .prefill = NO_WORKER, .decode = NO_WORKER,
         .next = NO_SLOT, .previous = NO_SLOT, .plan = NO_WORKER, .arrived_ns = s->now_ns,
         .keys = e->keys, .key_count = e->keys ? e->key_count : 0,
+        .ttft_ns = e->ttft_ns, .tpot_ns = e->tpot_ns,
     };
     CHECK(r->prompt_tokens > 0);
-    r->blocks_least = request_blocks(s, r->prompt_tokens + 1);
-    r->blocks_soon = request_blocks(s, r->prompt_tokens + request_growth(r));
+    uint64_t target = r->ttft_ns ? r->ttft_ns : s->config.ttft_target_ns;
+    r->due_ns = s->now_ns + (target ? target : TTFT_TARGET_NS);
+    request_measure(s, r);
+    fair_join(s, r, e->user);
     if (timed(r)) s->timed_count++;
     if (r->deadline_ns && r->deadline_ns < s->timed_ns) s->timed_ns = r->deadline_ns;
     bool full = s->queue_count >= s->config.queue_max;
@@ -151,6 +155,7 @@ static void count_emitted(const struct sched *s, struct request *r)
     r->emitted += more;
     r->prompt_tokens += more;
     r->max_tokens = r->max_tokens > more ? r->max_tokens - more : 1;
+    request_measure(s, r);
 }
 
 /* Back to the queue, once no worker holds anything of the attempt that failed. */
@@ -197,6 +202,10 @@ static void on_refused(struct sched *s, struct request *r, const struct sched_ev
                        uint64_t now_ns)
 {
     discharge(s, r, e->worker, s->now_ns);
+    if (e->err == ERR_FULL) {
+        s->workers[e->worker].refused_blocks = r->blocks_soon;
+        s->stats.no_room++;
+    }
     /* Also after its first token: then the next attempt continues behind it. */
     if (running(r) && e->err == ERR_FULL) {
         if (!timed(r)) s->timed_count++;
@@ -306,6 +315,11 @@ static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_
         discharge_prompt(s, r, s->now_ns);
         request_move(r, REQ_DECODING);
         return;
+    case EV_GREW:
+        if (!r || !running(r)) return;
+        charge_grown(s, r);
+        fair_grew(s, r);
+        return;
     case EV_FINISHED:
         if (r && r->state != REQ_QUEUED) /* in RETRY: its first token was also the last */
             end(s, r, END_DONE, e->finish);
@@ -350,6 +364,7 @@ static void place(struct sched *s, struct request *r, int32_t prefill, int32_t d
     if (r->not_before_ns && !r->deadline_ns) s->timed_count--;
     r->not_before_ns = 0;
     charge(s, r, prefill, decode, s->now_ns);
+    fair_placed(s, r);
     r->id.attempt++;                                         /* 0 until first placed */
     request_move(r, REQ_PREFILLING);
     s->stats.decisions++;
@@ -371,10 +386,7 @@ static void place_waiting(struct sched *s, uint64_t now_ns)
         if (wake < s->wake_ns) s->wake_ns = wake;
         return;
     }
-    for (uint16_t slot = s->queue_head; slot != NO_SLOT;) {
-        struct request *r = &s->requests[slot];
-        slot = r->next;
-        if (r->not_before_ns > now_ns) continue;
+    for (struct request *r; (r = fair_first(s, now_ns)) != NULL;) {
         policy_match(s, r);
         if (!policy_place(s, r, now_ns, &prefill, &decode)) return;  /* nobody overtakes */
         place(s, r, prefill, decode);

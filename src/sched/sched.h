@@ -9,6 +9,12 @@
  * With POLICY_COST and known rates (EV_RATES) requests wait here, not at workers: each is planned
  * on a worker at once, and handed out when that worker is about to need it (sched/plan.c).
  *
+ * Whose turn it is: by priority; then the user who was served least (sched/fair.c); then whose
+ * first token is due earliest, of those planned here also by length (sched/plan.c).
+ *
+ * A worker's blocks are charged as they are held: the prompt, some growth, and from then on what is
+ * emitted.  One that refuses all the same gets nothing as large until something of it has gone.
+ *
  * A request's life (sched/req.c checks every move):
  *
  *     QUEUED -place-> PREFILLING -first token-> DECODING -last token-> ENDED -all gone-> free
@@ -85,10 +91,12 @@ struct sched_config {
 enum sched_event_type {
     EV_WORKER_UP,                     /* worker, role, blocks, seqs, max_tokens: max_model_len */
     EV_WORKER_LOST,                   /* worker                                         */
-    EV_REQUEST,                       /* req, prompt_tokens, max_tokens, priority, deadline_ns;
+    EV_REQUEST,                       /* req, prompt_tokens, max_tokens, priority, deadline_ns,
+                                         user, ttft_ns, tpot_ns;
                                          keys, key_count: of the blocks that may be cached      */
     EV_CANCEL,                        /* req: the client went away                      */
     EV_FIRST,                         /* req: its first token arrived                   */
+    EV_GREW,                          /* req: its output filled another block (config.emitted) */
     EV_FINISHED,                      /* req, finish: its last token arrived            */
     EV_GONE,                          /* req, worker: it holds nothing of req now       */
     EV_REFUSED,                       /* req, worker, err: it could not take req, or gave it up */
@@ -106,6 +114,8 @@ struct sched_event {
     uint32_t prompt_tokens, max_tokens;
     int32_t priority;                 /* lower is earlier */
     uint64_t deadline_ns;             /* 0: none */
+    uint64_t user;                    /* whose; 0: all that say nothing, together */
+    uint64_t ttft_ns, tpot_ns;        /* wanted time to the first token, and between two; 0: none */
     uint16_t finish;                  /* enum finish */
     enum err err;
     /* The caller's; unchanged until ACT_FREE of the request. */
@@ -170,6 +180,7 @@ uint64_t sched_wake_ns(const struct sched *s);
 
 struct sched_stats {
     uint64_t decisions, ended, refused, workers_lost;
+    uint64_t no_room;                 /* placements that a worker refused for want of blocks     */
     uint64_t recovered;               /* attempts that failed and were followed by another */
     uint64_t lookups;                 /* prompts looked for in the index */
     uint32_t waiting, prefilling, decoding, ending;

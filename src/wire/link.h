@@ -75,6 +75,7 @@ struct link_request {
     int32_t priority;                 /* lower is earlier                              */
     uint32_t id_count;                /* prompt                                        */
     uint32_t key_count;               /* block keys computed by the gateway; may be 0  */
+    uint32_t ttft_slo_ms, tpot_slo_ms; /* wanted times; 0: none                        */
     uint32_t reserved;
     struct sampling params;
     /* then params.bias_count logit_bias, key_count hash128, id_count int32_t */

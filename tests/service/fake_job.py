@@ -79,15 +79,15 @@ class Plan:
 
 class Request:
     def __init__(self, stream, body):
-        (self.salt, self.user, self.timeout_ms, self.priority, ids, keys, _) = struct.unpack_from(
-            "<QQQiIII", body)
-        p = struct.unpack_from("<QffffffiIIHHHHHH8i", body, 40)
+        (self.salt, self.user, self.timeout_ms, self.priority, ids, keys, self.ttft_ms,
+         self.tpot_ms, _) = struct.unpack_from("<QQQiIIIII", body)
+        p = struct.unpack_from("<QffffffiIIHHHHHH8i", body, 48)
         (self.seed, self.temperature, self.top_p, self.min_p, self.repetition_penalty,
          self.presence_penalty, self.frequency_penalty, self.top_k, self.max_tokens,
          self.min_tokens, self.flags, self.top_count, self.prompt_top_count, eos, stops,
          bias) = p[:16]
         self.eos_ids, self.stop_ids = list(p[16:16 + eos]), list(p[16 + eos:16 + stops])
-        at = 128
+        at = 136
         self.bias = dict(struct.iter_unpack("<if", body[at:at + 8 * bias]))
         at += 8 * bias + 16 * keys
         self.ids = list(struct.unpack_from(f"<{ids}i", body, at))

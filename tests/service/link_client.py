@@ -147,14 +147,16 @@ class Client:
         return out[1:]
 
     def request(self, ids, max_tokens=8, temperature=0.0, seed=1, top_p=1.0, top_k=0, flags=0,
-                top_count=0, prompt_top_count=0, stop_ids=(), timeout_ms=0, priority=0, salt=0, keys=()):
+                top_count=0, prompt_top_count=0, stop_ids=(), timeout_ms=0, priority=0, salt=0,
+                keys=(), user=0, ttft_ms=0, tpot_ms=0):
         stream = self.next_stream
         self.next_stream += 1
         stops = list(stop_ids) + [0] * (8 - len(stop_ids))
         params = struct.pack("<QffffffiIIHHHHHH8i", seed, temperature, top_p, 0.0, 1.0, 0.0, 0.0,
                              top_k, max_tokens, 0, flags, top_count, prompt_top_count, 0,
                              len(stop_ids), 0, *stops)
-        body = struct.pack("<QQQiIII", salt, 0, timeout_ms, priority, len(ids), len(keys), 0)
+        body = struct.pack("<QQQiIIIII", salt, user, timeout_ms, priority, len(ids), len(keys),
+                           ttft_ms, tpot_ms, 0)
         self.answers[stream] = Answer()
         self.frame(REQUEST, stream, body + params + b"".join(keys) + struct.pack(f"<{len(ids)}i", *ids))
         return stream

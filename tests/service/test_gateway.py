@@ -121,6 +121,25 @@ def test_parameters_reach_the_job(http, job):
     assert job.requests[2].priority == -1
 
 
+def test_headers_say_whose_turn_it_is_and_by_when(http, job):
+    ask = {"prompt": "a", "user": "me", "timeout": 3}
+    wishes = {"x-llm-d-inference-fairness-id": "me", "x-llm-d-slo-ttft-ms": "250",
+              "x-llm-d-slo-tpot-ms": "40", "x-envoy-upstream-rq-timeout-ms": "1500"}
+    http.post("/v1/completions", json=ask)
+    http.post("/v1/completions", json=ask, headers=wishes)
+    http.post("/v1/completions", json={"prompt": "a"}, headers={**wishes, "priority": "low"})
+    plain, wished, alone = job.requests[:3]
+    assert (plain.ttft_ms, plain.tpot_ms, plain.timeout_ms) == (0, 0, 3000)
+    assert (wished.ttft_ms, wished.tpot_ms, wished.timeout_ms) == (250, 40, 3000)
+    assert (alone.priority, alone.timeout_ms) == (1, 1500)
+    assert plain.user == wished.user == alone.user
+    for name in list(wishes)[1:] + ["priority"]:
+        for bad in ("", "-1" if name != "priority" else "1.5", "soon", "9" * 30):
+            r = http.post("/v1/completions", json=ask, headers={name: bad})
+            assert r.status_code == 400 and name in r.json()["error"]["message"], (name, bad)
+
+
+
 def test_stop_strings_end_the_text_and_the_stream(http, job):
     job.plan = lambda r: Plan("one two three", hold=True)
     body = chat(http, stop=["three", "wo "]).json()
