@@ -128,6 +128,13 @@ enum err engine_import(struct engine *e, struct req_id req, uint32_t layer, uint
  * is missing.  ERR_LIMIT: that token was the last allowed; nothing changed, drop it. */
 enum err engine_import_done(struct engine *e, struct req_id req, int32_t first_token);
 
+/* Holds what is cached of a prefix, under spec->req (mode PREFILL), to be read by engine_kv_read;
+ * *tokens of it are there.  Ends by engine_drop.  ERR_GONE: nothing is; else as engine_add. */
+enum err engine_prefix_hold(struct engine *e, const struct seq_spec *spec, uint32_t *tokens);
+/* Ends an IMPORT sequence that was only to bring KV here: whole blocks that have arrived in every
+ * layer stay in the cache.  Returns how many tokens of it are findable now. */
+uint32_t engine_prefix_keep(struct engine *e, struct req_id req);
+
 /* Readable (poll it) when engine_poll has something to do. */
 int engine_event_fd(const struct engine *e);
 /* Reports progress, collects a finished step, starts the next.  Never blocks.  True while a step is

@@ -225,6 +225,16 @@ bool seq_reserve(struct engine *e, struct seq *s, uint32_t tokens)
     return true;
 }
 
+uint32_t seq_hold_cached(struct engine *e, struct seq *s)
+{
+    uint32_t matched = match_prefix(e, s);
+    CHECK(s->block_count == 0);
+    for (uint32_t i = 0; i < matched; i++) kv_pool_hold(e->pool, s->blocks[i]);
+    s->block_count = s->stored_count = matched;
+    s->computed = matched * e->shape.block_tokens;
+    return s->computed;
+}
+
 void seq_release(struct engine *e, struct seq *s)
 {
     kv_pool_release(e->pool, s->blocks, s->block_count);

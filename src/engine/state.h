@@ -125,6 +125,8 @@ void seq_move(struct engine *e, struct seq *s, enum seq_state state);
 bool seq_before(const struct seq *a, const struct seq *b);
 /* Takes blocks for `tokens` tokens, sharing what the cache has; all or nothing. */
 bool seq_reserve(struct engine *e, struct seq *s, uint32_t tokens);
+/* Holds what is cached of its beginning, and nothing more; its tokens. */
+uint32_t seq_hold_cached(struct engine *e, struct seq *s);
 void seq_release(struct engine *e, struct seq *s);     /* all its blocks                     */
 void seq_store(struct engine *e, struct seq *s);       /* full computed blocks get findable  */
 /* Takes blocks that others computed since; the tokens found so. */

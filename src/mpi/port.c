@@ -335,6 +335,11 @@ void port_abandon(struct port *p, int rank)
     bell_cut(p->bells, rank);
 }
 
+bool port_is_dead(const struct port *p, int rank)
+{
+    return p->peers[rank].dead;
+}
+
 uint64_t port_heard_ns(const struct port *p, int rank)
 {
     return p->peers[rank].heard_ns;

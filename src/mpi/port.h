@@ -55,6 +55,7 @@ bool port_has_room(const struct port *p, int to);
 bool port_sent_all(const struct port *p);
 /* No more from or to this rank. */
 void port_abandon(struct port *p, int rank);
+bool port_is_dead(const struct port *p, int rank);
 /* When this rank last gave a sign of life. */
 uint64_t port_heard_ns(const struct port *p, int rank);
 void port_stats(const struct port *p, struct port_stats *out);

@@ -322,7 +322,8 @@ static void open_sched(struct rank0 *z)
     struct sched_config s = {
         .rank_count = (uint32_t)z->job->size,
         .queue_max = (uint32_t)(c->max_queue < REQ_COUNT_MAX ? c->max_queue : REQ_COUNT_MAX),
-        .block_tokens = (uint32_t)c->block_size, .seed = c->seed, .emitted = z->emitted,
+        .block_tokens = (uint32_t)c->block_size, .seed = c->seed,
+        .pull = true, .emitted = z->emitted,
     };
     if (!sched_policy_find(c->policy, &s.policy))
         rank0_over(z, CODE_FAILED, "policy: there is no %s", c->policy);

@@ -6,6 +6,9 @@
 #include "common/mem.h"
 #include "mpi/rank0.h"
 
+/* A pull may take so many times what is expected, and so much more, before it counts as late. */
+enum { PULL_LATE = 3, PULL_LATE_US = 20000 };
+
 void act_event(struct rank0 *z, struct sched_event e)
 {
     if (z->event_count == z->event_room) {
@@ -17,7 +20,8 @@ void act_event(struct rank0 *z, struct sched_event e)
 
 /* -- to workers ------------------------------------------------------------------------------- */
 
-static void send_seq(struct rank0 *z, const struct request *r, enum msg_type type, int to, int peer)
+static void send_seq(struct rank0 *z, const struct request *r, enum msg_type type, int to, int peer,
+                     const struct sched_action *a)
 {
     size_t bytes = msg_seq_bytes(r->params.bias_count, r->id_count);
     struct msg_seq *m = port_message(z->port, type, bytes);
@@ -28,6 +32,11 @@ static void send_seq(struct rank0 *z, const struct request *r, enum msg_type typ
     m->prompt_count = r->prompt_count;
     m->id_count = r->id_count;
     m->params = r->params;
+    if (a->pull_tokens && type != MSG_EXPECT) {
+        m->pull_from = a->pull_from;
+        m->pull_tokens = a->pull_tokens;
+        m->pull_late_us = PULL_LATE_US + (uint32_t)(PULL_LATE * a->pull_ns / 1000);
+    }
     /* Scores that have all passed need no second computing: the prompt may come from the cache. */
     if (r->score_next >= r->prompt_count) m->params.flags &= (uint16_t)~SAMPLING_PROMPT_LOGPROBS;
     if (r->bias) memcpy(m + 1, r->bias, r->params.bias_count * sizeof *r->bias);
@@ -50,12 +59,15 @@ static void place(struct rank0 *z, struct request *r, const struct sched_action 
     log_info("placed req=%u.%u attempt=%u prefill=%d decode=%d prompt=%u emitted=%u", r->id.slot,
              r->id.generation, r->id.attempt, r->prefill, r->decode, r->prompt_count,
              r->id_count - r->prompt_count);
+    if (a->pull_tokens)
+        log_info("pull req=%u.%u from=%d tokens=%u expected_ms=%.1f", r->id.slot, r->id.generation,
+                 a->pull_from, a->pull_tokens, (double)a->pull_ns / 1e6);
     if (alone) {
-        send_seq(z, r, MSG_RUN, a->worker, -1);
+        send_seq(z, r, MSG_RUN, a->worker, -1, a);
         return;
     }
-    send_seq(z, r, MSG_EXPECT, a->decode, a->prefill);
-    send_seq(z, r, MSG_PREFILL, a->prefill, a->decode);
+    send_seq(z, r, MSG_EXPECT, a->decode, a->prefill, a);
+    send_seq(z, r, MSG_PREFILL, a->prefill, a->decode, a);
 }
 
 /* -- to gateways ------------------------------------------------------------------------------ */

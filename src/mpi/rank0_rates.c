@@ -11,6 +11,7 @@
 
 #define NEAR 0.05                     /* a smaller change decides nothing */
 #define NS_MAX 1e12
+#define LINK_GUESS 2e8                /* bytes a second, until a push was long enough to tell */
 enum { STEPS_LEAST = 3, STEPS_ENOUGH = 64 };
 
 static bool within(double x, double least)
@@ -75,7 +76,7 @@ void rates_learn(struct rank0 *z, int from)
         struct peer_worker *w = &z->workers[i];
         if (!w->alive || z->job->host_of[i] != z->job->host_of[from]) continue;
         r.kv_token_bytes = (double)w->about.kv_token_bytes;
-        r.link_bytes_s = w->link_bytes_s;
+        r.link_bytes_s = w->link_bytes_s > 0 ? w->link_bytes_s : LINK_GUESS;
         if (all_near(&r, &w->rates)) continue;
         w->rates = r;
         act_event(z, (struct sched_event){ .type = EV_RATES, .worker = i, .rates = &w->rates });

@@ -97,9 +97,11 @@ static bool dispatch_peer(struct worker *w, int from, const void *data, size_t b
     const struct msg_ready *ready = msg_as_ready(data, bytes);
     const struct msg_kv *kv = msg_as_kv(data, bytes);
     const struct msg_kvend *end = msg_as_kvend(data, bytes);
+    const struct msg_pull *pull = msg_as_pull(data, bytes);
     switch (msg_type_of(data, bytes)) {
     case MSG_READY: return ready && (worker_on_ready(w, from, ready), true);
     case MSG_KV: return kv && (worker_on_kv(w, from, kv), true);
+    case MSG_PULL: return pull && (worker_on_pull(w, from, pull), true);
     case MSG_KVEND: return end && (worker_on_kvend(w, from, end), true);
     default: return false;
     }
@@ -210,8 +212,10 @@ static enum err open_engine(struct worker *w, struct why *why)
 
 static void wait_for_work(struct worker *w, bool busy)
 {
-    uint64_t nap = port_nap_ns(w->port, clock_now_ns());
-    uint64_t look = busy || w->pushes ? LOOK_BUSY_NS : LOOK_IDLE_NS;
+    uint64_t now = clock_now_ns(), nap = port_nap_ns(w->port, now), wake = pulls_wake_ns(w);
+    uint64_t look = busy || w->pushes || w->exports ? LOOK_BUSY_NS : LOOK_IDLE_NS;
+    if (wake <= now) return;
+    if (wake - now < look) look = wake - now;
     loop_wait(w->loop, nap < look ? nap : look);
 }
 
@@ -267,6 +271,8 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
         port_poll(w->port);
         busy = engine_poll(w->engine);
         push_all(w);
+        pulls_turn(w, clock_now_ns());
+        exports_turn(w);
         worker_flush(w);
         worker_blocks_flush(w);
     }

@@ -3,6 +3,7 @@
  *   worker.c       the loop, the dispatch, heartbeats
  *   worker_seq.c   sequences from first message to GONE
  *   worker_push.c  KV to the decode rank while later layers compute
+ *   worker_pull.c  KV of a prefix from a worker that holds it
  *   worker_blocks.c  which blocks can be found here, told to rank 0 (blocks.h)
  *
  * Always true: for each (request, attempt) that rank 0 sent here there is exactly one REFUSE or
@@ -20,6 +21,8 @@
 #include "mpi/weights.h"
 
 struct push;
+struct pull;
+struct export;
 
 struct wseq {                         /* by slot */
     struct req_id req;                /* generation 0: nothing here */
@@ -28,6 +31,7 @@ struct wseq {                         /* by slot */
     bool in_engine;                   /* the engine still knows it */
     bool complete;                    /* IMPORT: all KV is here */
     struct push *push;                /* PREFILL */
+    struct pull *pull;                /* of its beginning; until that is over */
     struct req_id ready;              /* a READY that came before its PREFILL */
     uint32_t ready_held;
 };
@@ -41,6 +45,8 @@ struct worker {
     struct watch engine_watch;
     struct wseq *seqs;                /* REQ_COUNT_MAX */
     struct push *pushes;              /* all, in the order they are served */
+    struct pull *pulls;
+    struct export *exports;           /* what others pull from here */
     struct blocks_out blocks;
     struct buf tokens;                /* records not sent yet */
     uint32_t token_count;
@@ -49,7 +55,7 @@ struct worker {
     bool rank_lost;                   /* some rank died: leave without MPI */
     bool leaving;
     int exit_code;
-    uint64_t stale, kv_sent, kv_received;
+    uint64_t stale, kv_sent, kv_received, pulls_late;
     struct { int peer; uint64_t since_ns, bytes; double bytes_s; int measured; } link;
     uint64_t ping_ns;
 };
@@ -69,6 +75,8 @@ void worker_token(void *ctx, struct req_id req, const struct token_record *recor
                   const struct top_logprob *top, uint32_t cached);
 void worker_scores(void *ctx, struct req_id req, const struct token_record *records,
                    uint32_t count, const struct top_logprob *tops);
+/* Gives a sequence that was entered to the engine; false: it was refused and is gone. */
+bool worker_admit(struct worker *w, struct wseq *s, const struct msg_seq *m);
 /* The sequence here with this id, or NULL. */
 struct wseq *worker_find(struct worker *w, struct req_id req);
 /* Drops it from the engine and says GONE. */
@@ -92,5 +100,23 @@ void push_first_token(struct wseq *s, const struct token_record *record);
 void push_close(struct worker *w, struct wseq *s);
 /* Sends whatever is complete and has room. */
 void push_all(struct worker *w);
+/* After sends to this peer: the link's speed is taken from when it first has no room for more until
+ * nothing waits for it. */
+void push_measure(struct worker *w, int peer, bool held_up);
+
+/* worker_pull.c */
+/* Begins the pull that the message asks for; false: there is none to begin.  When it is over, one
+ * way or the other, worker_admit is called. */
+bool pull_open(struct worker *w, struct wseq *s, const struct msg_seq *m);
+void pull_close(struct worker *w, struct wseq *s);
+void pull_on_kv(struct worker *w, int from, const struct msg_kv *m);
+void pull_on_kvend(struct worker *w, int from, const struct msg_kvend *m);
+void worker_on_pull(struct worker *w, int from, const struct msg_pull *m);
+/* Starts sequences whose pull is late. */
+void pulls_turn(struct worker *w, uint64_t now_ns);
+/* When to call it though nothing happened. */
+uint64_t pulls_wake_ns(const struct worker *w);
+void exports_turn(struct worker *w);
+void pulls_on_lost(struct worker *w, int rank);
 
 #endif

@@ -112,8 +112,7 @@ static bool send_range(struct worker *w, struct push *p)
     return true;
 }
 
-/* The link's speed: from when it first has no room for more until nothing waits for it. */
-static void measure(struct worker *w, int peer, bool held_up)
+void push_measure(struct worker *w, int peer, bool held_up)
 {
     uint64_t now = clock_now_ns();
     if (held_up && w->link.since_ns == 0) {
@@ -134,7 +133,7 @@ static void send_all(struct worker *w, struct push *p)
 {
     bool room;
     while ((room = port_has_room(w->port, p->seq->peer)) && send_range(w, p)) { }
-    measure(w, p->seq->peer, !room);
+    push_measure(w, p->seq->peer, !room);
 }
 
 static bool sent_all(const struct push *p)

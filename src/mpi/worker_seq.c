@@ -23,6 +23,7 @@ static void say_gone(struct worker *w, struct req_id req)
 void worker_end(struct worker *w, struct wseq *s)
 {
     if (s->push) push_close(w, s);
+    if (s->pull) pull_close(w, s);
     if (s->in_engine) engine_drop(w->engine, s->req);
     say_gone(w, s->req);
     s->req.generation = 0;
@@ -48,8 +49,7 @@ void worker_give_up(struct worker *w, struct wseq *s, enum err e)
 }
 
 /* NULL: refused. */
-static struct wseq *add(struct worker *w, const struct msg_seq *m, enum seq_mode mode,
-                        uint32_t *held)
+static struct wseq *enter(struct worker *w, const struct msg_seq *m, enum seq_mode mode)
 {
     struct wseq *s = &w->seqs[m->req.slot];
     if (s->req.generation) { /* rank 0 frees a slot only after GONE */
@@ -60,24 +60,37 @@ static struct wseq *add(struct worker *w, const struct msg_seq *m, enum seq_mode
     s->req = m->req;
     s->mode = mode;
     s->peer = m->peer;
-    s->in_engine = true;
-    s->complete = false;
+    s->in_engine = s->complete = false;
+    return s;
+}
+
+static bool admit(struct worker *w, struct wseq *s, const struct msg_seq *m, uint32_t *held)
+{
     struct seq_spec spec = {
-        .req = m->req, .mode = mode, .ids = msg_seq_ids(m), .id_count = m->id_count,
+        .req = m->req, .mode = s->mode, .ids = msg_seq_ids(m), .id_count = m->id_count,
         .prompt_count = m->prompt_count, .params = m->params, .bias = msg_seq_bias(m),
         .cache_salt = m->cache_salt, .priority = m->priority,
     };
+    s->in_engine = true; /* tokens may come from inside */
     enum err e = engine_add(w->engine, &spec, held);
-    if (e == OK) return s;
+    if (e == OK) return true;
+    if (s->push) push_close(w, s);
+    if (s->pull) pull_close(w, s);
     s->req.generation = 0;
     s->in_engine = false;
     refuse(w, m->req, e);
-    return NULL;
+    return false;
+}
+
+bool worker_admit(struct worker *w, struct wseq *s, const struct msg_seq *m)
+{
+    return admit(w, s, m, NULL);
 }
 
 void worker_on_run(struct worker *w, const struct msg_seq *m)
 {
-    add(w, m, SEQ_LOCAL, NULL);
+    struct wseq *s = enter(w, m, SEQ_LOCAL);
+    if (s && !pull_open(w, s, m)) worker_admit(w, s, m);
 }
 
 static bool peer_fits(const struct worker *w, const struct msg_seq *m)
@@ -92,7 +105,8 @@ void worker_on_expect(struct worker *w, const struct msg_seq *m)
         refuse(w, m->req, ERR_FORMAT);
         return;
     }
-    if (!add(w, m, SEQ_IMPORT, &held)) return;
+    struct wseq *s = enter(w, m, SEQ_IMPORT);
+    if (!s || !admit(w, s, m, &held)) return;
     struct msg_ready ready = { .req = m->req, .held_tokens = held };
     port_send_copy(w->port, m->peer, &ready, MSG_READY, sizeof ready);
     port_send_copy(w->port, 0, &ready, MSG_READY, sizeof ready);
@@ -104,11 +118,12 @@ void worker_on_prefill(struct worker *w, const struct msg_seq *m)
         refuse(w, m->req, ERR_FORMAT);
         return;
     }
-    struct wseq *s = add(w, m, SEQ_PREFILL, NULL);
+    struct wseq *s = enter(w, m, SEQ_PREFILL);
     if (!s) return;
     push_open(w, s, m->id_count);
     if (req_id_equal(s->ready, s->req)) push_ready(s, s->ready_held);
     s->ready.generation = 0;
+    if (!pull_open(w, s, m)) worker_admit(w, s, m);
 }
 
 void worker_on_cancel(struct worker *w, struct req_id req)
@@ -121,6 +136,7 @@ void worker_on_lost(struct worker *w, int rank)
 {
     w->rank_lost = true;
     port_abandon(w->port, rank);
+    pulls_on_lost(w, rank);
     for (int i = 0; i < REQ_COUNT_MAX; i++) {
         struct wseq *s = &w->seqs[i];
         if (s->req.generation == 0 || s->peer != rank) continue;
@@ -165,6 +181,10 @@ static void import_failed(struct worker *w, struct wseq *s, enum err e)
 
 void worker_on_kv(struct worker *w, int from, const struct msg_kv *m)
 {
+    if (m->req.attempt & PULL_BIT) {
+        pull_on_kv(w, from, m);
+        return;
+    }
     struct wseq *s = importing(w, m->req, from);
     if (!s) return;
     uint64_t bytes = m->head.bytes - sizeof *m;
@@ -176,6 +196,10 @@ void worker_on_kv(struct worker *w, int from, const struct msg_kv *m)
 
 void worker_on_kvend(struct worker *w, int from, const struct msg_kvend *m)
 {
+    if (m->req.attempt & PULL_BIT) {
+        pull_on_kvend(w, from, m);
+        return;
+    }
     struct wseq *s = importing(w, m->req, from);
     if (!s) return;
     if (m->finish != FINISH_NONE) {

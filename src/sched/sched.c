@@ -358,7 +358,8 @@ static void expire(struct sched *s, uint64_t now_ns)
 static void place(struct sched *s, struct request *r, int32_t prefill, int32_t decode)
 {
     uint32_t cached = cost_cached_tokens(s, r, (uint32_t)prefill);
-    uint32_t pull = cost_of_prompt(s, r, (uint32_t)prefill).pull_tokens;
+    struct prompt_cost cost = cost_of_prompt(s, r, (uint32_t)prefill);
+    uint32_t pull = cost.pull_tokens;
     plan_remove(s, r);
     queue_remove(s, r);
     if (r->not_before_ns && !r->deadline_ns) s->timed_count--;
@@ -372,6 +373,7 @@ static void place(struct sched *s, struct request *r, int32_t prefill, int32_t d
                                   .worker = prefill, .prefill = prefill, .decode = decode,
                                   .cached = cached, .pull_tokens = pull,
                                   .pull_from = pull ? s->held_by : 0,
+                                  .pull_ns = (uint64_t)cost.fetch_ns,
                                   .cached_most = s->held_most * s->config.block_tokens });
 }
 

@@ -159,6 +159,7 @@ struct sched_action {
      * believed to hold them: cheaper than to compute those after `cached`.  0: nobody. */
     int32_t pull_from;
     uint32_t pull_tokens;
+    uint64_t pull_ns;                 /* how long that should take */
 };
 
 struct sched;

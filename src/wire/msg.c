@@ -17,7 +17,7 @@ static const char *const type_names[MSG_TYPE_COUNT] = {
     [MSG_KVEND] = "KVEND",     [MSG_UP] = "UP",         [MSG_TOKENS] = "TOKENS",
     [MSG_SCORES] = "SCORES",   [MSG_REFUSE] = "REFUSE", [MSG_GONE] = "GONE",
     [MSG_BLOCKS] = "BLOCKS",   [MSG_STATS] = "STATS",   [MSG_FATAL] = "FATAL",
-    [MSG_SNAPSHOT] = "SNAPSHOT",
+    [MSG_SNAPSHOT] = "SNAPSHOT", [MSG_PULL] = "PULL",
 };
 
 const char *msg_type_name(enum msg_type t)
@@ -86,6 +86,7 @@ const struct msg_seq *msg_as_seq(const void *data, size_t bytes)
     if (m->req.generation == 0 || m->req.slot >= REQ_COUNT_MAX) return NULL;
     if (m->id_count == 0 || m->id_count > SEQ_TOKENS_MAX) return NULL;
     if (m->prompt_count == 0 || m->prompt_count > m->id_count) return NULL;
+    if (m->pull_tokens >= m->id_count || m->req.attempt & PULL_BIT) return NULL;
     if (!sampling_fits(&m->params)) return NULL;
     return bytes == msg_seq_bytes(m->params.bias_count, m->id_count) ? m : NULL;
 }
@@ -121,6 +122,26 @@ const struct msg_ready *msg_as_ready(const void *data, size_t bytes)
 {
     const struct msg_ready *m = exact(data, bytes, sizeof *m, MSG_READY, MSG_READY);
     return m && m->req.slot < REQ_COUNT_MAX && m->held_tokens <= SEQ_TOKENS_MAX ? m : NULL;
+}
+
+size_t msg_pull_bytes(uint32_t id_count)
+{
+    return sizeof(struct msg_pull) + id_count * sizeof(int32_t);
+}
+
+const int32_t *msg_pull_ids(const struct msg_pull *m)
+{
+    return (const void *)(m + 1);
+}
+
+const struct msg_pull *msg_as_pull(const void *data, size_t bytes)
+{
+    if (msg_type_of(data, bytes) != MSG_PULL || bytes < sizeof(struct msg_pull)) return NULL;
+    const struct msg_pull *m = data;
+    if (m->req.slot >= REQ_COUNT_MAX || m->req.generation == 0) return NULL;
+    if (!(m->req.attempt & PULL_BIT)) return NULL;
+    if (m->id_count == 0 || m->id_count > SEQ_TOKENS_MAX) return NULL;
+    return m->held_tokens < m->id_count && bytes == msg_pull_bytes(m->id_count) ? m : NULL;
 }
 
 const struct msg_kv *msg_as_kv(const void *data, size_t bytes)

@@ -9,6 +9,7 @@
  *   rank 0  --EXIT---> worker          leave with this code                  (struct msg_exit)
  *   rank 0  --SNAPSHOT> worker         say all keys again                    (struct msg_snapshot)
  *   decode  --READY--> prefill, rank 0 reserved; holds this prefix           (struct msg_ready)
+ *   worker  --PULL---> worker          send me what you have of this     (struct msg_pull)
  *   prefill --KV-----> decode          layers x tokens, on the data communicator (struct msg_kv)
  *   prefill --KVEND--> decode          all sent; the first token             (struct msg_kvend)
  *   worker  --UP-----> rank 0          engine is open                        (struct msg_up)
@@ -57,6 +58,7 @@ enum msg_type {
     MSG_STATS,
     MSG_FATAL,
     MSG_SNAPSHOT,
+    MSG_PULL,
     MSG_TYPE_COUNT
 };
 
@@ -77,12 +79,28 @@ struct msg_seq {                      /* RUN, EXPECT, PREFILL */
     int32_t peer;                     /* the other rank of the pair; -1 for RUN    */
     int32_t priority;
     uint32_t prompt_count, id_count;  /* ids = prompt, then output already emitted */
+    int32_t pull_from;                /* RUN, PREFILL: this worker holds ...       */
+    uint32_t pull_tokens;             /* ... the first so many ids' KV; 0: no pull */
+    uint32_t pull_late_us;            /* compute them when it takes longer         */
+    uint32_t reserved;
     struct sampling params;
     /* then params.bias_count struct logit_bias, then id_count int32_t ids */
 };
 const struct logit_bias *msg_seq_bias(const struct msg_seq *m);
 const int32_t *msg_seq_ids(const struct msg_seq *m);
 size_t msg_seq_bytes(uint32_t bias_count, uint32_t id_count);
+
+/* The bit of an attempt that tells a pull's KV from a push's. */
+enum { PULL_BIT = 0x8000 };
+struct msg_pull {                     /* then id_count int32_t ids */
+    struct msg_head head;
+    struct req_id req;                /* attempt has PULL_BIT */
+    uint64_t cache_salt;
+    uint32_t held_tokens;             /* not to be sent */
+    uint32_t id_count;                /* the last id's own KV is not wanted */
+};
+const int32_t *msg_pull_ids(const struct msg_pull *m);
+size_t msg_pull_bytes(uint32_t id_count);
 
 struct msg_req { struct msg_head head; struct req_id req; };                /* CANCEL, GONE */
 struct msg_rank { struct msg_head head; int32_t rank; uint32_t reserved; }; /* LOST */
@@ -196,6 +214,7 @@ const struct msg_ping *msg_as_ping(const void *data, size_t bytes);
 const struct msg_exit *msg_as_exit(const void *data, size_t bytes);
 const struct msg_snapshot *msg_as_snapshot(const void *data, size_t bytes);
 const struct msg_ready *msg_as_ready(const void *data, size_t bytes);
+const struct msg_pull *msg_as_pull(const void *data, size_t bytes);
 /* The payload's length is engine_import's to check. */
 const struct msg_kv *msg_as_kv(const void *data, size_t bytes);
 const struct msg_kvend *msg_as_kvend(const void *data, size_t bytes);

@@ -30,7 +30,7 @@ def exact(metrics, before=0):
 
 def chat(service, messages, **more):
     r = service.post("/v1/chat/completions", model=service.model(), messages=messages,
-                     temperature=0, max_tokens=24, **more)
+                     temperature=0, max_tokens=48, **more)
     assert r.status_code == 200, r.text
     return r
 

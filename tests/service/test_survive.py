@@ -152,4 +152,5 @@ def test_spares_take_the_places_of_lost_workers(undisturbed):
                 assert job.wait_log(f"spare worker={heir} takes the place of worker={victim}")
         check(c, streams, undisturbed)
         assert c.state["workers_alive"] == 1
-        assert {a.prefill for a in c.answers.values()} <= {1, 5}
+        # Decode workers compute prompts too when that is cheaper; a dead spare computes none.
+        assert {1, 5} <= {a.prefill for a in c.answers.values()} <= {1, 2, 3, 5}

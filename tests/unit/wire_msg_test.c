@@ -78,6 +78,11 @@ static void *make_any(enum msg_type type)
         return m;
     }
     case MSG_SNAPSHOT: return make(type, sizeof(struct msg_snapshot));
+    case MSG_PULL: {
+        struct msg_pull *m = make(type, msg_pull_bytes(3));
+        m->req = (struct req_id){ 1, PULL_BIT | 1, 1 }, m->id_count = 3;
+        return m;
+    }
     case MSG_STATS: return make(type, sizeof(struct msg_stats));
     case MSG_FATAL: return make(type, sizeof(struct msg_fatal));
     default: fail_msg("no such type"); return NULL;
@@ -102,6 +107,7 @@ static const void *as_any(enum msg_type type, const void *data, size_t bytes)
     case MSG_STATS: return msg_as_stats(data, bytes);
     case MSG_FATAL: return msg_as_fatal(data, bytes);
     case MSG_SNAPSHOT: return msg_as_snapshot(data, bytes);
+    case MSG_PULL: return msg_as_pull(data, bytes);
     default: return NULL;
     }
 }
