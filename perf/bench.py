@@ -159,9 +159,11 @@ def peak_share(name, value, engine, roof):
         best = (n * engine["layer_ops"] + engine["head_ops"]) / int8
         best += engine["attention_ops"] * n * (n + 1) / 2 / f32
         return value * best / n
-    depth = int(name.split("_d")[1]) if "_d" in name else 64 if name == "decode_1" else 256
+    depth, kv = (64 if name == "decode_1" else 256), "f16"
+    if "_d" in name:                   # decode_1_d4096, decode_1_d4096_int8
+        depth, _, kv = name.split("_d")[1].partition("_")
     streams = int(name.split("_")[1])
-    bytes_read = engine["weight_bytes"] + streams * depth * engine["kv_token_bytes"]
+    bytes_read = engine["weight_bytes"] + streams * int(depth) * engine[f"kv_bytes_{kv or 'f16'}"]
     best = max(bytes_read / (roof["read_92mib"] * 1e9),
                streams * (engine["layer_ops"] + engine["head_ops"]) / int8)
     return value / streams * best
@@ -268,7 +270,10 @@ def make_rows(results):
             add("machine", name, {"median": value, "min": value, "max": value}, None)
     for name, value in results.get("kernels", {}).items():
         isa = results["isa"]
-        share = value * roof["threads"] / roof[f"int8_{isa}"] if f"int8_{isa}" in roof else None
+        peak = ("f32" if name.startswith("attend_prefill") else "int8") + f"_{isa}"
+        share = value * roof["threads"] / roof[peak] if peak in roof else None
+        if name.startswith("attend_decode"):
+            share = None               # one thread's GB/s: reading and arithmetic at once
         add("kernels", name, {"median": value, "min": value, "max": value}, None, share)
     engines = [e for e in results["engine"] if e]
     for name in [n for n in (engines[0] if engines else {}) if n.startswith(("prefill", "decode"))]:
@@ -389,6 +394,9 @@ def measure(a, meter, results):
     if "kernels" in a.only:
         results["kernels"] = meter("kernels", 30, run_for_json,
                                    [build("kernel_bench"), a.model], 120)
+        if results["isa"] != "plain":
+            results["kernels"].update(meter("attention", 10, run_for_json,
+                                            [build("attend_bench")], 60))
     if "places" in a.only:
         results["places"] = [places_round() for _ in range(20)]
     for number in range(a.rounds):

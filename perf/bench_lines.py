@@ -66,8 +66,11 @@ def engine_lines(t, shares):
     t.share("decode, 1 stream", shares.get("decode_1"), 0.65, "what the read bandwidth allows")
     t.ratio("decode, 32 streams", t.median("engine", "decode_32"),
             t.median("llama_engine", "decode_32"), 4, "llama.cpp Q4_1")
-    deep = t.median("engine", "decode_1_d4096")
-    t.most("decode at depth 0 against 4096", mine / deep if mine and deep else None, 1.6, "x")
+    for kv in ("", "_int8"):
+        shallow = t.median("engine", "decode_1_d0" + kv)
+        deep = t.median("engine", "decode_1_d4096" + kv)
+        t.most(f"decode at depth 0 against 4096{kv.replace('_', ', KV ')}",
+               shallow / deep if shallow and deep else None, 1.6, "x")
 
 
 def latency_lines(t):

@@ -2,6 +2,8 @@
  *
  *   engine_bench MODEL.gguf [THREADS] [OUT.json]
  *
+ *   DEPTHS=1 engine_bench ...   decode at depth alone
+ *
  * First the answers are compared: a prompt in one piece, alone, must give the same KV and the same
  * token as in chunks beside other sequences.  Then the times: best of several; `cpu` is from the
  * process's CPU time (as if its threads had cores of their own), which holds where other processes
@@ -17,6 +19,9 @@
 #include "figures.h"
 
 enum { BLOCK = 16, STEP = 2048, SEQS = 32, TOKENS = 4608, PROMPT = 300, ROUNDS = 3 };
+enum { DEEP = 8192, DEEP_TOKENS = DEEP + 64, DEPTH_ROUNDS = 6, DEPTH_STEPS = 12 };
+static const uint32_t depths[] = { 0, 1024, 4096, DEEP };
+enum { DEPTHS = sizeof depths / sizeof *depths };
 
 struct bench {
     void *self;
@@ -26,6 +31,7 @@ struct bench {
     int32_t ids[STEP];
     uint32_t blocks[SEQS][TOKENS / BLOCK];
     struct figures out;
+    struct backend_config config;
 };
 
 /* One step, and a greedy token of the last row of each sequence into tokens. */
@@ -148,6 +154,54 @@ static void measure(struct bench *b, const char *name, uint32_t seqs, uint32_t d
     fflush(stdout);
 }
 
+/* Real KV up to DEEP: that of a prompt, again and again.  (Pages that nobody wrote are all one page
+ * of zeros, which a cache holds.) */
+static void deepen(struct bench *b, const uint32_t *blocks)
+{
+    struct step_seq seq = { 0, 512, 0, blocks };
+    uint8_t *kv = mem_array(b->shape.layers * b->shape.token_bytes, 512);
+    run_step(b, &seq, 1, b->ids, NULL);
+    backend_cpu.kv_read(b->self, blocks, 0, b->shape.layers, 0, 512, kv);
+    for (uint32_t at = 512; at < DEEP; at += 512) {
+        backend_cpu.kv_write(b->self, blocks, 0, b->shape.layers, at, 512, kv);
+    }
+    free(kv);
+}
+
+/* One stream at each depth, in turns, so that what else the machine does meets all of them. */
+static void measure_depths(struct bench *b, const char *type)
+{
+    uint32_t blocks[DEEP_TOKENS / BLOCK];
+    double best[DEPTHS], best_cpu[DEPTHS];
+    for (uint32_t i = 0; i < DEEP_TOKENS / BLOCK; i++) blocks[i] = i;
+    if (b->shape.block_count < DEEP_TOKENS / BLOCK) die("the pool is too small for depth");
+    deepen(b, blocks);
+    for (int i = 0; i < DEPTHS; i++) best[i] = best_cpu[i] = 1e9;
+    for (int round = 0; round < DEPTH_ROUNDS * DEPTHS; round++) {
+        int i = round % DEPTHS;
+        uint64_t wall = clock_now_ns();
+        double cpu = cpu_seconds(CLOCK_PROCESS_CPUTIME_ID);
+        for (uint32_t t = 0; t < DEPTH_STEPS; t++) {
+            struct step_seq seq = { depths[i] + t, 1, 0, blocks };
+            run_step(b, &seq, 1, b->ids, NULL);
+        }
+        double took = (double)(clock_now_ns() - wall) / 1e9 / DEPTH_STEPS;
+        cpu = (cpu_seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / b->threads / DEPTH_STEPS;
+        best[i] = took < best[i] ? took : best[i];
+        best_cpu[i] = cpu < best_cpu[i] ? cpu : best_cpu[i];
+    }
+    for (int i = 0; i < DEPTHS; i++) {
+        char name[64], cpu_name[72];
+        snprintf(name, sizeof name, "decode_1_d%u%s", depths[i], type);
+        snprintf(cpu_name, sizeof cpu_name, "%s_cpu", name);
+        figure(&b->out, name, 1 / best[i]);
+        figure(&b->out, cpu_name, 1 / best_cpu[i]);
+        printf("%-20s %8.0f tok/s  %8.0f cpu    time of depth 0 x %.2f, cpu x %.2f\n", name,
+               1 / best[i], 1 / best_cpu[i], best[i] / best[0], best_cpu[i] / best_cpu[0]);
+    }
+    fflush(stdout);
+}
+
 static double weights_of(const struct gguf_tensor *t)
 {
     return t ? (double)t->dims[0] * (double)t->dims[1] : 0;
@@ -167,16 +221,20 @@ static void add_costs(struct bench *b, enum isa isa)
     figure(&b->out, "head_ops", 2 * weights_of(b->model->output));
     figure(&b->out, "attention_ops", 4.0 * h->heads * h->head_dim * h->layers);
     figure(&b->out, "weight_bytes", (double)backend_cpu.packed_bytes(b->model, isa));
-    figure(&b->out, "kv_token_bytes", (double)b->shape.token_bytes * b->shape.layers);
+    figure(&b->out, "kv_bytes_f16", (double)kv_token_bytes(h, KV_F16) * h->layers);
+    figure(&b->out, "kv_bytes_f32", (double)kv_token_bytes(h, KV_F32) * h->layers);
+    figure(&b->out, "kv_bytes_int8", (double)kv_token_bytes(h, KV_INT8) * h->layers);
+    figure(&b->out, "kv_bytes_fp8", (double)kv_token_bytes(h, KV_FP8) * h->layers);
 }
 
 static void open_backend(struct bench *b)
 {
     struct why why;
-    struct backend_config c = { .model = b->model, .threads = b->threads, .isa = isa_best(),
-                                .block_tokens = BLOCK, .kv_bytes = UINT64_C(3) << 30,
-                                .step_tokens_max = STEP, .step_seqs_max = SEQS,
-                                .seq_tokens_max = TOKENS };
+    b->config = (struct backend_config){
+        .model = b->model, .threads = b->threads, .isa = isa_best(), .block_tokens = BLOCK,
+        .kv_bytes = UINT64_C(3) << 30, .step_tokens_max = STEP, .step_seqs_max = SEQS,
+        .seq_tokens_max = DEEP_TOKENS };
+    const struct backend_config c = b->config;
     uint64_t before = clock_now_ns();
     if (backend_cpu.open(&b->self, &c, &b->shape, &why)) die("%s", why.text);
     double took = (double)(clock_now_ns() - before) / 1e9;
@@ -185,6 +243,18 @@ static void open_backend(struct bench *b)
     figure(&b->out, "isa", c.isa);
     figure(&b->out, "open_s", took);
     add_costs(b, c.isa);
+}
+
+static void each_kv_type(struct bench *b)
+{
+    static const char *const names[] = { "", "_f32", "_int8", "_fp8" };
+    struct why why;
+    measure_depths(b, names[KV_F16]);
+    for (b->config.kv_type = KV_F32; b->config.kv_type <= KV_FP8; b->config.kv_type++) {
+        backend_cpu.close(b->self);
+        if (backend_cpu.open(&b->self, &b->config, &b->shape, &why)) die("%s", why.text);
+        measure_depths(b, names[b->config.kv_type]);
+    }
 }
 
 static void lay_out(struct bench *b)
@@ -213,13 +283,15 @@ int main(int argc, char **argv)
     b->out = figures_open(argc > 3 ? argv[3] : NULL);
     open_backend(b);
     lay_out(b);
-    verify(b);
-    measure(b, "prefill_512", 1, 0, 512, 2);
-    measure(b, "prefill_2048", 1, 0, 2048, 1);
-    measure(b, "decode_1", 1, 64, 1, 40);
-    measure(b, "decode_1_d4096", 1, 4096, 1, 10);
-    measure(b, "decode_8", 8, 256, 1, 10);
-    measure(b, "decode_32", 32, 256, 1, 4);
+    if (!getenv("DEPTHS")) {
+        verify(b);
+        measure(b, "prefill_512", 1, 0, 512, 2);
+        measure(b, "prefill_2048", 1, 0, 2048, 1);
+        measure(b, "decode_1", 1, 64, 1, 40);
+        measure(b, "decode_8", 8, 256, 1, 10);
+        measure(b, "decode_32", 32, 256, 1, 4);
+    }
+    each_kv_type(b);
     figures_close(&b->out);
     backend_cpu.close(b->self);
     model_close(m);

@@ -21,7 +21,8 @@
 #include "common/sampling.h"
 #include "model/hparams.h"
 
-/* The 8-bit ones have a scale per token and head; KV_FP8 is E4M3. */
+/* The 8-bit ones have a scale per token and head, and keys after a Walsh-Hadamard transform (as the
+ * queries that meet them); KV_FP8 is E4M3. */
 enum kv_type { KV_F16, KV_F32, KV_INT8, KV_FP8 };
 
 static inline uint32_t kv_element_bytes(enum kv_type type)

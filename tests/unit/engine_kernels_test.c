@@ -207,6 +207,50 @@ static void rows_are_normed_gated_and_rounded(void **state)
     }
 }
 
+/* Pairs of (x, partner) turn by their angle; the transform is its own inverse and keeps lengths. */
+static void heads_are_rotated_and_mixed(void **state)
+{
+    (void)state;
+    static const uint32_t sizes[] = { 16, 48, 64, 80, 128 };
+    uint64_t seed = 9;
+    for (enum isa isa = ISA_PLAIN; isa <= isa_best(); isa++) {
+        const struct kernels *k = kernels_of(isa);
+        for (uint32_t trial = 0; trial < 40; trial++) {
+            uint32_t size = sizes[trial % 5], dims = trial % 3 ? size : size - 2 * (trial % 7);
+            bool pairs = trial % 2;
+            float x[128], y[128], cosines[128], sines[128];
+            double before = 0, after = 0;
+            floats(x, size, 2, &seed);
+            for (uint32_t i = 0; i < dims / 2; i++) {
+                uint32_t p = pairs ? 2 * i : i, q = pairs ? p + 1 : i + dims / 2;
+                cosines[p] = cosines[q] = cosf((float)i + 0.3f);
+                sines[q] = sinf((float)i + 0.3f);
+                sines[p] = -sines[q];
+            }
+            memcpy(y, x, sizeof y);
+            k->rotate(y, cosines, sines, dims, size, pairs, 0.5f);
+            for (uint32_t i = 0; i < size; i++) {
+                double c = i < dims ? (double)cosines[i] : 1, s = i < dims ? (double)sines[i] : 0;
+                uint32_t other = pairs ? i ^ 1 : i < dims / 2 ? i + dims / 2 : i - dims / 2;
+                double partner = i < dims ? (double)x[other] : 0;
+                assert_true(fabs((double)y[i] - ((double)x[i] * c + partner * s) / 2) < 1e-6);
+            }
+            memcpy(y, x, sizeof y);
+            k->mix(y, size);
+            double sum = 0;           /* of the first part: its first value times sqrt(part) */
+            for (uint32_t i = 0; i < (size & -size); i++) sum += (double)x[i];
+            assert_true(fabs(sum / sqrt(size & -size) - (double)y[0]) < 1e-5);
+            for (uint32_t i = 0; i < size; i++) {
+                before += (double)x[i] * (double)x[i];
+                after += (double)y[i] * (double)y[i];
+            }
+            assert_true(fabs(before - after) < 1e-5 * before);
+            k->mix(y, size);
+            for (uint32_t i = 0; i < size; i++) assert_true(fabsf(x[i] - y[i]) < 2e-6f);
+        }
+    }
+}
+
 static void activations_are_rounded_to_the_nearest(void **state)
 {
     (void)state;
@@ -421,6 +465,7 @@ int main(void)
         cmocka_unit_test(products_of_every_type_are_exact),
         cmocka_unit_test(extreme_values_do_not_overflow),
         cmocka_unit_test(rows_are_normed_gated_and_rounded),
+        cmocka_unit_test(heads_are_rotated_and_mixed),
         cmocka_unit_test(activations_are_rounded_to_the_nearest),
         cmocka_unit_test(attention_agrees_with_double),
         cmocka_unit_test(keys_and_values_are_rounded_to_bytes),

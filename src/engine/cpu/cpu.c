@@ -184,8 +184,8 @@ static void open_buffers(struct cpu *u)
     u->logit_stride = (((uint64_t)h->vocab + PANEL - 1) / PANEL | 1) * PANEL;
     u->logit_rows_max = rows < ROW_GROUP ? ROW_GROUP : rows > 256 ? 256 : (uint32_t)rows;
     u->row = mem_array(u->rows_max, sizeof *u->row);
-    u->cosines = mem_array((uint64_t)u->rows_max * (h->rope_dims / 2 + 1), sizeof(float));
-    u->sines = mem_array((uint64_t)u->rows_max * (h->rope_dims / 2 + 1), sizeof(float));
+    u->cosines = mem_array((uint64_t)u->rows_max * (h->rope_dims + 1), sizeof(float));
+    u->sines = mem_array((uint64_t)u->rows_max * (h->rope_dims + 1), sizeof(float));
     u->items = mem_array((uint64_t)u->rows_max * h->kv_heads, sizeof *u->items);
     u->x = pages_take(x_bytes(u));
     u->qkv = pages_take(qkv_bytes(u));

@@ -62,7 +62,7 @@ struct cpu {
     uint32_t rows, rows_max;
     const int32_t *ids;
     struct row *row;                  /* (rows_max)                                           */
-    float *cosines, *sines;           /* (rows_max, rope_dims/2)                              */
+    float *cosines, *sines;           /* (rows_max, rope_dims)                                */
     float *x;                         /* (rows_max, D) residual                               */
     float *qkv;                       /* (rows_max, (H + 2K)*S)                               */
     float *heads_out;                 /* (rows_max, H*S)                                      */

@@ -200,6 +200,7 @@ static void tile_any(const struct kv_view *kv, uint32_t tile, const float *const
 }
 
 const struct kernels kernels_avx512 = {
-    .norm = rows_norm, .quantize = rows_quantize, .swiglu = rows_swiglu, .to_half = rows_to_half,
+    .norm = rows_norm, .quantize = rows_quantize, .swiglu = rows_swiglu, .rotate = rows_rotate,
+    .mix = rows_mix, .to_half = rows_to_half,
     .to_byte = rows_to_byte, .gemm = gemm, .tile = tile_any, .merge = attend_merge,
 };

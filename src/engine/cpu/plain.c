@@ -22,6 +22,34 @@ static void swiglu(const float *gate, const float *up, uint32_t n, float *out)
     for (uint32_t i = 0; i < n; i++) out[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
 }
 
+static void rotate(float *x, const float *cosines, const float *sines, uint32_t dims,
+                   uint32_t size, bool pairs, float scale)
+{
+    uint32_t apart = pairs ? 1 : dims / 2;
+    for (uint32_t i = 0; i < dims; i += 2) {
+        uint32_t p = pairs ? i : i / 2, q = p + apart;
+        float a = x[p], b = x[q];
+        x[p] = a * cosines[p] + b * sines[p];
+        x[q] = b * cosines[q] + a * sines[q];
+    }
+    for (uint32_t i = 0; i < size; i++) x[i] *= scale;
+}
+
+static void mix(float *x, uint32_t n)
+{
+    uint32_t part = n & -n;
+    float norm = 1 / sqrtf((float)part);
+    for (uint32_t step = 1; step < part; step *= 2) {
+        for (uint32_t i = 0; i < n; i++) {
+            if (i & step) continue;
+            float a = x[i], b = x[i + step];
+            x[i] = a + b;
+            x[i + step] = a - b;
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) x[i] *= norm;
+}
+
 static void to_half(const float *x, uint32_t n, uint16_t *out)
 {
     for (uint32_t i = 0; i < n; i++) out[i] = float_to_half(x[i]);
@@ -170,6 +198,7 @@ static void merge(struct partial *into, const struct partial *later, uint32_t he
 }
 
 const struct kernels kernels_plain = {
-    .norm = norm, .swiglu = swiglu, .to_half = to_half, .to_byte = to_byte,
+    .norm = norm, .swiglu = swiglu, .rotate = rotate, .mix = mix,
+    .to_half = to_half, .to_byte = to_byte,
     .gemm = gemm, .tile = tile, .merge = merge,
 };

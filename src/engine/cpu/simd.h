@@ -79,6 +79,18 @@ INLINE vf vf_first(vf x, uint32_t n, vf other)
     return n >= 16 ? x : _mm512_mask_mov_ps(other, (__mmask16)((1u << n) - 1), x);
 }
 INLINE vf vf_abs(vf x) { return _mm512_abs_ps(x); }
+INLINE __m256 vf_low(vf x) { return _mm512_castps512_ps256(x); }
+INLINE __m256 vf_high(vf x) { return _mm512_extractf32x8_ps(x, 1); }
+/* Each lane's neighbour at a distance of 1, 2, 4 (and 8): lane i gets lane i ^ step. */
+INLINE vf vf_swap(vf x, uint32_t step)
+{
+    switch (step) {
+    case 1: return _mm512_permute_ps(x, 0xb1);
+    case 2: return _mm512_permute_ps(x, 0x4e);
+    case 4: return _mm512_shuffle_f32x4(x, x, 0xb1);
+    default: return _mm512_shuffle_f32x4(x, x, 0x4e);
+    }
+}
 
 #else
 
@@ -136,30 +148,36 @@ INLINE vf vf_first(vf x, uint32_t n, vf other)
     return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(in));
 }
 INLINE vf vf_abs(vf x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+INLINE __m256 vf_low(vf x) { return x; }
+INLINE __m256 vf_high(vf x) { return x; }
+INLINE vf vf_swap(vf x, uint32_t step)
+{
+    switch (step) {
+    case 1: return _mm256_permute_ps(x, 0xb1);
+    case 2: return _mm256_permute_ps(x, 0x4e);
+    default: return _mm256_permute2f128_ps(x, x, 1);
+    }
+}
 
 #endif
 
-/* Lanes added in a fixed tree. */
+/* Lanes added in a fixed tree: each with the one half a vector further. */
 INLINE float vf_sum(vf x)
 {
-    float lane[LANES];
-    vf_store(lane, x);
-    for (uint32_t half = LANES / 2; half; half /= 2) {
-        for (uint32_t i = 0; i < half; i++) lane[i] += lane[i + half];
-    }
-    return lane[0];
+    __m256 eight = vf_low(x);
+    if (LANES == 16) eight = _mm256_add_ps(eight, vf_high(x));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
 INLINE float vf_top(vf x)
 {
-    float lane[LANES];
-    vf_store(lane, x);
-    for (uint32_t half = LANES / 2; half; half /= 2) {
-        for (uint32_t i = 0; i < half; i++) {
-            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-        }
-    }
-    return lane[0];
+    __m256 eight = vf_low(x);
+    if (LANES == 16) eight = _mm256_max_ps(eight, vf_high(x));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 /* e^x to about one unit in the last place; 0 below -87.3 (and for NaN), at most e^88. */

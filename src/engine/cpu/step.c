@@ -55,14 +55,20 @@ static uint32_t tile_rows(const struct cpu *u, uint32_t tile)
 
 /* --- rows in --------------------------------------------------------------------------------- */
 
+/* What kernels' rotate() takes: for each value the cosine, and the sine with its sign. */
 static void angles(struct cpu *u, uint32_t r)
 {
     const struct hparams *h = &u->model->h;
     uint32_t half = h->rope_dims / 2;
+    float *cosines = u->cosines + (uint64_t)r * h->rope_dims;
+    float *sines = u->sines + (uint64_t)r * h->rope_dims;
+    bool pairs = h->rope == ROPE_PAIRS;
     for (uint32_t i = 0; i < half; i++) {
         double angle = (double)u->row[r].position * (double)h->rope_freq[i];
-        u->cosines[(uint64_t)r * half + i] = (float)cos(angle);
-        u->sines[(uint64_t)r * half + i] = (float)sin(angle);
+        uint32_t p = pairs ? 2 * i : i, q = pairs ? p + 1 : i + half;
+        cosines[p] = cosines[q] = (float)cos(angle);
+        sines[q] = (float)sin(angle);
+        sines[p] = -sines[q];
     }
 }
 
@@ -207,30 +213,21 @@ static void ffn_phase(struct cpu *u, uint32_t layer)
 
 /* --- rope, KV, attention --------------------------------------------------------------------- */
 
-static void rotate(const struct hparams *h, const float *cosines, const float *sines, float *x)
-{
-    uint32_t half = h->rope_dims / 2;
-    bool pairs = h->rope == ROPE_PAIRS;
-    for (uint32_t i = 0; i < half; i++) {
-        float *a = pairs ? x + 2 * i : x + i, *b = pairs ? a + 1 : x + i + half;
-        float p = *a, q = *b;
-        *a = p * cosines[i] - q * sines[i];
-        *b = p * sines[i] + q * cosines[i];
-    }
-}
-
-/* Norms (Qwen3) and rotates the query and key heads of a row; queries take the softmax's scale. */
+/* Norms (Qwen3) and rotates the query and key heads of a row; queries take the softmax's scale.
+ * For 8-bit keys both are mixed: a few large values would make the others' steps coarse. */
 static void rope_row(struct cpu *u, const struct layer_floats *w, uint32_t r, float *qkv)
 {
     const struct hparams *h = &u->model->h;
-    uint64_t angle = (uint64_t)r * (h->rope_dims / 2);
+    uint64_t angle = (uint64_t)r * h->rope_dims;
+    bool pairs = h->rope == ROPE_PAIRS, mixed = kv_is_scaled(u->c.kv_type);
     for (uint32_t head = 0; head < h->heads + h->kv_heads; head++) {
         float *x = qkv + head * h->head_dim;
         bool query = head < h->heads;
         const float *weight = query ? w->q_norm : w->k_norm;
         if (weight) u->k->norm(x, weight, h->norm_eps, h->head_dim, x);
-        rotate(h, u->cosines + angle, u->sines + angle, x);
-        for (uint32_t i = 0; query && i < h->head_dim; i++) x[i] *= h->attention_scale;
+        u->k->rotate(x, u->cosines + angle, u->sines + angle, h->rope_dims, h->head_dim, pairs,
+                     query ? h->attention_scale : 1);
+        if (mixed) u->k->mix(x, h->head_dim);
     }
 }
 
