@@ -16,6 +16,10 @@
 
 /* A step may take so many times what its decodes alone would take (docs/DECISIONS.md). */
 #define DECODE_STRETCH 2.0
+/* A prompt that needs less than this in all may take so much of a step: one short wait for those
+ * who decode, instead of the same time in many pieces. */
+#define SHORT_PROMPT_NS 2e8
+#define BURST_NS 5e7
 /* A prompt advances by so many tokens in any case, unless another one does. */
 enum { PREFILL_LEAST = 4 };
 /* Of so many steps with decodes one is without prompts: beside equal decodes and equal chunks for
@@ -142,23 +146,39 @@ static void add_decodes(struct engine *e)
     }
 }
 
-/* Prompt tokens may still be added: the step's time is not used up. */
-static bool time_left(const struct engine *e)
+/* When a step must end that has tokens of `s`, of which `cached` need no computing. */
+static double target_for(const struct engine *e, const struct seq *s, uint32_t cached)
 {
-    const struct engine_step *b = &e->step;
-    return b->load.prefill_tokens == 0 || pace_predict_ns(&e->pace, &b->load) < b->target_ns;
+    struct pace_load whole = { 0 };
+    pace_add_prefill(&whole, cached, s->id_count - cached);
+    bool is_short = pace_predict_ns(&e->pace, &whole) <= SHORT_PROMPT_NS;
+    return is_short ? e->step.short_target_ns : e->step.target_ns;
 }
 
-/* Of `left` tokens of s, those that end in time, but some if nobody else's prompt advances. */
+static double target_of(const struct engine *e, const struct seq *s)
+{
+    return target_for(e, s, s->again ? 0 : s->cached);
+}
+
+/* Prompt tokens may still be added to a step that must end then. */
+static bool time_left(const struct engine *e, double target_ns)
+{
+    const struct pace_load *l = &e->step.load;
+    return l->prefill_tokens == 0 || pace_predict_ns(&e->pace, l) < target_ns;
+}
+
+/* Of `left` tokens of s, those that end in time, but some if nobody else's prompt advances, and all
+ * if nobody else is in the step. */
 static uint32_t count_in_time(const struct engine *e, const struct seq *s, uint32_t left)
 {
     const struct engine_step *b = &e->step;
-    uint32_t fits = pace_fit(&e->pace, &b->load, s->computed, left, b->target_ns);
+    if (b->step.seq_count == 0) return left;
+    uint32_t fits = pace_fit(&e->pace, &b->load, s->computed, left, target_of(e, s));
     uint32_t least = b->load.prefill_tokens ? 0 : left < PREFILL_LEAST ? left : PREFILL_LEAST;
     return fits > least ? fits : least;
 }
 
-/* Tokens of s that this step takes; 0: none, and nobody behind it goes first. */
+/* Tokens of s that this step takes; 0: none. */
 static uint32_t chunk_size(const struct engine *e, const struct seq *s)
 {
     const struct engine_config *c = &e->config;
@@ -226,18 +246,25 @@ static bool passed_over(const struct engine *e, const struct seq *s)
     return s->passed_over == e->stats.steps + 1;
 }
 
+/* There is a seat, and it would be computed in this step if it got its blocks. */
+static bool may_enter(struct engine *e, struct seq *s)
+{
+    if (e->lists[SEQ_RUNNING].count >= e->config.max_num_seqs) return false;
+    return e->step.load.prefill_tokens == 0 || time_left(e, target_for(e, s, seq_cached(e, s)));
+}
+
 static void add_prefills(struct engine *e)
 {
     struct seq *running = e->lists[SEQ_RUNNING].head;
     bool blocked = false;
-    while (seat_free(e) && time_left(e)) {
+    while (seat_free(e) && time_left(e, e->step.short_target_ns)) {
         while (running && (running->in_step || running->computed >= running->target ||
                            passed_over(e, running)))
             running = running->next;
         struct seq *waiting = blocked ? NULL : e->lists[SEQ_WAITING].head;
         struct seq *s = running;
         if (waiting && (!running || seq_before(waiting, running))) {
-            if (e->lists[SEQ_RUNNING].count >= e->config.max_num_seqs || !admit(e, waiting)) {
+            if (!may_enter(e, waiting) || !admit(e, waiting)) {
                 blocked = true;
                 continue;
             }
@@ -245,22 +272,27 @@ static void add_prefills(struct engine *e)
         }
         if (!s) return;
         catch_up(e, s);
-        if (shares_with_step(e, s)) {
-            s->passed_over = e->stats.steps + 1;
-            continue;
-        }
-        uint32_t count = chunk_size(e, s);
-        if (!count) return;
-        part_add(e, s, count);
+        uint32_t count = shares_with_step(e, s) ? 0 : chunk_size(e, s);
+        if (count) part_add(e, s, count);
+        else if (!e->config.enable_chunked_prefill) return;      /* nobody behind it goes first */
+        else s->passed_over = e->stats.steps + 1;
     }
 }
 
-/* Called when the step has its decodes and nothing else. */
-static double time_target(const struct engine *e)
+/* Called when the step has its decodes and nothing else.  Without any it is as long as its first
+ * prompt wants; others join while it is short, so that each has its first token soon. */
+static void set_targets(struct engine *e)
 {
-    if (e->step.load.decode_seqs == 0 || e->pace.scale_ns == 0) return INFINITY;
-    if (e->config.step_time_target_ns) return (double)e->config.step_time_target_ns;
-    return DECODE_STRETCH * pace_predict_ns(&e->pace, &e->step.load);
+    struct engine_step *b = &e->step;
+    if (e->pace.scale_ns == 0) return;
+    if (b->load.decode_seqs == 0) {
+        b->target_ns = b->short_target_ns = BURST_NS;
+        return;
+    }
+    double given = (double)e->config.step_time_target_ns;
+    double decodes = pace_predict_ns(&e->pace, &b->load), burst = decodes + BURST_NS;
+    b->target_ns = given > 0 ? given : DECODE_STRETCH * decodes;
+    b->short_target_ns = given > 0 || burst < b->target_ns ? b->target_ns : burst;
 }
 
 /* True for the step that shows what the decodes take alone. */
@@ -277,10 +309,10 @@ bool batch_compose(struct engine *e)
     b->step.token_count = b->step.seq_count = b->step.logit_count = 0;
     b->prefill = false;
     b->load = (struct pace_load){ 0 };
-    b->target_ns = INFINITY;
+    b->target_ns = b->short_target_ns = INFINITY;
     if (e->config.enable_chunked_prefill) {
         add_decodes(e);
-        b->target_ns = time_target(e);
+        set_targets(e);
         if (!probes(e)) add_prefills(e);
     } else {
         add_prefills(e);

@@ -205,6 +205,12 @@ bool seq_same_block(struct engine *e, struct seq *s, struct seq *other, uint32_t
     return hash_equal(key_of(e, s, block), key_of(e, other, block));
 }
 
+uint32_t seq_cached(struct engine *e, struct seq *s)
+{
+    CHECK(s->block_count == 0);
+    return match_prefix(e, s) * e->shape.block_tokens;
+}
+
 bool seq_reserve(struct engine *e, struct seq *s, uint32_t tokens)
 {
     CHECK(s->block_count == 0 && tokens <= s->limit);

@@ -75,7 +75,7 @@ struct engine_step {
     struct sample_job *jobs;          /* (step_seqs_max): one for each logit row             */
     bool prefill;                     /* has PREFILL sequences: somebody pushes their KV     */
     struct pace_load load;
-    double target_ns;                 /* no prompt tokens that would take it past this   */
+    double target_ns, short_target_ns; /* no tokens of a long, a short prompt past these     */
     enum err err;                     /* out                                                 */
     uint64_t started_ns, ended_ns;
 };
@@ -127,6 +127,8 @@ bool seq_before(const struct seq *a, const struct seq *b);
 bool seq_reserve(struct engine *e, struct seq *s, uint32_t tokens);
 /* Holds what is cached of its beginning, and nothing more; its tokens. */
 uint32_t seq_hold_cached(struct engine *e, struct seq *s);
+/* Tokens that a sequence without blocks would find in the cache now. */
+uint32_t seq_cached(struct engine *e, struct seq *s);
 void seq_release(struct engine *e, struct seq *s);     /* all its blocks                     */
 void seq_store(struct engine *e, struct seq *s);       /* full computed blocks get findable  */
 /* Takes blocks that others computed since; the tokens found so. */

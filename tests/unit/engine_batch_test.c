@@ -8,8 +8,8 @@
 #define STRETCH 2.0                   /* of batch.c: steps with prompts against decodes alone */
 enum { LEAST = 4, PROBE = 16 };       /* of batch.c: least chunk; steps until one without any   */
 
-/* 1 ms, 1 ms for a decode, 0.25 ms for a prompt token. */
-static struct pace taught(void)
+/* `ms`, as much for a decode, a quarter of it for a prompt token. */
+static struct pace taught(double ms)
 {
     struct pace p;
     pace_open(&p);
@@ -17,7 +17,7 @@ static struct pace taught(void)
         struct pace_load l = { 0 };
         for (uint32_t d = 0; d < i % 5; d++) pace_add_decode(&l, 50 + i % 7);
         if (i % 3) pace_add_prefill(&l, i % 64, 1 + i % 29);
-        pace_learn(&p, &l, 1e6 + 1e6 * l.decode_seqs + 2.5e5 * l.prefill_tokens);
+        pace_learn(&p, &l, ms * 1e6 * (1 + l.decode_seqs + 0.25 * l.prefill_tokens));
     }
     memset(p.doubt, 0, sizeof p.doubt);   /* what steps take here changes next to nothing */
     return p;
@@ -52,7 +52,7 @@ static uint32_t largest_chunk_beside_decodes(uint64_t target_ns, uint32_t *steps
 {
     static struct world w;
     struct engine_config c = world_config(200);
-    struct pace p = taught();
+    struct pace p = taught(10);       /* 300 ms for a prompt: no short one */
     c.step_time_target_ns = target_ns;
     world_open(&w, &c);
     decode_some(&w, 4, 110);
@@ -84,9 +84,9 @@ static void beside_decodes_a_prompt_takes_what_ends_in_time_and_always_some(void
 {
     (void)state;
     uint32_t steps;
-    uint32_t largest = largest_chunk_beside_decodes(0, &steps);   /* 5 ms of 0.25 ms each */
+    uint32_t largest = largest_chunk_beside_decodes(0, &steps);   /* 50 ms of 2.5 ms each */
     assert_in_range(largest, 14, 26);
-    largest = largest_chunk_beside_decodes(9000000, &steps);      /* 4 ms are left */
+    largest = largest_chunk_beside_decodes(90000000, &steps);     /* 40 ms are left */
     assert_in_range(largest, 11, 21);
     largest = largest_chunk_beside_decodes(1, &steps);            /* no time at all */
     assert_int_equal(largest, LEAST);
@@ -95,20 +95,66 @@ static void beside_decodes_a_prompt_takes_what_ends_in_time_and_always_some(void
     assert_int_equal(largest, 60);
 }
 
-static void without_decodes_prompts_take_the_whole_budget(void **state)
+/* The chunks of two prompts, a long one and then a short one, in the first step beside a decode. */
+static void chunks_beside_a_decode(uint64_t target_ns, uint32_t chunks[2])
+{
+    static struct world w;
+    struct engine_config c = world_config(200);
+    struct pace p = taught(10);
+    c.step_time_target_ns = target_ns;
+    world_open(&w, &c);
+    decode_some(&w, 1, 110);
+    world_request(&w, 1, SEQ_LOCAL, 1, 120, world_params(1));
+    world_request(&w, 2, SEQ_LOCAL, 2, 40, world_params(1));
+    chunks[0] = chunks[1] = 0;
+    do {
+        turn(&w, &p);
+    } while (!w.e->step.load.prefill_tokens);
+    for (uint32_t i = 1; i < w.e->step.step.seq_count; i++)
+        chunks[w.e->step.parts[i].seq->req.slot - 1] = w.e->step.seqs[i].count;
+    world_run(&w, 3);
+    world_close(&w);
+}
+
+static void a_short_prompt_may_take_more_of_a_step_even_behind_a_long_one(void **state)
 {
     (void)state;
+    uint32_t chunks[2];
+    chunks_beside_a_decode(0, chunks);            /* 20 ms alone; 40 for long, 70 for short ones */
+    assert_in_range(chunks[0], 5, 11);
+    assert_in_range(chunks[1], 9, 15);
+    chunks_beside_a_decode(40000000, chunks);     /* what is given counts for all */
+    assert_in_range(chunks[0], 5, 11);
+    assert_int_equal(chunks[1], 0);
+}
+
+/* Three prompts of 120 tokens, nobody decodes: steps of 64 tokens, and with several prompts. */
+static void count_steps(double ms, uint32_t *full, uint32_t *mixed)
+{
     static struct world w;
     struct engine_config c = world_config(64);
-    struct pace p = taught();
+    struct pace p = taught(ms);
     c.step_time_target_ns = 1;
     world_open(&w, &c);
     for (uint16_t i = 0; i < 3; i++) world_request(&w, i, SEQ_LOCAL, i, 120, world_params(1));
-    uint32_t full = 0;
-    while (w.ended < 3)
-        if (turn(&w, &p)) full += w.e->step.load.prefill_tokens == 64;
-    assert_true(full >= 5);           /* 360 tokens, 64 a step */
+    *full = *mixed = 0;
+    while (w.ended < 3) {
+        if (!turn(&w, &p)) continue;
+        *full += w.e->step.step.token_count == 64;
+        *mixed += w.e->step.step.seq_count > 1;
+    }
     world_close(&w);
+}
+
+static void without_decodes_a_prompt_takes_the_budget_and_others_join_short_steps(void **state)
+{
+    (void)state;
+    uint32_t full, mixed;
+    count_steps(1, &full, &mixed);    /* 16 ms for 64 tokens */
+    assert_true(full >= 5 && mixed >= 2);
+    count_steps(10, &full, &mixed);   /* 160 ms */
+    assert_int_equal(full, 3);
+    assert_int_equal(mixed, 0);
 }
 
 static void time_goes_to_the_prompt_of_the_best_priority_first(void **state)
@@ -116,7 +162,7 @@ static void time_goes_to_the_prompt_of_the_best_priority_first(void **state)
     (void)state;
     static struct world w;
     struct engine_config c = world_config(200);
-    struct pace p = taught();
+    struct pace p = taught(10);
     c.step_time_target_ns = 1;
     world_open(&w, &c);
     decode_some(&w, 2, 110);
@@ -197,7 +243,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(beside_decodes_a_prompt_takes_what_ends_in_time_and_always_some),
-        cmocka_unit_test(without_decodes_prompts_take_the_whole_budget),
+        cmocka_unit_test(a_short_prompt_may_take_more_of_a_step_even_behind_a_long_one),
+        cmocka_unit_test(without_decodes_a_prompt_takes_the_budget_and_others_join_short_steps),
         cmocka_unit_test(time_goes_to_the_prompt_of_the_best_priority_first),
         cmocka_unit_test(a_prefix_that_is_being_computed_is_waited_for_not_computed_again),
         cmocka_unit_test(who_waits_for_blocks_of_a_dropped_sequence_computes_them),
