@@ -111,11 +111,11 @@ serve: deps
 	@$(B)/rankservectl up
 check:
 	@tests/deps.sh test
-	@$(MAKE) --no-print-directory -j$$(nproc) all unit
+	@$(MAKE) --no-print-directory -j$$(nproc) all unit cusim-tests
 	@tests/run.sh
 check-long:
 	@tests/deps.sh long
-	@$(MAKE) --no-print-directory -j$$(nproc) all unit
+	@$(MAKE) --no-print-directory -j$$(nproc) all unit cusim-tests
 	@tests/run.sh --long
 bench: deps
 	@$(MAKE) --no-print-directory all perf

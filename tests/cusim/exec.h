@@ -71,7 +71,7 @@ struct grid {
     struct kernel_stats *stats;         /* NULL: not counted */
     bool check;
     struct released *released;
-    uint64_t instructions;
+    uint64_t instructions, instructions_max;
 };
 
 static inline uint32_t warp_tick(const struct warp *w)

@@ -9,7 +9,6 @@
 #include "stats.h"
 
 enum { TURN = 4096 };                       /* instructions of a warp before the next has a turn */
-#define INSTRUCTIONS_MAX 20000000000ull     /* of one launch: more is a loop that does not end */
 
 /* What a warp has left to do. */
 enum turn { TURN_OVER, TURN_WAITS, TURN_ENDED };
@@ -49,7 +48,7 @@ static void set_state(struct warp *w, uint32_t lanes, enum lane_state state)
     EACH_LANE(w->state[l] = state)
 }
 
-static void check_members(struct warp *w, uint32_t lanes, uint32_t members, int lane)
+static void check_members(const struct warp *w, uint32_t members, int lane)
 {
     place.thread = w->id * LANES + (uint32_t)lane;
     if (!(members >> lane & 1)) {
@@ -61,7 +60,6 @@ static void check_members(struct warp *w, uint32_t lanes, uint32_t members, int 
     if (members & w->exited) {
         report(WRONG_MASK, "the mask %08x names lanes that have ended", members);
     }
-    (void)lanes;
 }
 
 /* A collective with a mask: true when all its members are in `lanes`, and it has run; else the
@@ -73,11 +71,11 @@ static bool meet_warp(struct warp *w, const struct ins *i, uint32_t lanes, uint3
     bool all = true;
     for (uint32_t rest = lanes; rest; rest &= rest - 1) {
         int l = __builtin_ctz(rest);
-        if (mask[l] != first || mask[l] != lanes) check_members(w, lanes, mask[l], l);
+        if (mask[l] != first || mask[l] != lanes) check_members(w, mask[l], l);
         if (mask[l] & ~lanes || mask[l] != first) all = false;
     }
     if (all && first == lanes) {
-        if (lanes & ~w->present) check_members(w, lanes, first, __builtin_ctz(lanes));
+        if (lanes & ~w->present) check_members(w, first, __builtin_ctz(lanes));
         i->run(w, i, lanes);
         return true;
     }
@@ -100,6 +98,7 @@ static bool release_warp(struct warp *w)
         }
         const struct ins *i = &w->b->g->launch->kernel->code[w->pc[l]];
         place.instruction = i->text;
+        check_members(w, members, l);
         if (here == members) {
             i->run(w, i, members);
             put_lanes(w, members, w->pc[l] + 1);
@@ -354,8 +353,8 @@ static void run_block(struct block *b, uint32_t number, uint64_t *seed)
             ended &= t == TURN_ENDED;
         }
         if (!any && !ended) meet_block(b);
-        if (b->g->instructions > INSTRUCTIONS_MAX) {
-            stuck(b, HANG, "the kernel has run for 20 000 000 000 instructions");
+        if (b->g->instructions > b->g->instructions_max) {
+            stuck(b, HANG, "the kernel ran for more instructions than CUSIM_INSTRUCTIONS");
         }
     }
 }
@@ -413,6 +412,7 @@ void exec_launch(const struct launch *launch, op_id op, const struct clock *cloc
     if (!seed) seed = setting_number("CUSIM_SEED", 1) * 0x9e3779b97f4a7c15u;
     struct grid g = {.launch = launch, .check = shadow_on()};
     g.toucher = (struct toucher){.op = op, .clock = clock, .device = device};
+    g.instructions_max = setting_number("CUSIM_INSTRUCTIONS", 20000000000ull);
     g.stats = stats_of(launch->kernel);
     if (g.stats) g.stats->launches++;
     struct block b;

@@ -42,6 +42,7 @@ struct CUgraphExec_st {
     int slots[BRANCHES];
     uint64_t launched, done;
     struct clock last;                  /* of the last launch: launches of one are in order */
+    op_id last_launch;
     bool live;
 };
 
@@ -221,7 +222,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
 {
     exec_check(e, "cudaGraphExecDestroy");
     sim_lock();
-    if (e->done != e->launched) {
+    if (!clock_before(e->last_launch, &host_clock)) {
         report(GRAPH_MISUSE, "cudaGraphExecDestroy while a launch of it may still run");
     }
     e->live = false;
@@ -254,9 +255,6 @@ cudaError_t cudaGraphExecUpdate(cudaGraphExec_t e, cudaGraph_t g,
         return sim_error(cudaErrorGraphExecUpdateFailure);
     }
     sim_lock();
-    if (e->done != e->launched) {
-        report(GRAPH_MISUSE, "cudaGraphExecUpdate while a launch of it may still run");
-    }
     release_graph(e->graph);
     e->graph = g;
     g->users++;
@@ -358,6 +356,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
     clock_join(&s->clock, &e->last);
     launch->op.id = clock_new_op(&s->clock, s->slot, launch->op.what);
     launch->op.clock = s->clock;
+    e->last_launch = launch->op.id;
     for (int k = 0; k < e->graph->count; k++) {
         copy_node(launch, k);
         clock_join(&s->clock, &launch->clocks[k]);

@@ -24,6 +24,7 @@ struct ncclComm {
     int rank, size, device, lock_file;
     uint64_t asked, done;               /* calls made and ended: they run one after another */
     uint64_t sent[RANKS_MAX], received[RANKS_MAX], collectives, chunks;
+    op_id last;
     bool live;
     volatile bool aborted;
 };
@@ -335,9 +336,16 @@ static bool run_nccl(struct op *op)
     return true;
 }
 
+static void prepare_nccl(struct op *op)
+{
+    struct nccl_op *o = (struct nccl_op *)op;
+    for (int k = 0; k < o->count; k++) o->parts[k].comm->last = op->id;
+}
+
 static void release_nccl(struct op *op) { free(((struct nccl_op *)op)->parts); }
 
-const struct op_type nccl_op_type = {"nccl", sizeof(struct nccl_op), NULL, run_nccl, release_nccl};
+const struct op_type nccl_op_type = {"nccl", sizeof(struct nccl_op), prepare_nccl, run_nccl,
+                                      release_nccl};
 
 static void comm_check(ncclComm_t c, const char *call)
 {
@@ -539,8 +547,8 @@ ncclResult_t ncclCommFinalize(ncclComm_t c)
 ncclResult_t ncclCommDestroy(ncclComm_t c)
 {
     comm_check(c, "ncclCommDestroy");
-    if (c->done != c->asked) {
-        report(NCCL_MISUSE, "ncclCommDestroy while rank %d has operations under way", c->rank);
+    if (!clock_before(c->last, &host_clock)) {
+        report(NCCL_MISUSE, "ncclCommDestroy while operations of rank %d may still run", c->rank);
     }
     c->live = false;
     world_leave(c->world, c->lock_file);

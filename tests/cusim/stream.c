@@ -84,6 +84,7 @@ static bool run_one(bool *waits)
             finish(s);
             return true;
         }
+        op->waits = true;
         *waits |= op->type == &nccl_op_type;
     }
     return false;
@@ -126,7 +127,7 @@ bool device_is_stuck(int device)
     bool stuck = waiting_hosts[device] > 0;
     for (struct CUstream_st *s = streams; s && stuck; s = s->next) {
         if (s->device != device || !s->head) continue;
-        if (s->head->type != &nccl_op_type) stuck = false;
+        stuck = s->head->waits;
     }
     return stuck;
 }

@@ -30,6 +30,7 @@ struct op {
     cudaStream_t stream;                /* where it was enqueued or captured */
     op_id id;
     struct clock clock;
+    bool waits;                         /* it was run, and asked to be run again */
     bool copied;                        /* of a graph's node: what it points to belongs to that */
     char what[96];
 };
@@ -86,7 +87,7 @@ void device_wait(const char *call);     /* for every stream of the current devic
 extern struct clock host_clock;
 
 /* A rank of NCCL may see here whether its device can still move: hosts that wait, and no stream
- * whose head is anything but NCCL. */
+ * whose head does not wait. */
 bool device_is_stuck(int device);
 extern const struct op_type nccl_op_type;
 /* Something outside moved: look again at once. */
