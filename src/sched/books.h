@@ -40,6 +40,7 @@ struct request {
     uint64_t deadline_ns, not_before_ns;
     int32_t prefill, decode;          /* who holds something; equal for RUN; NO_WORKER: nobody  */
     uint32_t prefill_blocks, decode_blocks;   /* what they are charged                          */
+    bool handing;                     /* its KV is on the way from prefill to decode             */
     bool prompt_charged;              /* work_* still count as work ahead on `prefill`           */
     uint32_t work_tokens;             /* prompt tokens to compute there                          */
     uint64_t work_ns;                 /* how long that takes                                     */
@@ -66,6 +67,7 @@ struct worker {
     uint64_t work_charged_ns;                 /* how long those take                          */
     uint64_t busy_until_ns;                   /* when they are done, if they started when told */
     uint32_t prompts_charged;                 /* how many those are                           */
+    uint32_t handing_blocks;                  /* of prompts that are done and not all here yet */
     uint32_t refused_blocks;                  /* no room for so many; 0: since its last GONE */
     struct sched_rates rates;
     uint16_t plan_head;                       /* requests planned here, by plan_key           */
@@ -125,6 +127,8 @@ void queue_insert(struct sched *s, struct request *r);
 void queue_remove(struct sched *s, struct request *r);
 /* Charges and discharges; both leave the books consistent. */
 void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode, uint64_t now_ns);
+/* The first token has come: from now on the prefill worker holds the prompt for decode alone. */
+void handing_begin(struct sched *s, struct request *r);
 void discharge_prompt(struct sched *s, struct request *r, uint64_t now_ns);
 void discharge(struct sched *s, struct request *r, int32_t worker, uint64_t now_ns);
 

@@ -147,12 +147,21 @@ static bool holds_beginning(const struct sched *s, const struct worker *w, uint3
     return s->config.policy == POLICY_COST && w->alive && s->held[rank] > 0;
 }
 
+/* A decode worker that takes its KV slowly keeps prefill's blocks: at most this part of them. */
+enum { HANDING_PART = 4 };
+
+static bool takes_in_time(const struct sched *s, const struct worker *d, int32_t prefill)
+{
+    return d->handing_blocks <= s->workers[prefill].blocks / HANDING_PART;
+}
+
 static int32_t best_now(struct sched *s, const struct request *r, enum part part, int32_t prefill,
                         uint64_t now_ns, double *score)
 {
     struct choice c = { .r = r, .part = part, .now_ns = now_ns, .prefill = prefill };
     for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
         const struct worker *w = &s->workers[rank];
+        if (part == PART_DECODE && !takes_in_time(s, w, prefill)) continue;
         bool may = does(s, w, part) || (part == PART_WHOLE && holds_beginning(s, w, rank));
         if (may && policy_can_take(s, w, r)) c.ranks[c.count++] = (uint16_t)rank;
     }

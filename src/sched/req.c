@@ -141,8 +141,25 @@ static void discharge_seq(struct worker *w, uint32_t blocks)
     w->refused_blocks = 0;            /* it has room again: who knows how much */
 }
 
+void handing_begin(struct sched *s, struct request *r)
+{
+    if (r->prefill == r->decode || r->prefill == NO_WORKER || r->decode == NO_WORKER) return;
+    r->handing = true;
+    s->workers[r->decode].handing_blocks += r->prefill_blocks;
+}
+
+static void handing_end(struct sched *s, struct request *r)
+{
+    if (!r->handing) return;
+    struct worker *d = &s->workers[r->decode];
+    CHECK(d->handing_blocks >= r->prefill_blocks);
+    d->handing_blocks -= r->prefill_blocks;
+    r->handing = false;
+}
+
 void discharge(struct sched *s, struct request *r, int32_t worker, uint64_t now_ns)
 {
+    if (r->prefill == worker || r->decode == worker) handing_end(s, r);
     if (r->prefill == worker) {
         discharge_prompt(s, r, now_ns);
         if (r->prefill != r->decode) discharge_seq(&s->workers[worker], r->prefill_blocks);

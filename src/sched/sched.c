@@ -242,6 +242,7 @@ static void on_lost(struct sched *s, int32_t rank)
     plan_all_away(s, rank);
     CHECK(w->seqs_charged == 0 && w->blocks_charged == 0 && w->prompt_tokens_charged == 0);
     CHECK(w->prompts_charged == 0 && w->work_charged_ns == 0 && w->plan_blocks == 0);
+    CHECK(w->handing_blocks == 0);
     w->alive = false;
     policy_roles(s);
     s->lost_wait_ns = s->now_ns + LOST_WAIT_NS;
@@ -313,6 +314,7 @@ static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_
         if (r->emitted == 0) cost_learn(s, r, s->now_ns);
         r->fruitless = 0;
         discharge_prompt(s, r, s->now_ns);
+        handing_begin(s, r);
         request_move(r, REQ_DECODING);
         return;
     case EV_GREW:

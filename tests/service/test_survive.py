@@ -154,3 +154,21 @@ def test_spares_take_the_places_of_lost_workers(undisturbed):
         assert c.state["workers_alive"] == 1
         # Decode workers compute prompts too when that is cheaper; a dead spare computes none.
         assert {1, 5} <= {a.prefill for a in c.answers.values()} <= {1, 2, 3, 5}
+
+
+def test_l6_l9_kv_that_comes_after_a_cancel_touches_nobodys_blocks():
+    # A pool with room for little else: what a cancel frees is used again at once.
+    with Job("--kv-cache-memory-bytes", 16 << 20, "--max-model-len", 512,
+             "--no-enable-prefix-caching", prefill=1, decode=1, backend="cpu") as job:
+        c, r = job.client(), random.Random(11)
+        some = [dict(ids=[r.randrange(3, 40000) for _ in range(n)], max_tokens=6, seed=n,
+                     temperature=n % 2) for n in (60, 121, 33)]
+        want = [c.generate(**a, timeout=60).ids for a in some]
+        for turn in range(20 if LONG else 6):
+            victim = c.request([r.randrange(3, 40000) for _ in range(240)], max_tokens=40)
+            c.pump(r.random() * 0.5)
+            c.cancel(victim)
+            streams = [c.request(**a) for a in some]
+            assert [a.ids for a in c.wait(streams, 60)] == want, turn
+            assert c.wait([victim])[0].code == link.CANCELLED
+        assert c.home()

@@ -2,86 +2,7 @@
  *
  * One event at a time; each test looks at the actions that follow.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "common/sampling.h"
-#include "sched/books.h"
-
-enum { RANKS = 6, ACTIONS = 64 };
-
-struct world {
-    struct sched *s;
-    uint64_t now_ns;
-    uint32_t emitted[REQ_COUNT_MAX];
-    struct sched_action out[ACTIONS];
-    size_t count;
-};
-
-static struct world *world_make(bool rated)
-{
-    struct world *w = calloc(1, sizeof *w);
-    struct sched_config c = { .rank_count = RANKS, .queue_max = 100, .block_tokens = 16,
-                              .emitted = w->emitted };
-    w->s = sched_init(malloc(sched_bytes(&c)), &c);
-    w->now_ns = 1;
-    w->s->rated = rated;
-    return w;
-}
-
-static void world_free(struct world *w)
-{
-    free(w->s);
-    free(w);
-}
-
-static void tell(struct world *w, struct sched_event e)
-{
-    w->count = sched_step(w->s, w->now_ns, &e, 1, w->out, ACTIONS);
-    assert_true(w->count < ACTIONS);
-}
-
-static void wait_ns(struct world *w, uint64_t ns)
-{
-    w->now_ns += ns;
-    w->count = sched_step(w->s, w->now_ns, NULL, 0, w->out, ACTIONS);
-}
-
-static void up(struct world *w, int32_t rank, enum role role, uint32_t blocks, uint32_t seqs)
-{
-    tell(w, (struct sched_event){ .type = EV_WORKER_UP, .worker = rank, .role = role,
-                                  .blocks = blocks, .seqs = seqs, .max_tokens = 4000 });
-}
-
-static struct sched_event request(uint16_t slot, uint64_t user)
-{
-    return (struct sched_event){ .type = EV_REQUEST, .req = { .slot = slot, .generation = 1 },
-                                 .prompt_tokens = 100, .max_tokens = 50, .user = user };
-}
-
-/* The id that later events name. */
-static struct req_id id_of(const struct world *w, uint16_t slot)
-{
-    return w->s->requests[slot].id;
-}
-
-static void about(struct world *w, enum sched_event_type type, uint16_t slot, int32_t worker)
-{
-    tell(w, (struct sched_event){ .type = type, .req = id_of(w, slot), .worker = worker,
-                                  .finish = FINISH_STOP, .err = ERR_FULL });
-}
-
-/* The action of this type among the last ones, or NULL. */
-static const struct sched_action *done(const struct world *w, enum sched_action_type type)
-{
-    for (size_t i = 0; i < w->count; i++)
-        if (w->out[i].type == type) return &w->out[i];
-    return NULL;
-}
+#include "sched_world.h"
 
 /* Serves one after another what waits for the one worker; slots in the order they were served. */
 static void serve_all(struct world *w, uint16_t running, uint32_t count, uint16_t *order)
@@ -254,6 +175,29 @@ static void who_had_no_room_is_asked_again_when_something_has_gone(void **state)
     world_free(w);
 }
 
+static void a_slow_decode_worker_keeps_a_part_of_prefills_blocks_at_most(void **state)
+{
+    (void)state;
+    struct world *w = world_make(false);
+    up(w, 1, ROLE_PREFILL, 100, 20);
+    up(w, 2, ROLE_DECODE, 1000, 20);
+    up(w, 3, ROLE_DECODE, 1000, 20);
+    uint32_t given[4] = { 0 };
+    for (uint16_t i = 0; i < 14; i++) { /* seven blocks each; worker 2 never takes any */
+        tell(w, request(i, 0));
+        assert_non_null(done(w, ACT_PAIR));
+        int32_t decode = done(w, ACT_PAIR)->decode;
+        given[decode]++;
+        about(w, EV_FIRST, i, 1);
+        if (decode == 3) about(w, EV_GONE, i, 1);
+    }
+    assert_int_equal(given[2], 4);    /* 28 of 100 blocks */
+    assert_int_equal(w->s->workers[2].handing_blocks, 28);
+    tell(w, (struct sched_event){ .type = EV_WORKER_LOST, .worker = 2 });
+    assert_int_equal(w->s->workers[2].handing_blocks, 0);
+    world_free(w);
+}
+
 /* -- ways out of each state -------------------------------------------------------------------- */
 
 enum where {
@@ -423,6 +367,7 @@ int main(void)
         cmocka_unit_test(more_users_than_flows_are_all_served),
         cmocka_unit_test(output_is_charged_as_it_grows),
         cmocka_unit_test(who_had_no_room_is_asked_again_when_something_has_gone),
+        cmocka_unit_test(a_slow_decode_worker_keeps_a_part_of_prefills_blocks_at_most),
         cmocka_unit_test(a_cancel_ends_it_in_every_state),
         cmocka_unit_test(a_lost_decode_worker_means_another_attempt_behind_what_was_emitted),
         cmocka_unit_test(what_kills_whoever_runs_it_is_ended),
