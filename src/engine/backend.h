@@ -21,8 +21,8 @@
 #include "common/sampling.h"
 #include "model/hparams.h"
 
-/* The 8-bit ones have a scale per token and head, and keys after a Walsh-Hadamard transform (as the
- * queries that meet them); KV_FP8 is E4M3. */
+/* KV_FP8 is E4M3.  On CPUs the 8-bit types have a scale per token and head, and keys are stored
+ * after a Walsh-Hadamard transform (as the queries that meet them). */
 enum kv_type { KV_F16, KV_F32, KV_INT8, KV_FP8 };
 
 static inline uint32_t kv_element_bytes(enum kv_type type)
@@ -35,11 +35,11 @@ static inline bool kv_is_scaled(enum kv_type type)
     return type == KV_INT8 || type == KV_FP8;
 }
 
-/* Bytes of keys and values (and their scales) of one token in one layer. */
+/* Bytes of keys and values (and their scales) of one token in one layer, on CPUs. */
 static inline uint64_t kv_token_bytes(const struct hparams *h, enum kv_type type)
 {
-    uint64_t scale = kv_is_scaled(type) ? sizeof(float) : 0;
-    return 2ull * h->kv_heads * (h->head_dim * kv_element_bytes(type) + scale);
+    uint64_t scales = kv_is_scaled(type) ? 2ull * h->kv_heads * sizeof(float) : 0;
+    return model_kv_token_bytes(h, kv_element_bytes(type)) + scales;
 }
 
 /* Ascending: the job takes the minimum. */

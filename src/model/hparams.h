@@ -66,4 +66,10 @@ struct model {
 enum err model_open(struct model **out, const struct gguf *g, struct why *why);
 void model_close(struct model *m);
 
+/* Bytes of keys and values of one token in one layer, both together: 2 * K * S * element. */
+static inline uint64_t model_kv_token_bytes(const struct hparams *h, uint32_t element_bytes)
+{
+    return 2ull * h->kv_heads * h->head_dim * element_bytes;
+}
+
 #endif
