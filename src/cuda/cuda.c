@@ -112,7 +112,7 @@ static void kv_sizes(struct cuda *u)
                                              : KV_ELEMENT_F16;
     uint32_t element = u->c.kv_type == KV_F32 ? 4 : u->c.kv_type == KV_FP8 ? 1 : 2;
     u->shape = (struct kv_shape){ .block_tokens = u->c.block_tokens, .layers = h->layers,
-                                  .token_bytes = model_kv_token_bytes(h, element) };
+                                  .token_bytes = 2ull * h->kv_heads * h->head_dim * element };
     u->block_bytes = u->shape.token_bytes * u->c.block_tokens;
 }
 

@@ -34,7 +34,7 @@ $(B)/src/cuda/%.cu.o: src/cuda/%.cu
 CUDA_TESTS = $(patsubst tests/cuda/%.c,$(B)/cuda/%,$(sort $(wildcard tests/cuda/*_test.c)))
 cuda-tests: $(CUDA_TESTS)
 $(CUDA_TESTS): $(B)/cuda/%: $(B)/tests/cuda/%.o $(B)/tests/cuda/peek.o $(CUDA_C) $(CUDA_CU) \
-		$(UNIT_engine)
+		$(COMMON) $(MODEL) $(KV) $(ENGINE)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/tests/cuda/%.o: CFLAGS += -Itests/unit -isystem $(CUDA_HOME)/include

@@ -48,7 +48,7 @@ static inline struct backend_config world_config(const struct model *m, enum kv_
         .model = m, .threads = 1, .isa = ISA_PLAIN, .float_activations = floats, .kv_type = kv,
         .block_tokens = 16, .step_tokens_max = WORLD_STEP, .step_seqs_max = 8,
         .seq_tokens_max = WORLD_TOKENS, .gpu_memory_utilization = 0.9f,
-        .kv_bytes = (uint64_t)WORLD_BLOCKS * 16 * m->h.layers * model_kv_token_bytes(&m->h, 4),
+        .kv_bytes = (uint64_t)WORLD_BLOCKS * 16 * m->h.layers * kv_token_bytes(&m->h, KV_F32),
     };
 }
 
