@@ -72,8 +72,8 @@ static __global__ void __launch_bounds__(KEYS) attend_any(const attend_call c)
         float s = -INFINITY;
         if ((int)threadIdx.x < count)
             s = score(c, query, blocks, kv_head, first + threadIdx.x);
-        float most = fmaxf(w.most, block_max(s, part)), shrink = exp2f(w.most - most);
-        weight[threadIdx.x] = exp2f(s - most);
+        float most = fmaxf(w.most, block_max(s, part)), shrink = power2(w.most - most);
+        weight[threadIdx.x] = power2(s - most);
         w.most = most;
         w.sum *= shrink;
 #pragma unroll

@@ -16,7 +16,7 @@ CUDA_FLAGS += -Xptxas -warn-spills,-warn-lmem-usage -MMD -MP
 
 CUDA_C    = $(patsubst %.c,$(B)/%.o,$(sort $(wildcard src/cuda/*.c)))
 CUDA_CU   = $(patsubst %.cu,$(B)/%.cu.o,$(sort $(wildcard src/cuda/*.cu)))
-CUDA_LIBS = -L$(CUDA_HOME)/lib64 -lcudart -lcublas -lnccl
+CUDA_LIBS = -L$(CUDA_HOME)/lib64 -lcudart -lcublas -lnccl -lstdc++
 
 PROGRAMS += $(if $(CUDA),$(B)/rankserve-cuda.so)
 

@@ -14,6 +14,7 @@
 
 #define DEVICE static __device__ __forceinline__
 #define FULL_WARP 0xffffffffu
+#define LOG2_E 1.4426950408889634f
 
 /* --- instructions ---------------------------------------------------------------------------- */
 
@@ -203,7 +204,7 @@ DEVICE void emit(const gemm_out &o, int row, int column, float a, float b)
     }
     if (o.kind == OUT_SWIGLU) {
         uint16_t *half = (uint16_t *)o.act + row * o.act_stride + column / 2;
-        float x = a / (1 + expf(-a)) * b * (o.act_type == ACT_F32 ? 1 : HIDDEN_SCALE);
+        float x = a / (1 + power2(a * -LOG2_E)) * b * (o.act_type == ACT_F32 ? 1 : HIDDEN_SCALE);
         if (o.act_type == ACT_F32)
             ((float *)o.act)[row * o.act_stride + column / 2] = x;
         else

@@ -134,8 +134,8 @@ static void decode_load_store(struct builder *b, struct ins *i, const struct opc
     i->offset = address_operand(b, i, i->count, address);
     i->run = load ? exec_load : exec_store;
     if (i->space == SPACE_PARAM) {
-        need(b, op, load && !address->reg);
-        i->run = exec_load_param;
+        need(b, op, load);
+        if (!address->reg) i->run = exec_load_param;
     }
     if (i->space == SPACE_CONST) i->space = SPACE_GLOBAL;
 }
