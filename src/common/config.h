@@ -43,7 +43,7 @@ struct config {
 
     /* The engine, as in vLLM. */
     uint64_t block_size;
-    uint64_t kv_cache_memory_bytes;   /* per worker                                           */
+    uint64_t kv_cache_memory_bytes;   /* per worker; 0: auto                                   */
     const char *kv_cache_dtype;       /* auto (f16), f16, f32, int8, fp8 and other names      */
     uint64_t max_num_seqs;
     uint64_t max_num_batched_tokens;

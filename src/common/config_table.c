@@ -65,9 +65,10 @@ static const struct option table[] = {
 
     { COUNT("block-size", ENGINE, EVERY, block_size, "16", 8, KV_BLOCK_TOKENS_MAX),
       .metavar = "TOKENS", .help = "tokens in a KV block; a power of two" },
-    { ROW("kv-cache-memory-bytes", ENGINE, OPTION_BYTES, JOB | CTL, kv_cache_memory_bytes, "1GiB"),
-      .min = 1 << 20, .max = 1ull << 44, .metavar = "BYTES",
-      .help = "KV cache of each worker; 512MiB, 2G, ..." },
+    { ROW("kv-cache-memory-bytes", ENGINE, OPTION_BYTES, JOB | CTL, kv_cache_memory_bytes, "0"),
+      .min = 0, .max = 1ull << 44, .metavar = "BYTES", .zero_word = "auto",
+      .help = "KV cache of each worker; 512MiB, 2G, ...; auto: 1GiB, on a GPU what "
+              "gpu-memory-utilization leaves" },
     { CHOICE("kv-cache-dtype", ENGINE, EVERY, kv_cache_dtype, "auto",
              "auto f16 float16 f32 float32 int8 fp8 fp8_e4m3"),
       .help = "how keys and values are stored; auto: f16" },

@@ -30,6 +30,7 @@ enum {
     KV_BLOCK_TOKENS_MAX = 256,        /* a power of two from 8; divides the attention tile */
     KV_TILE_TOKENS = 256,             /* attention's absolute tile, see DESIGN "same bits" */
     KV_BLOCK_COUNT_MAX = 1 << 24,     /* per rank */
+    KV_BYTES_DEFAULT = 1 << 30,       /* per worker that computes on a CPU */
     INDEX_BLOCK_COUNT_MAX = 1 << 26,  /* in rank 0's index; 37 bytes each, when used */
 
     /* An engine step. */

@@ -73,9 +73,17 @@ static uint64_t blocks_max(const struct cuda *u)
     return ((uint64_t)u->c.seq_tokens_max + u->c.block_tokens - 1) / u->c.block_tokens;
 }
 
+/* Work space is zeros at first: the padding of rows is read and never written. */
+static void *work_carve(struct cuda *u, uint64_t bytes)
+{
+    void *at = arena_take(&u->arena, bytes);
+    if (at && bytes && !u->carve_error) u->carve_error = cudaMemsetAsync(at, 0, bytes, u->compute);
+    return at;
+}
+
 static void *rows_carve(struct cuda *u, uint64_t rows, uint64_t width, uint64_t bytes)
 {
-    return arena_take(&u->arena, rows * width * bytes);
+    return work_carve(u, rows * width * bytes);
 }
 
 /* Everything but the KV pool. */
@@ -87,7 +95,7 @@ static void carve(struct cuda *u)
     uint64_t all = heads + 2ull * h->kv_heads * h->head_dim;
     weights_carve(u);
     u->plan.room = plan_bytes_max(u);
-    u->plan.device = arena_take(&u->arena, u->plan.room);
+    u->plan.device = work_carve(u, u->plan.room);
     u->x = rows_carve(u, rows, h->dim, 4);
     u->normed = rows_carve(u, rows, pad_to(h->dim, GEMM_PAD_IN), act);
     u->q = rows_carve(u, rows, heads, u->act == ACT_F32 ? 4 : 2);
@@ -99,9 +107,9 @@ static void carve(struct cuda *u)
     u->part_state = rows_carve(u, u->tensor_attention ? PARTS_MAX : 0, 2ull * h->heads, 4);
     uint64_t each = (uint64_t)(uint32_t)u->head.w.out * 4, most = LOGIT_BYTES / each;
     u->logit_rows_max = most < 16 ? 16 : most > rows ? (uint32_t)rows : (uint32_t)most;
-    u->logits = arena_take(&u->arena, u->logit_rows_max * each);
-    u->best = arena_take(&u->arena, u->logit_rows_max * sizeof *u->best);
-    u->stage = arena_take(&u->arena, STAGE_BYTES);
+    u->logits = work_carve(u, u->logit_rows_max * each);
+    u->best = work_carve(u, u->logit_rows_max * sizeof *u->best);
+    u->stage = work_carve(u, STAGE_BYTES);
 }
 
 static void kv_sizes(struct cuda *u)
@@ -155,9 +163,7 @@ static enum err open_memory(struct cuda *u, struct why *why)
     TRY(cudaMalloc((void **)&u->arena.base, u->arena.size));
     carve(u);
     u->kv = arena_take(&u->arena, u->layer_bytes * u->shape.layers);
-    /* Padding of rows is read and never written: it must be zeros. */
-    uint64_t work = (uint64_t)(u->kv - (uint8_t *)u->plan.device);
-    TRY(cudaMemsetAsync(u->plan.device, 0, work, u->compute));
+    TRY(u->carve_error);
     return OK;
 }
 
@@ -217,10 +223,11 @@ static enum err open_all(struct cuda *u, struct why *why)
     enum err e = check_model(u, why);
     if (!e) e = find_device(u, why);
     if (e) return e;
+    u->eager = getenv("RANKSERVE_CUDA_EAGER") != NULL;
     u->act = u->c.float_activations ? ACT_F32 : ACT_F16;
     kv_sizes(u);
-    u->tensor_attention = k_attend_fits((int)h->head_dim, (int)(h->heads / h->kv_heads),
-                                        u->kv_element, u->act);
+    int group = (int)(h->heads / h->kv_heads);
+    u->tensor_attention = k_attend_fits((int)h->head_dim, group, u->kv_element, u->act);
     u->separate_rope = u->model->layers[0].q_norm || u->model->layers[0].k_norm;
     u->layers = mem_array(h->layers, sizeof *u->layers);
     e = open_streams(u, why);
@@ -249,8 +256,14 @@ static enum err cuda_open(void **self, const struct backend_config *c, struct kv
     return OK;
 }
 
+static void cuda_choose_device(int device)
+{
+    if (cudaSetDevice(device)) cudaGetLastError();
+}
+
 extern const struct backend backend_cuda;
 const struct backend backend_cuda = {
-    .name = "cuda", .open = cuda_open, .close = cuda_close, .step = cuda_step,
+    .name = "cuda", .choose_device = cuda_choose_device, .open = cuda_open,
+    .close = cuda_close, .step = cuda_step,
     .sample = cuda_sample, .kv_read = cuda_kv_read, .kv_write = cuda_kv_write,
 };

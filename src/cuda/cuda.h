@@ -91,6 +91,7 @@ struct cuda {
     cudaEvent_t layer_event[MODEL_LAYERS_MAX], written;
     cublasHandle_t blas;              /* NULL: own products only                              */
     struct arena arena;
+    cudaError_t carve_error;
 
     struct layer *layers;
     struct matrix embedding, head;
@@ -105,7 +106,7 @@ struct cuda {
     struct graph graphs[GRAPHS_MAX];
     uint32_t graph_count;
     uint64_t steps;
-    bool tensor_attention, separate_rope;
+    bool tensor_attention, separate_rope, eager;   /* eager: no graphs */
 
     float *x, *qkv;                   /* (rows, D); (rows, (H+2K)*S) only with separate_rope  */
     void *normed, *q, *attended, *hidden, *final;

@@ -1,6 +1,9 @@
 /* cuda/memory.c - the arena: one allocation, carved in order; see cuda.h. */
 #include "cuda/cuda.h"
 
+/* The emulator's (tests/cusim): it then sees one piece run into the next. */
+__attribute__((weak)) void cusim_carve(const void *piece, size_t bytes);
+
 enum { ALIGNMENT = 256 };
 
 void *arena_take(struct arena *a, uint64_t bytes)
@@ -9,6 +12,7 @@ void *arena_take(struct arena *a, uint64_t bytes)
     a->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     if (!a->base) return NULL;
     CHECK(a->used <= a->size);
+    if (cusim_carve && bytes) cusim_carve(a->base + at, bytes);
     return a->base + at;
 }
 

@@ -244,7 +244,7 @@ enum err cuda_step(void *self, const struct step *s)
     MUST(u, cudaStreamWaitEvent(u->compute, u->written, 0));
     MUST(u, cudaMemcpyAsync(u->plan.device, u->plan.host, u->plan.bytes, cudaMemcpyHostToDevice,
                             u->compute));
-    if (as_graph && !follow) {
+    if (as_graph && !follow && !u->eager) {
         run_graph(u);
     } else {
         run_layers(u, true);

@@ -105,6 +105,9 @@ struct sample_job {
 
 struct backend {
     const char *name;                 /* "cpu", "cuda", "null" */
+    /* May be NULL.  Called once, before MPI starts: what MPI itself does with a GPU shall find the
+     * right one chosen.  No failure counts yet; open() will say what is wrong. */
+    void (*choose_device)(int device);
     enum err (*open)(void **self, const struct backend_config *c, struct kv_shape *shape_out,
                      struct why *why);
     void (*close)(void *self);

@@ -13,6 +13,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "engine/backend.h"
 #include "mpi/job.h"
 #include "mpi/rank0.h"
 #include "mpi/weights.h"
@@ -31,6 +32,27 @@ static bool first_rank(void)
         if (text) return strcmp(text, "0") == 0;
     }
     return true;
+}
+
+static int launcher_number(const char *const *names)
+{
+    for (; *names; names++) {
+        const char *text = getenv(*names);
+        if (text && *text) return (int)strtol(text, NULL, 10);
+    }
+    return 0;
+}
+
+/* Before MPI knows the ranks only the launcher does.  A host's ranks are neighbours as a rule; rank
+ * 0 has no GPU.  When the guess is wrong open() chooses again (worker.c: gpu_index). */
+static void choose_device(const struct config *c)
+{
+    static const char *const ranks[] = { "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID",
+                                         NULL };
+    static const char *const locals[] = { "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", NULL };
+    const struct backend *b = backend_find(c->backend);
+    int rank = launcher_number(ranks), local = launcher_number(locals);
+    if (b && b->choose_device && rank > 0) b->choose_device(rank == local ? local - 1 : local);
 }
 
 static void fatal(int code)
@@ -108,6 +130,7 @@ int main(int argc, char **argv)
     fatal_hook = fatal;
     loop_open(&loop);
     job.loop = &loop;
+    choose_device(&job.config);
     if (job_open(&job, &why)) leave_start(&why);
     if (port_open(&port, &job, died_at_start, &why)) leave_start(&why);
     if (weights_open(&weights, &job, &why)) leave_start(&why);

@@ -145,15 +145,32 @@ static enum kv_type kv_type_named(const char *name)
     return KV_F16;
 }
 
+/* 0: what the GPU has left. */
+static uint64_t kv_bytes(const struct config *c)
+{
+    if (c->kv_cache_memory_bytes || strcmp(c->backend, "cuda") == 0)
+        return c->kv_cache_memory_bytes;
+    return KV_BYTES_DEFAULT;
+}
+
 /* The model's context, or what one sequence can have of the pool. */
 static uint32_t model_len(const struct config *c, const struct hparams *h, enum kv_type type)
 {
     if (c->max_model_len) return (uint32_t)c->max_model_len;
     uint64_t token = kv_token_bytes(h, type) * h->layers;
-    uint64_t fits = c->kv_cache_memory_bytes / (token * c->block_size) * c->block_size;
+    uint64_t fits = kv_bytes(c) / (token * c->block_size) * c->block_size;
     uint64_t len = h->context < SEQ_TOKENS_MAX ? h->context : SEQ_TOKENS_MAX;
+    if (kv_bytes(c) == 0) fits = len;
     if (fits == 0) fits = c->block_size;   /* the backend says what it would take */
     return (uint32_t)(fits < len ? fits : len);
+}
+
+/* The workers of a host take its GPUs in the order of their ranks. */
+static int gpu_index(const struct job *j)
+{
+    int before = 0;
+    for (int i = 1; i < j->rank; i++) before += j->host_of[i] == j->host_of[j->rank];
+    return before;
 }
 
 static bool shares_host_with_decode(const struct job *j)
@@ -177,11 +194,12 @@ static enum err open_engine(struct worker *w, struct why *why)
             .model = w->weights.model, .packed = w->weights.packed, .isa = w->weights.isa,
             .threads = (uint32_t)(threads < THREAD_COUNT_MAX ? threads : THREAD_COUNT_MAX),
             .float_activations = strcmp(c->activations, "float") == 0, .kv_type = type,
-            .block_tokens = (uint32_t)c->block_size, .kv_bytes = c->kv_cache_memory_bytes,
+            .block_tokens = (uint32_t)c->block_size, .kv_bytes = kv_bytes(c),
             .step_tokens_max = (uint32_t)c->max_num_batched_tokens,
             .step_seqs_max = (uint32_t)c->max_num_seqs, .seq_tokens_max = length,
             .low_priority = modest ? PREFILL_NICE : 0,
             .gpu_memory_utilization = (float)c->gpu_memory_utilization,
+            .device = gpu_index(w->job),
         },
         .table = w->weights.table, .kv_secret = w->job->kv_secret, .max_model_len = length,
         .max_num_seqs = (uint32_t)c->max_num_seqs,

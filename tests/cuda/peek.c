@@ -6,5 +6,5 @@ const float *peek_cpu_logits(const void *self, uint32_t row);
 const float *peek_cpu_logits(const void *self, uint32_t row)
 {
     const struct cpu *u = self;
-    return u->logits + (uint64_t)(row % u->logit_rows_max) * u->layout->head.out;
+    return u->logits + (uint64_t)(row % u->logit_rows_max) * u->logit_stride;
 }

@@ -45,7 +45,7 @@ static void defaults_are_those_of_the_design(void **state)
     struct why why;
     assert_int_equal(load(&c, PROGRAM_RANKSERVE, "", &why), OK);
     assert_int_equal(c.block_size, 16);
-    assert_int_equal(c.kv_cache_memory_bytes, 1 << 30);
+    assert_int_equal(c.kv_cache_memory_bytes, 0);
     assert_string_equal(c.kv_cache_dtype, "auto");
     assert_int_equal(c.max_num_seqs, 128);
     assert_int_equal(c.max_num_batched_tokens, 512);
