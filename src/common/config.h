@@ -31,6 +31,8 @@ struct config {
     uint64_t threads;                 /* compute threads per worker; 0: the host's cores      */
     const char *backend;              /* cpu | cuda | null                                    */
     const char *policy;
+    const char *decode_policy;        /* "same": as policy                                    */
+    const char *labels;               /* "app=chat,tier=1": what a CachePolicy selects by     */
     const char *run_dir;              /* sockets, secret, status; "": made by `up`            */
     const char *link;                 /* rank 0 listens / gateway connects: path or HOST:PORT */
     const char *link_listen;          /* rank 0 also listens here; "": nowhere else           */
@@ -51,6 +53,14 @@ struct config {
     uint64_t step_time_target_ms;     /* of steps with decodes; 0: from what these take alone */
     bool enable_chunked_prefill;
     bool enable_prefix_caching;
+
+    /* The prefix cache: what a CachePolicy says (common/cache_policy.h).  0: no limit. */
+    uint64_t max_prefix_length;       /* tokens                                               */
+    uint64_t cache_ttl_ms;
+    uint64_t cache_max_entries;       /* blocks                                               */
+    double cache_memory_threshold;    /* share of the pool                                    */
+    double cache_locality_weight, latency_weight;
+
     double gpu_memory_utilization;
     uint64_t tensor_parallel_size;    /* 1 for now                                            */
     uint64_t pipeline_parallel_size;  /* only 1 is accepted                                   */

@@ -34,8 +34,8 @@ static void print_row(const struct option *o, FILE *out)
         buf_print(&left, "  --[no-]%s", o->name);
     } else {
         buf_print(&left, "  --%s ", o->name);
-        if (o->choices) print_choices(o->choices, &left);
-        else buf_text(&left, o->metavar);
+        if (o->metavar) buf_text(&left, o->metavar);
+        else print_choices(o->choices, &left);
     }
     buf_text(&right, o->help);
     bool zero = o->zero_word && strcmp(o->initial, "0") == 0;

@@ -16,8 +16,12 @@
 #define MODEL "The model"
 #define RANKS "The job"
 #define ENGINE "The engine"
+#define CACHE "The prefix cache (as in a CachePolicy)"
 #define HTTP "HTTP"
 #define INNER "Between the programs (set by `rankservectl up` and by launch scripts)"
+
+#define POLICIES                                                                                 \
+    "cost cache-aware load-based latency-optimized random round-robin llm-d-weighted llm-d-affinity"
 
 #define AT(field) offsetof(struct config, field)
 #define ROW(option_name, in, of_kind, for_programs, field, value)                                \
@@ -54,8 +58,12 @@ static const struct option table[] = {
       .zero_word = "auto", .help = "compute threads of each worker; auto: the host's cores" },
     { CHOICE("backend", RANKS, JOB | CTL, backend, "cpu", "cpu cuda null"),
       .help = "what computes" },
-    { TEXT("policy", RANKS, JOB | CTL, policy, "cost"), .metavar = "NAME",
-      .help = "how requests are placed on workers" },
+    { CHOICE("policy", RANKS, JOB | CTL, policy, "cost", POLICIES), .metavar = "NAME",
+      .help = "how requests are placed on workers: " POLICIES },
+    { CHOICE("decode-policy", RANKS, JOB | CTL, decode_policy, "same", "same " POLICIES),
+      .metavar = "NAME", .help = "how the worker that generates is chosen" },
+    { TEXT("labels", RANKS, EVERY, labels, ""), .metavar = "K=V,...",
+      .help = "what a CachePolicy may select this service by" },
     { COUNT("max-queue", RANKS, EVERY, max_queue, "1024", 1, REQ_COUNT_MAX), .metavar = "N",
       .help = "requests that may wait; more are answered with 429" },
     { COUNT("drain-timeout-s", RANKS, EVERY, drain_timeout_s, "30", 0, 86400),
@@ -88,6 +96,23 @@ static const struct option table[] = {
       .help = "compute long prompts in pieces, between the steps of others" },
     { SWITCH("enable-prefix-caching", ENGINE, JOB | CTL, enable_prefix_caching, "true"),
       .help = "keep KV blocks and reuse them for equal beginnings" },
+    { COUNT("max-prefix-length", CACHE, JOB | CTL, max_prefix_length, "0", 0, SEQ_TOKENS_MAX),
+      .metavar = "TOKENS", .zero_word = "none", .help = "only so much of a prompt is kept" },
+    { ROW("cache-ttl", CACHE, OPTION_TIME, JOB | CTL, cache_ttl_ms, "0"), .max = 3.2e10,
+      .metavar = "TIME", .zero_word = "none",
+      .help = "blocks that nobody used for this long are dropped, like 1h" },
+    { COUNT("cache-max-entries", CACHE, JOB | CTL, cache_max_entries, "0", 0, KV_BLOCK_COUNT_MAX),
+      .metavar = "BLOCKS", .zero_word = "none",
+      .help = "a worker keeps at most so many blocks that nobody uses" },
+    { ROW("cache-memory-threshold", CACHE, OPTION_NUMBER, JOB | CTL, cache_memory_threshold, "1"),
+      .min = 0, .max = 1, .metavar = "SHARE",
+      .help = "of a worker's KV memory; above it, blocks that nobody uses are dropped" },
+    { ROW("cache-locality-weight", CACHE, OPTION_NUMBER, JOB | CTL, cache_locality_weight, "0"),
+      .min = 0, .max = 1, .metavar = "WEIGHT",
+      .help = "how much a recompute counts against ..." },
+    { ROW("latency-weight", CACHE, OPTION_NUMBER, JOB | CTL, latency_weight, "0"),
+      .min = 0, .max = 1, .metavar = "WEIGHT",
+      .help = "... a wait, when a worker is chosen; both 0: equally" },
     { ROW("gpu-memory-utilization", ENGINE, OPTION_NUMBER, JOB | CTL, gpu_memory_utilization,
           "0.92"),
       .min = 0.01, .max = 1, .metavar = "FRACTION", .help = "of a GPU's memory (backend cuda)" },
@@ -250,11 +275,49 @@ static enum err set_number(struct config *c, const struct option *o, const char 
 {
     char *end;
     double value = strtod(text, &end);
+    if (end != text && o->max == 1 && strcmp(end, "%") == 0) {
+        value /= 100;
+        end++;
+    }
     if (end == text || *end || value != value) {
         return why_set(why, ERR_FORMAT, "%s is '%.40s'; it must be a number", label, text);
     }
     if (value < o->min || value > o->max) return range_error(o, label, text, why);
     *(double *)((char *)c + o->offset) = value;
+    return OK;
+}
+
+/* "1h30m", "90s", "1.5s", "500ms", "0"; -1: not of this form. */
+static double parse_time_ms(const char *text)
+{
+    static const struct { const char *name; double ms; } units[] = {
+        { "ms", 1 }, { "s", 1e3 }, { "m", 6e4 }, { "h", 3.6e6 },
+    };
+    double sum = 0;
+    if (!*text || strlen(text) > 30 || strpbrk(text, "eExX")) return -1;
+    while (*text) {
+        char *end;
+        if (!isdigit((unsigned char)*text)) return -1;
+        double value = strtod(text, &end);
+        size_t bytes = strspn(end, "hms"), i = 0;
+        while (i < 4 && (strlen(units[i].name) != bytes || strncmp(units[i].name, end, bytes))) i++;
+        if (i == 4 && !(value == 0 && !*end)) return -1;
+        sum += i < 4 ? value * units[i].ms : 0;
+        text = end + bytes;
+    }
+    return sum;
+}
+
+static enum err set_time(struct config *c, const struct option *o, const char *label,
+                         const char *text, struct why *why)
+{
+    if (o->zero_word && strcmp(text, o->zero_word) == 0) text = "0";
+    double ms = parse_time_ms(text);
+    if (ms < o->min || ms > o->max) {
+        return why_set(why, ERR_FORMAT, "%s is '%.40s'; it must be a time up to a year, like 1h, "
+                       "90s or 1h30m", label, text);
+    }
+    *(uint64_t *)((char *)c + o->offset) = (uint64_t)ms;
     return OK;
 }
 
@@ -309,6 +372,7 @@ enum err option_set(struct config *c, const struct option *o, const char *label,
     case OPTION_COUNT:
     case OPTION_BYTES: return set_count(c, o, label, text, why);
     case OPTION_NUMBER: return set_number(c, o, label, text, why);
+    case OPTION_TIME: return set_time(c, o, label, text, why);
     case OPTION_SWITCH: return set_switch(c, o, label, text, why);
     }
     CHECK(!"an option kind without a parser");
@@ -337,6 +401,9 @@ void option_print(const struct config *c, const struct option *o, struct buf *ou
         buf_print(out, "%llu", (unsigned long long)*(const uint64_t *)field);
         break;
     case OPTION_NUMBER: print_shortest(*(const double *)field, out); break;
+    case OPTION_TIME:
+        buf_print(out, "%llums", (unsigned long long)*(const uint64_t *)field);
+        break;
     case OPTION_SWITCH: buf_text(out, *(const bool *)field ? "true" : "false"); break;
     }
 }

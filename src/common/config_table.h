@@ -15,7 +15,8 @@ enum option_kind {
     OPTION_CHOICE,                    /* one of `choices`, separated by spaces */
     OPTION_COUNT,                     /* 8192, 8k = 8000, 8K = 8192            */
     OPTION_BYTES,                     /* as OPTION_COUNT, also 1GiB, 1Gi, 1GB  */
-    OPTION_NUMBER,                    /* with a fraction                       */
+    OPTION_NUMBER,                    /* with a fraction; up to 1: also "80%"   */
+    OPTION_TIME,                      /* "1h30m", "90s", "500ms"; kept in ms   */
     OPTION_SWITCH,                    /* --name, --no-name                     */
 };
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/cache_policy.h"
 #include "common/config_table.h"
 #include "common/log.h"
 #include "common/suggest.h"
@@ -22,6 +23,7 @@ enum field_kind {
     FIELD_WEIGHT,                     /* a number from 0                     */
     FIELD_SWITCH,
     FIELD_CHOICE,                     /* one of the words in `word`          */
+    FIELD_STRATEGY,                   /* a policy's name, or prefix-aware: the default one */
     FIELD_ENGINE,                     /* options by their camelCase names    */
     FIELD_ANY,                        /* whatever is below: not ours to read */
 };
@@ -64,24 +66,25 @@ static const struct field inference_service[] = {
     { "spec.caching.redis.cluster", FIELD_TEXT, .later = "the view shared through Redis" },
     { "spec.caching.prefixCaching", FIELD_MAP },
     { "spec.caching.prefixCaching.enabled", FIELD_OPTION, "enable-prefix-caching" },
-    { "spec.caching.prefixCaching.maxPrefixLength", FIELD_COUNT, .later = "cache policies" },
+    { "spec.caching.prefixCaching.maxPrefixLength", FIELD_OPTION, "max-prefix-length" },
     { "spec.engine", FIELD_ENGINE },
     { NULL },
 };
 
 static const struct field cache_policy[] = {
     HEAD,
-    { "spec.selector", FIELD_ANY, .later = "cache policies" },
+    { "spec.selector", FIELD_MAP },
+    { "spec.selector.matchLabels", FIELD_ANY },
     { "spec.caching", FIELD_MAP },
-    { "spec.caching.strategy", FIELD_CHOICE, "prefix-aware", .later = "cache policies" },
-    { "spec.caching.ttl", FIELD_TEXT, .later = "cache policies" },
-    { "spec.caching.maxEntries", FIELD_COUNT, .later = "cache policies" },
+    { "spec.caching.strategy", FIELD_STRATEGY },
+    { "spec.caching.ttl", FIELD_OPTION, "cache-ttl" },
+    { "spec.caching.maxEntries", FIELD_OPTION, "cache-max-entries" },
     { "spec.eviction", FIELD_MAP },
-    { "spec.eviction.policy", FIELD_CHOICE, "lru", .later = "cache policies" },
-    { "spec.eviction.memoryThreshold", FIELD_TEXT, .later = "cache policies" },
+    { "spec.eviction.policy", FIELD_CHOICE, "lru" },
+    { "spec.eviction.memoryThreshold", FIELD_OPTION, "cache-memory-threshold" },
     { "spec.routing", FIELD_MAP },
-    { "spec.routing.cacheLocalityWeight", FIELD_WEIGHT, .later = "cache policies" },
-    { "spec.routing.latencyWeight", FIELD_WEIGHT, .later = "cache policies" },
+    { "spec.routing.cacheLocalityWeight", FIELD_OPTION, "cache-locality-weight" },
+    { "spec.routing.latencyWeight", FIELD_OPTION, "latency-weight" },
     { NULL },
 };
 
@@ -120,6 +123,8 @@ static bool engine_takes(const struct option *o)
     static const char *const elsewhere[] = {
         "model", "prefill", "decode", "both", "tensor-parallel-size",
         "run-dir", "link", "link-listen", "name", "secret-file", "status-file", "job-id",
+        "labels", "max-prefix-length", "cache-ttl", "cache-max-entries", "cache-memory-threshold",
+        "cache-locality-weight", "latency-weight",
     };
     for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++) {
         if (strcmp(o->name, elsewhere[i]) == 0) return false;
@@ -280,6 +285,9 @@ static enum err read_member(const struct reading *r, const struct yaml_node *n, 
     case FIELD_MAP: return read_map(r, n, path);
     case FIELD_ENGINE: return read_engine(r, n, path);
     case FIELD_OPTION: return read_option(r, n, path, f->word);
+    case FIELD_STRATEGY:
+        if (n->kind == YAML_SCALAR && strcmp(n->text, "prefix-aware") == 0) return OK;
+        return read_option(r, n, path, "policy");
     default: return read_scalar(r, n, path, f);
     }
 }
@@ -291,6 +299,56 @@ static enum err read_map(const struct reading *r, const struct yaml_node *map, c
     for (const struct yaml_node *n = map->first; n && e == OK; n = n->next) {
         e = read_member(r, n, path);
     }
+    return e;
+}
+
+/* The pairs of a map as "k=v,k=v". */
+static enum err read_pairs(const struct reading *r, const struct yaml_node *map, const char *path,
+                           struct buf *out)
+{
+    char below[PATH_BYTES_MAX];
+    for (const struct yaml_node *n = map ? map->first : NULL; n; n = n->next) {
+        snprintf(below, sizeof below, "%.100s.%.60s", path, n->key ? n->key : "");
+        if (!n->key || n->kind != YAML_SCALAR || strpbrk(n->text, ", \n") ||
+            strlen(n->text) > 63)
+            return bad(r, n, below, "must be a label: up to 63 characters, no comma, no space");
+        buf_print(out, "%s%s=%s", out->size ? "," : "", n->key, n->text);
+    }
+    if (out->size >= 4096) return bad(r, map, path, "is longer than 4095 characters");
+    buf_char(out, '\0');
+    return OK;
+}
+
+static enum err read_labels(const struct reading *r, const struct yaml_node *service)
+{
+    struct buf labels = { 0 };
+    const struct yaml_node *map = yaml_find(yaml_find(service, "metadata"), "labels");
+    enum err e = read_pairs(r, map, "metadata.labels", &labels);
+    if (e == OK) r->config->labels = config_keep(labels.data, strlen(labels.data));
+    buf_release(&labels);
+    return e;
+}
+
+static enum err read_selector(const struct reading *r, const struct yaml_node *policy,
+                              struct buf *out)
+{
+    const struct yaml_node *selector = yaml_find(yaml_find(policy, "spec"), "selector");
+    return read_pairs(r, yaml_find(selector, "matchLabels"), "spec.selector.matchLabels", out);
+}
+
+/* Is this policy for another service?  It is read all the same, for its mistakes. */
+static enum err read_policy(struct reading *r, const struct yaml_node *root)
+{
+    struct config before = *r->config;
+    struct buf selector = { 0 };
+    enum err e = read_map(r, root, "");
+    if (e == OK) e = read_selector(r, root, &selector);
+    if (e == OK && !cache_policy_selects(selector.data, r->config->labels)) {
+        log_info("%s:%u: this CachePolicy selects %s: it is not for this service", r->name,
+                 root->line, selector.data);
+        *r->config = before;
+    }
+    buf_release(&selector);
     return e;
 }
 
@@ -327,7 +385,7 @@ static enum err read_document(struct reading *r, const struct yaml_node *root, i
     }
     r->fields = service ? inference_service : cache_policy;
     enum err e = check_head(r, root);
-    if (e == OK) e = read_map(r, root, "");
+    if (e == OK) e = service ? read_map(r, root, "") : read_policy(r, root);
     if (e != OK || !service) return e;
     const struct yaml_node *caching = yaml_find(yaml_find(root, "spec"), "caching");
     const struct yaml_node *enabled = yaml_find(caching, "enabled");
@@ -341,6 +399,11 @@ static enum err read_documents(struct config *c, const struct yaml *y, const cha
     struct reading r = { .config = c, .name = name, .why = why };
     int services = 0, policies = 0;
     enum err e = OK;
+    for (size_t i = 0; i < yaml_document_count(y) && e == OK; i++) {
+        const struct yaml_node *root = yaml_document(y, i), *kind = yaml_find(root, "kind");
+        if (kind && kind->kind == YAML_SCALAR && strcmp(kind->text, "InferenceService") == 0)
+            e = read_labels(&r, root);
+    }
     for (size_t i = 0; i < yaml_document_count(y) && e == OK; i++) {
         const struct yaml_node *root = yaml_document(y, i);
         if (root) e = read_document(&r, root, &services, &policies);
@@ -368,6 +431,26 @@ enum err service_load(struct config *c, const char *path, struct why *why)
     enum err e = yaml_read_file(&y, path, why);
     if (e != OK) return e;
     e = read_documents(c, y, path, why);
+    yaml_close(y);
+    return e;
+}
+
+enum err service_load_policy(struct config *c, const char *path, struct buf *selector,
+                             struct why *why)
+{
+    struct yaml *y;
+    enum err e = yaml_read_file(&y, path, why);
+    if (e != OK) return e;
+    config_defaults(c);
+    const struct yaml_node *root = yaml_document_count(y) ? yaml_document(y, 0) : NULL;
+    const struct yaml_node *kind = yaml_find(root, "kind");
+    struct reading r = { .config = c, .name = path, .fields = cache_policy, .why = why };
+    bool one = yaml_document_count(y) == 1 && kind && kind->kind == YAML_SCALAR &&
+               strcmp(kind->text, "CachePolicy") == 0;
+    if (!one) e = why_set(why, ERR_FORMAT, "%.160s: must hold one CachePolicy document", path);
+    if (e == OK) e = check_head(&r, root);
+    if (e == OK) e = read_map(&r, root, "");
+    if (e == OK) e = read_selector(&r, root, selector);
     yaml_close(y);
     return e;
 }

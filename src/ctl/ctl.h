@@ -17,6 +17,7 @@ int ctl_pull(int argc, char **argv);
 int ctl_chat(int argc, char **argv);
 int ctl_bench(int argc, char **argv);
 int ctl_sim(int argc, char **argv);
+int ctl_policy(int argc, char **argv);
 int ctl_status(int argc, char **argv);
 int ctl_validate(int argc, char **argv);
 int ctl_render(int argc, char **argv);

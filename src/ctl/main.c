@@ -19,6 +19,7 @@ static const struct command {
     { "up", ctl_up, "start a service here: one MPI job and its HTTP gateway" },
     { "chat", ctl_chat, "talk to a running service in the terminal" },
     { "status", ctl_status, "how a running service is doing" },
+    { "policy", ctl_policy, "change a running service's cache policy" },
     { "bench", ctl_bench, "measure a server: latencies and throughput under load" },
     { "sim", ctl_sim, "compare scheduling policies under virtual time" },
     { "pull", ctl_pull, "fetch the default model into the cache" },

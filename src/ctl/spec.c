@@ -25,9 +25,8 @@ enum err spec_bad(const struct spec *s, const struct yaml_node *at, const char *
                    at ? at->line : s->service->line, path, text);
 }
 
-const struct yaml_node *spec_find(const struct spec *s, const char *path)
+static const struct yaml_node *find_below(const struct yaml_node *n, const char *path)
 {
-    const struct yaml_node *n = s->service;
     for (const char *at = path; n && *at; at += *at == '.') {
         char key[64];
         size_t bytes = strcspn(at, ".");
@@ -36,6 +35,11 @@ const struct yaml_node *spec_find(const struct spec *s, const char *path)
         at += bytes;
     }
     return n;
+}
+
+const struct yaml_node *spec_find(const struct spec *s, const char *path)
+{
+    return find_below(s->service, path);
 }
 
 bool quantity_read(const char *text, double *out)
@@ -79,21 +83,9 @@ static const struct refused {
     { "spec.serving.decode.autoscaling.enabled", "false", "autoscaling is not built yet" },
     { "spec.serving.both.autoscaling.enabled", "false", "autoscaling is not built yet" },
     { "spec.caching.redis", NULL, "the view shared through Redis is not built yet" },
-    { "spec.caching.prefixCaching.maxPrefixLength", NULL,
-      "prefixes are cached whole: leave it out" },
     { "spec.engine.tensorParallelSize", "1", "only 1 is supported yet" },
     { "spec.engine.pipelineParallelSize", "1", "only 1 is supported" },
     { "spec.model.tensorParallelSize", "1", "only 1 is supported yet" },
-};
-
-static const struct refused refused_policy[] = {
-    { "spec.selector", NULL, "a policy holds for the whole service of its file: leave it out" },
-    { "spec.caching.ttl", NULL, "blocks stay until their memory is needed: leave it out" },
-    { "spec.caching.maxEntries", NULL,
-      "the cache is bounded by spec.engine.kvCacheMemoryBytes: leave it out" },
-    { "spec.eviction.memoryThreshold", NULL, "blocks go when memory is needed: leave it out" },
-    { "spec.routing.cacheLocalityWeight", NULL, "the cost model has no weights yet: leave it out" },
-    { "spec.routing.latencyWeight", NULL, "the cost model has no weights yet: leave it out" },
 };
 
 static enum err refuse(const struct spec *s, const struct refused *list, size_t count,
@@ -120,17 +112,9 @@ static enum err find_documents(struct spec *s, struct why *why)
     for (size_t i = 0; i < yaml_document_count(s->yaml); i++) {
         const struct yaml_node *root = yaml_document(s->yaml, i);
         if (strcmp(kind_of(root), "InferenceService") == 0) s->service = root;
+        if (strcmp(kind_of(root), "CachePolicy") == 0) s->policy = root;
     }
     CHECK(s->service);                /* service_read() saw one */
-    const struct yaml_node *service = s->service;
-    for (size_t i = 0; i < yaml_document_count(s->yaml); i++) {
-        const struct yaml_node *root = yaml_document(s->yaml, i);
-        if (strcmp(kind_of(root), "CachePolicy") != 0) continue;
-        s->service = root;
-        enum err e = refuse(s, refused_policy, sizeof refused_policy / sizeof *refused_policy, why);
-        s->service = service;
-        if (e != OK) return e;
-    }
     return refuse(s, refused, sizeof refused / sizeof *refused, why);
 }
 
@@ -318,6 +302,16 @@ const char *spec_origin(const struct spec *s, const struct option *o, char *out,
         { "tensor-parallel-size", "spec.model.tensorParallelSize" },
         { "enable-prefix-caching", "spec.caching.prefixCaching.enabled" },
         { "enable-prefix-caching", "spec.caching.enabled" },
+        { "max-prefix-length", "spec.caching.prefixCaching.maxPrefixLength" },
+        { "labels", "metadata.labels" },
+    };
+    static const char *const policy_fields[][2] = {
+        { "policy", "spec.caching.strategy" },
+        { "cache-ttl", "spec.caching.ttl" },
+        { "cache-max-entries", "spec.caching.maxEntries" },
+        { "cache-memory-threshold", "spec.eviction.memoryThreshold" },
+        { "cache-locality-weight", "spec.routing.cacheLocalityWeight" },
+        { "latency-weight", "spec.routing.latencyWeight" },
     };
     char camel[64], path[96];
     if (s->given_model && strcmp(o->name, "model") == 0) {
@@ -331,6 +325,11 @@ const char *spec_origin(const struct spec *s, const struct option *o, char *out,
         if (strcmp(fields[i][0], o->name) != 0) continue;
         n = spec_find(s, fields[i][1]);
         snprintf(path, sizeof path, "%s", fields[i][1]);
+    }
+    for (size_t i = 0; i < sizeof policy_fields / sizeof *policy_fields && !n; i++) {
+        if (strcmp(policy_fields[i][0], o->name) != 0) continue;
+        n = find_below(s->policy, policy_fields[i][1]);
+        snprintf(path, sizeof path, "%s", policy_fields[i][1]);
     }
     if (n) snprintf(out, bytes, "%s, %s:%u", path, s->base, n->line);
     else if (strcmp(o->name, "backend") == 0) {

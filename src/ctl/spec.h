@@ -35,6 +35,7 @@ struct spec {
     struct config config;             /* defaults and the file                */
     struct yaml *yaml;
     const struct yaml_node *service;  /* the InferenceService                 */
+    const struct yaml_node *policy;   /* the CachePolicy; NULL: none          */
     struct buf text;                  /* the file as it is                    */
     const char *file;                 /* its path as given                    */
     const char *base;                 /* its last component: for comments     */

@@ -69,6 +69,7 @@ static void arrays_open(struct engine *e)
     struct kv_pool_sink sink = {
         .ctx = e->sink.ctx, .stored = e->sink.stored, .dropped = e->sink.dropped,
     };
+    e->prefix_blocks_max = UINT32_MAX;
     e->pool = kv_pool_open(e->shape.block_count, e->shape.block_tokens, &sink);
 }
 
@@ -242,6 +243,24 @@ void engine_keys(const struct engine *e, void *ctx,
                  void (*call)(void *ctx, struct hash128 key, struct hash128 parent))
 {
     kv_pool_each(e->pool, ctx, call);
+}
+
+void engine_cache_limit(struct engine *e, const struct engine_cache_limits *limits)
+{
+    uint32_t total = kv_pool_counts(e->pool).total;
+    struct kv_pool_limits pool = { .ttl_ns = limits->ttl_ns, .cached_max = limits->entries_max };
+    /* At a threshold of 0 nothing stays; for the pool 0 is no limit. */
+    if (limits->memory_threshold < 1)
+        pool.used_max = (uint32_t)(limits->memory_threshold * total) + !limits->memory_threshold;
+    e->prefix_blocks_max = limits->prefix_tokens_max
+                         ? limits->prefix_tokens_max / e->shape.block_tokens : UINT32_MAX;
+    engine_cache_tick(e);
+    kv_pool_limit(e->pool, &pool);
+}
+
+void engine_cache_tick(struct engine *e)
+{
+    kv_pool_tick(e->pool, clock_now_ns());
 }
 
 void engine_cache_clear(struct engine *e)

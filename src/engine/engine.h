@@ -152,6 +152,17 @@ void engine_costs(const struct engine *e, struct engine_costs *out);
 /* Every block that can be found by key: what stored and dropped have told, all at once. */
 void engine_keys(const struct engine *e, void *ctx,
                  void (*call)(void *ctx, struct hash128 key, struct hash128 parent));
+/* What the prefix cache may keep, from now on (common/cache_policy.h): blocks that nobody uses for
+ * at most ttl_ns, at most entries_max of them, none while more than memory_threshold of the pool is
+ * in use, and of a prompt the leading prefix_tokens_max.  0 is no limit; for the threshold 1 is. */
+struct engine_cache_limits {
+    uint64_t ttl_ns;
+    uint32_t entries_max, prefix_tokens_max;
+    double memory_threshold;
+};
+void engine_cache_limit(struct engine *e, const struct engine_cache_limits *limits);
+/* Drops what has been unused for too long; engine_poll does it too. */
+void engine_cache_tick(struct engine *e);
 /* Drops every cached (not held) block. */
 void engine_cache_clear(struct engine *e);
 

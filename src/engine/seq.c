@@ -251,7 +251,8 @@ void seq_store(struct engine *e, struct seq *s)
 {
     if (!e->config.enable_prefix_caching) return;
     uint32_t size = e->shape.block_tokens;
-    while (!s->store_ended && s->stored_count < s->computed / size) {
+    while (!s->store_ended && s->stored_count < s->computed / size &&
+           s->stored_count < e->prefix_blocks_max) {
         uint32_t i = s->stored_count;
         uint32_t block = kv_pool_store(e->pool, s->blocks[i], block_before(s, i), key_of(e, s, i),
                                        key_parent(s, i), s->ids + i * size);

@@ -89,6 +89,7 @@ struct engine {
     struct kv_shape shape;
     struct kv_scope scope;
     struct kv_pool *pool;
+    uint32_t prefix_blocks_max;       /* of a sequence, that are stored */
     uint32_t vocab;                   /* ids are below it */
 
     struct seq *slots[REQ_COUNT_MAX]; /* chains by req.slot                                  */

@@ -76,6 +76,11 @@ void api_request_release(struct api_request *r);
 /* The ids of a /detokenize request. */
 bool api_parse_ids(const struct gateway *gw, const char *body, size_t bytes, uint32_t vocab,
                    struct token_list *ids, struct api_error *e);
+/* The body of /policy.  `labels` are the service's, which a "selector" among the members must
+ * match: else 409. */
+struct cache_policy;
+bool api_parse_policy(const char *labels, const char *body, size_t bytes, struct cache_policy *out,
+                      struct api_error *e);
 
 /* Once, before any thread: jansson's hash seed. */
 void api_start(void);

@@ -262,6 +262,20 @@ void link_client_forget(struct link_client *c, uint64_t stream)
     slots_give(&c->streams, stream);
 }
 
+uint32_t link_client_policy(struct link_client *c, const struct cache_policy *p)
+{
+    struct link_policy m = { .policy = *p };
+    uint32_t told = 0;
+    link_head_set(&m.head, LINK_POLICY, 0, sizeof m);
+    for (uint32_t i = 0; i < JOBS_MAX; i++) {
+        if (!c->conns[i].up) continue;
+        buf_add(&c->conns[i].out, &m, sizeof m);
+        told++;
+    }
+    wake(c);
+    return told;
+}
+
 uint64_t link_client_watch(struct link_client *c, int fd, void *owner)
 {
     return watch_add(c->watch, fd, owner);

@@ -3,8 +3,10 @@
 
 #include <string.h>
 
+#include "common/cache_policy.h"
 #include "common/clock.h"
 #include "common/version.h"
+#include "gateway/auth.h"
 #include "gateway/link_client.h"
 #include "gateway/metrics.h"
 #include "gateway/page.h"
@@ -100,6 +102,34 @@ static void run_model(struct gateway *gw, const char *path, const char *body, si
     out->error.code = "model_not_found";
 }
 
+/* Without keys everybody may ask for tokens, but only this host may change how it works. */
+static bool may_change(const struct gateway *gw)
+{
+    const char *listen = gw->config.listen;
+    return auth_asks(gw->auth) || strncmp(listen, "127.", 4) == 0
+        || strncmp(listen, "[::1]", 5) == 0 || strncmp(listen, "localhost:", 10) == 0;
+}
+
+static void run_policy(struct gateway *gw, const char *path, const char *body, size_t bytes,
+                       struct answer *out)
+{
+    (void)path;
+    struct cache_policy p;
+    char labels[4096 + 160];
+    if (!may_change(gw)) {
+        api_fail(&out->error, 403, NULL, "a policy is taken only by a service with an API key, or "
+                 "one that listens on a loopback address");
+        return;
+    }
+    snprintf(labels, sizeof labels, "%s,model=%s", gw->config.labels, gw->model_name);
+    if (!api_parse_policy(labels, body, bytes, &p, &out->error)) return;
+    pthread_mutex_lock(&gw->lock);
+    uint32_t told = link_client_policy(gw->link, &p);
+    pthread_mutex_unlock(&gw->lock);
+    if (told) buf_print(&out->body, "{\"jobs\":%u}", told);
+    else api_fail(&out->error, 503, NULL, "the service is not connected to a job");
+}
+
 static void write_texts(struct gateway *gw, const struct token_list *ids, struct buf *out)
 {
     buf_text(out, ",\"token_strs\":[");
@@ -157,6 +187,7 @@ static const struct route routes[] = {
     { "/v1/models/*", "GET", ROUTE_SMALL, false, run_model },
     { "/tokenize", "POST", ROUTE_SMALL, false, run_tokenize },
     { "/detokenize", "POST", ROUTE_SMALL, false, run_detokenize },
+    { "/policy", "POST", ROUTE_SMALL, false, run_policy },
     { "/health", "GET", ROUTE_SMALL, true, run_health },
     { "/ping", "GET", ROUTE_SMALL, true, run_ping },
     { "/ping", "POST", ROUTE_SMALL, true, run_ping },

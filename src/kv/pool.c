@@ -19,6 +19,7 @@ struct block {
     uint32_t children;                /* stored blocks whose parent this is */
     uint32_t refs;
     uint32_t prev, next;              /* in the free or the cached ring; else unused */
+    uint64_t idle_ns;                 /* cached: when its last holder let go */
     bool stored;
 };
 
@@ -26,6 +27,8 @@ struct kv_pool {
     struct kv_pool_sink sink;
     uint32_t total, block_tokens;
     uint32_t free_count, cached_count;
+    struct kv_pool_limits limits;
+    uint64_t now_ns;
     struct block *blocks;             /* (total + 2): the last two are the heads of the rings */
     int32_t *ids;                     /* (total, block_tokens): of stored blocks */
     uint32_t *table;                  /* (table_mask + 1): block + 1, 0 is empty */
@@ -151,6 +154,41 @@ void kv_pool_hold(struct kv_pool *p, uint32_t block)
     }
 }
 
+static void free_oldest(struct kv_pool *p)
+{
+    uint32_t i = p->blocks[cached_head(p)].next;
+    forget(p, i);
+    ring_push_last(p, free_head(p), i);
+    p->free_count++;
+}
+
+static void trim(struct kv_pool *p)
+{
+    const struct kv_pool_limits *l = &p->limits;
+    while (p->cached_count && l->cached_max && p->cached_count > l->cached_max) free_oldest(p);
+    while (p->cached_count && l->used_max && p->total - p->free_count > l->used_max)
+        free_oldest(p);
+}
+
+void kv_pool_limit(struct kv_pool *p, const struct kv_pool_limits *limits)
+{
+    p->limits = *limits;
+    trim(p);
+    kv_pool_tick(p, p->now_ns);
+}
+
+uint64_t kv_pool_tick(struct kv_pool *p, uint64_t now_ns)
+{
+    p->now_ns = now_ns;
+    uint64_t ttl = p->limits.ttl_ns;
+    while (ttl && p->cached_count) {
+        uint64_t idle = p->blocks[p->blocks[cached_head(p)].next].idle_ns;
+        if (idle + ttl > now_ns) return idle + ttl;
+        free_oldest(p);
+    }
+    return UINT64_MAX;
+}
+
 void kv_pool_release(struct kv_pool *p, const uint32_t *blocks, uint32_t count)
 {
     while (count--) {
@@ -159,12 +197,14 @@ void kv_pool_release(struct kv_pool *p, const uint32_t *blocks, uint32_t count)
         if (--p->blocks[i].refs > 0) continue;
         if (p->blocks[i].stored) {
             ring_push_last(p, cached_head(p), i);
+            p->blocks[i].idle_ns = p->now_ns;
             p->cached_count++;
         } else {
             ring_push_last(p, free_head(p), i);
             p->free_count++;
         }
     }
+    trim(p);
 }
 
 static bool same_contents(const struct kv_pool *p, uint32_t i, uint32_t parent, const int32_t *ids)
@@ -226,12 +266,7 @@ void kv_pool_each(const struct kv_pool *p, void *ctx,
 
 void kv_pool_clear(struct kv_pool *p)
 {
-    while (p->cached_count) {
-        uint32_t i = p->blocks[cached_head(p)].next;
-        forget(p, i);
-        ring_push_last(p, free_head(p), i);
-        p->free_count++;
-    }
+    while (p->cached_count) free_oldest(p);
 }
 
 struct kv_pool_counts kv_pool_counts(const struct kv_pool *p)

@@ -69,6 +69,18 @@ uint32_t kv_pool_store(struct kv_pool *p, uint32_t block, uint32_t parent, struc
 void kv_pool_each(const struct kv_pool *p, void *ctx,
                   void (*call)(void *ctx, struct hash128 key, struct hash128 parent));
 
+/* What may stay cached, as a CachePolicy says it; 0: no limit.  Takes effect at once and from then
+ * on; of what is too much the oldest goes. */
+struct kv_pool_limits {
+    uint64_t ttl_ns;                  /* since its last holder let go */
+    uint32_t cached_max;              /* cached blocks */
+    uint32_t used_max;                /* held and cached blocks: above it none stays cached */
+};
+void kv_pool_limit(struct kv_pool *p, const struct kv_pool_limits *limits);
+/* The time, for ttl_ns: blocks let go from now on are that old; drops what is too old.  Returns
+ * when the next one will be, UINT64_MAX: never. */
+uint64_t kv_pool_tick(struct kv_pool *p, uint64_t now_ns);
+
 /* Forgets every cached block. */
 void kv_pool_clear(struct kv_pool *p);
 

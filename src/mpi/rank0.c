@@ -146,6 +146,7 @@ static void on_up(struct rank0 *z, int from, const struct msg_up *m)
     w->about = *m;
     if (z->max_model_len == 0 || m->max_model_len < z->max_model_len)
         z->max_model_len = m->max_model_len;
+    policy_tell(z, from);
     if (!w->spare) employ(z, from, job_role_of(z->job, from));
     live(z);
 }
@@ -325,8 +326,8 @@ static void open_sched(struct rank0 *z)
         .block_tokens = (uint32_t)c->block_size, .seed = c->seed,
         .pull = true, .emitted = z->emitted,
     };
-    if (!sched_policy_find(c->policy, &s.policy))
-        rank0_over(z, CODE_FAILED, "policy: there is no %s", c->policy);
+    struct why why;
+    if (policy_start(z, &s, &why)) rank0_over(z, CODE_FAILED, "%s", why.text);
     z->sched = sched_init(mem_alloc(sched_bytes(&s)), &s);
 }
 

@@ -3,6 +3,7 @@
  *   rank0.c           the loop, workers' messages, heartbeats, how the job ends
  *   rank0_requests.c  the table of requests: prompts, emitted tokens, order of tokens
  *   rank0_act.c       events to the scheduler, its actions to workers and gateways
+ *   rank0_policy.c    the policy of cache and placement, at start and when it changes
  *   rank0_link.c      gateways: handshake, frames in, frames out
  *   rank0_rates.c     how fast workers are, told to the scheduler
  *   rank0_index.c     which worker holds which block; keys of prompts
@@ -92,6 +93,8 @@ struct rank0 {
     struct gateway *gateways;         /* GATEWAY_COUNT_MAX */
     struct watch listener, far_listener; /* --link, --link-listen */
     char *link_path;                  /* Unix socket to remove at the end */
+    struct cache_policy policy;       /* in force */
+    bool policy_changed;              /* since the start: workers that come later are told */
     enum job_state state;
     bool draining, rank_lost, over;
     int over_code;
@@ -152,6 +155,14 @@ struct kv_scope index_scope(const struct rank0 *z);
 bool index_keys_fit(const struct rank0 *z, const struct link_request *m);
 /* Fills r->keys from the frame, or computes them. */
 void index_keys_of(struct rank0 *z, struct request *r, const struct link_request *m);
+
+/* rank0_policy.c */
+/* The settings at start: what the scheduler gets.  ERR_FORMAT: no policy has this name. */
+enum err policy_start(struct rank0 *z, struct sched_config *s, struct why *why);
+/* From now on; a policy whose names are unknown is refused with a line in the log. */
+void policy_change(struct rank0 *z, const struct cache_policy *p);
+/* Tells a worker that has come up what differs from its settings. */
+void policy_tell(struct rank0 *z, int worker);
 
 /* rank0_link.c */
 enum err links_open(struct rank0 *z, struct why *why);

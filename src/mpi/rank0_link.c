@@ -248,6 +248,8 @@ static void on_frame(struct rank0 *z, struct gateway *g, const struct link_head 
         on_proof(z, g, link_as_proof(h));
     } else if (g->state == GATEWAY_LIVE && link_as_request(h)) {
         on_request(z, g, link_as_request(h));
+    } else if (g->state == GATEWAY_LIVE && link_as_policy(h)) {
+        policy_change(z, &link_as_policy(h)->policy);
     } else if (g->state == GATEWAY_LIVE && h->type == LINK_CANCEL && h->bytes == sizeof *h) {
         on_cancel(z, g, h->stream);
     } else {

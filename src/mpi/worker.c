@@ -31,6 +31,7 @@ static void say_rates(const struct worker *w, struct msg_rates *out)
 static void send_stats(struct worker *w)
 {
     struct engine_stats e;
+    engine_cache_tick(w->engine);
     engine_stats(w->engine, &e);
     uint64_t now = clock_now_ns();
     struct msg_stats m = {
@@ -68,6 +69,13 @@ static void on_exit_message(struct worker *w, const struct msg_exit *m)
     w->exit_code = m->code;
 }
 
+static void keep_to(struct worker *w, const struct cache_policy *p)
+{
+    engine_cache_limit(w->engine, &(struct engine_cache_limits){
+        .ttl_ns = p->ttl_ms * NS_PER_MS, .entries_max = p->entries_max,
+        .prefix_tokens_max = p->prefix_tokens_max, .memory_threshold = p->memory_threshold });
+}
+
 /* False: no message of this type with this content comes from there. */
 static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
 {
@@ -76,6 +84,7 @@ static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
     const struct msg_rank *rank = msg_as_rank(data, bytes);
     const struct msg_ping *ping = msg_as_ping(data, bytes);
     const struct msg_exit *leave = msg_as_exit(data, bytes);
+    const struct msg_policy *policy = msg_as_policy(data, bytes);
     switch (msg_type_of(data, bytes)) {
     case MSG_RUN: return seq && (worker_on_run(w, seq), true);
     case MSG_EXPECT: return seq && (worker_on_expect(w, seq), true);
@@ -87,6 +96,7 @@ static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
     case MSG_PING: return ping && (on_ping(w, ping), true);
     case MSG_SNAPSHOT:
         return msg_as_snapshot(data, bytes) && (worker_on_snapshot(w), true);
+    case MSG_POLICY: return policy && (keep_to(w, &policy->policy), true);
     case MSG_EXIT: return leave && (on_exit_message(w, leave), true);
     default: return false;
     }
@@ -215,6 +225,9 @@ static enum err open_engine(struct worker *w, struct why *why)
     blocks_out_open(&w->blocks);
     enum err err = engine_open(&w->engine, &e, &sink, why);
     if (err) return err;
+    struct cache_policy policy;
+    cache_policy_of(c, &policy);
+    keep_to(w, &policy);
     const struct kv_shape *shape = engine_kv_shape(w->engine);
     struct msg_up up = {
         .blocks_total = shape->block_count, .block_tokens = shape->block_tokens,

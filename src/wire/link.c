@@ -272,6 +272,12 @@ const struct link_end *link_as_end(const struct link_head *h)
     return e->code < LINK_CODE_COUNT && e->finish < FINISH_COUNT ? e : NULL;
 }
 
+const struct link_policy *link_as_policy(const struct link_head *h)
+{
+    const struct link_policy *p = (const void *)h;
+    return is(h, LINK_POLICY, sizeof *p) && cache_policy_valid(&p->policy) ? p : NULL;
+}
+
 const struct link_state *link_as_state(const struct link_head *h)
 {
     const struct link_state *s = (const void *)h;

@@ -7,6 +7,7 @@
  *
  *   gateway --REQUEST--> rank 0      stream = a number of the gateway's, never reused while open
  *   gateway --CANCEL---> rank 0      the client went away
+ *   gateway --POLICY---> rank 0      the prefix cache and the placement, from now on
  *   gateway <-TOKENS---- rank 0      in order of position, no repeats
  *   gateway <-SCORES---- rank 0      prompt_logprobs, in order
  *   gateway <-END------- rank 0      exactly once per REQUEST; nothing of that stream follows
@@ -23,6 +24,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/cache_policy.h"
 #include "common/check.h"
 #include "common/hash.h"
 #include "common/limits.h"
@@ -42,6 +44,7 @@ enum link_type {
     LINK_SCORES,
     LINK_END,
     LINK_STATE,
+    LINK_POLICY,
     LINK_TYPE_COUNT
 };
 
@@ -89,6 +92,8 @@ size_t link_request_bytes(uint32_t bias_count, uint32_t key_count, uint32_t id_c
 struct link_tokens { struct link_head head; uint32_t count, reserved; };
 bool link_record_next(const struct link_tokens *t, size_t *at, struct token_record *out,
                       const void **top);
+
+struct link_policy { struct link_head head; struct cache_policy policy; };
 
 enum link_code {                      /* how a stream ended */
     LINK_OK = 0,                      /* finish says why */
@@ -158,6 +163,7 @@ const struct link_challenge *link_as_challenge(const struct link_head *h);
 const struct link_proof *link_as_proof(const struct link_head *h);
 const struct link_welcome *link_as_welcome(const struct link_head *h);
 const struct link_request *link_as_request(const struct link_head *h);
+const struct link_policy *link_as_policy(const struct link_head *h);
 const struct link_tokens *link_as_tokens(const struct link_head *h);
 const struct link_end *link_as_end(const struct link_head *h);
 const struct link_state *link_as_state(const struct link_head *h);

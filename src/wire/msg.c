@@ -17,7 +17,7 @@ static const char *const type_names[MSG_TYPE_COUNT] = {
     [MSG_KVEND] = "KVEND",     [MSG_UP] = "UP",         [MSG_TOKENS] = "TOKENS",
     [MSG_SCORES] = "SCORES",   [MSG_REFUSE] = "REFUSE", [MSG_GONE] = "GONE",
     [MSG_BLOCKS] = "BLOCKS",   [MSG_STATS] = "STATS",   [MSG_FATAL] = "FATAL",
-    [MSG_SNAPSHOT] = "SNAPSHOT", [MSG_PULL] = "PULL",
+    [MSG_SNAPSHOT] = "SNAPSHOT", [MSG_PULL] = "PULL",   [MSG_POLICY] = "POLICY",
 };
 
 const char *msg_type_name(enum msg_type t)
@@ -111,6 +111,12 @@ const struct msg_ping *msg_as_ping(const void *data, size_t bytes)
 const struct msg_exit *msg_as_exit(const void *data, size_t bytes)
 {
     return exact(data, bytes, sizeof(struct msg_exit), MSG_EXIT, MSG_EXIT);
+}
+
+const struct msg_policy *msg_as_policy(const void *data, size_t bytes)
+{
+    const struct msg_policy *m = exact(data, bytes, sizeof *m, MSG_POLICY, MSG_POLICY);
+    return m && cache_policy_valid(&m->policy) ? m : NULL;
 }
 
 const struct msg_snapshot *msg_as_snapshot(const void *data, size_t bytes)

@@ -5,6 +5,7 @@
  *   rank 0  --PREFILL> prefill         compute, push KV to msg.peer          (struct msg_seq)
  *   rank 0  --CANCEL-> worker          drop it, whatever its state           (struct msg_req)
  *   rank 0  --LOST---> worker          that rank is dead: no transfers       (struct msg_rank)
+ *   rank 0  --POLICY-> worker          what the prefix cache may keep        (struct msg_policy)
  *   rank 0  --PING---> worker          liveness                              (struct msg_ping)
  *   rank 0  --EXIT---> worker          leave with this code                  (struct msg_exit)
  *   rank 0  --SNAPSHOT> worker         say all keys again                    (struct msg_snapshot)
@@ -31,6 +32,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/cache_policy.h"
 #include "common/hash.h"
 #include "common/ident.h"
 #include "common/limits.h"
@@ -59,6 +61,7 @@ enum msg_type {
     MSG_FATAL,
     MSG_SNAPSHOT,
     MSG_PULL,
+    MSG_POLICY,
     MSG_TYPE_COUNT
 };
 
@@ -105,6 +108,7 @@ size_t msg_pull_bytes(uint32_t id_count);
 struct msg_req { struct msg_head head; struct req_id req; };                /* CANCEL, GONE */
 struct msg_rank { struct msg_head head; int32_t rank; uint32_t reserved; }; /* LOST */
 struct msg_ping { struct msg_head head; uint64_t sent_ns; };
+struct msg_policy { struct msg_head head; struct cache_policy policy; };
 struct msg_exit { struct msg_head head; int32_t code; uint32_t reserved; };
 struct msg_snapshot { struct msg_head head; };
 
@@ -211,6 +215,7 @@ const struct msg_seq *msg_as_seq(const void *data, size_t bytes);
 const struct msg_req *msg_as_req(const void *data, size_t bytes);
 const struct msg_rank *msg_as_rank(const void *data, size_t bytes);
 const struct msg_ping *msg_as_ping(const void *data, size_t bytes);
+const struct msg_policy *msg_as_policy(const void *data, size_t bytes);
 const struct msg_exit *msg_as_exit(const void *data, size_t bytes);
 const struct msg_snapshot *msg_as_snapshot(const void *data, size_t bytes);
 const struct msg_ready *msg_as_ready(const void *data, size_t bytes);

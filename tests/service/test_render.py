@@ -110,8 +110,6 @@ REFUSED = [
     ("autoscaling", "k8s", [], "  serving: {both: {replicas: 1, autoscaling: {enabled: true}}}", "a",
      "spec.serving.both.autoscaling.enabled"),
     ("redis", "slurm", [], "  caching: {redis: {cluster: x}}", "a", "spec.caching.redis"),
-    ("a prefix bound", "slurm", [], "  caching: {prefixCaching: {maxPrefixLength: 4096}}", "a",
-     "spec.caching.prefixCaching.maxPrefixLength"),
     ("a model from the network", "k8s", [], "  model: {modelUri: hf://a/b}", "a",
      "spec.model.modelUri is 'hf://a/b'"),
     ("a claim without a path", "k8s", [], "  model: {modelUri: pvc://models}", "a",
@@ -138,15 +136,19 @@ def test_refuses_what_cannot_work(tmp_path, what, target, flags, spec, name, say
     assert r.stderr.count("\n") == 1 and says in r.stderr, r.stderr
 
 
-POLICY = [("selector", "{matchLabels: {app: x}}"), ("caching", "{ttl: 1h}"),
-          ("caching", "{maxEntries: 10}"), ("eviction", "{memoryThreshold: 80%}"),
-          ("routing", "{cacheLocalityWeight: 0.7}"), ("routing", "{latencyWeight: 0.3}")]
+POLICY = [("caching", "{ttl: 1h}", "--cache-ttl=3600000ms"),
+          ("caching", "{maxEntries: 10}", "--cache-max-entries=10"),
+          ("caching", "{strategy: load-based}", "--policy=load-based"),
+          ("eviction", "{memoryThreshold: 80%}", "--cache-memory-threshold=0.8"),
+          ("routing", "{cacheLocalityWeight: 0.7}", "--cache-locality-weight=0.7"),
+          ("routing", "{latencyWeight: 0.3}", "--latency-weight=0.3")]
 
 
-@pytest.mark.parametrize("field,value", POLICY)
-def test_a_policy_field_without_effect_is_refused_by_name(tmp_path, field, value):
+@pytest.mark.parametrize("target", ["k8s", "slurm", "local"])
+@pytest.mark.parametrize("field,value,option", POLICY)
+def test_a_cache_policy_reaches_the_job(tmp_path, target, field, value, option):
     path = tmp_path / "s.yaml"
     path.write_text(document("  engine: {}") + "---\napiVersion: serving.llm-d.ai/v1alpha1\n"
                     f"kind: CachePolicy\nmetadata: {{name: p}}\nspec: {{{field}: {value}}}\n")
-    r = render(str(path), "k8s")
-    assert r.returncode == 1 and f"spec.{field}" in r.stderr, r.stderr
+    r = render(str(path), target)
+    assert r.returncode == 0 and option in r.stdout, r.stderr + r.stdout

@@ -277,6 +277,64 @@ static void clear_forgets_cached_blocks_and_no_others(void **state)
     kv_pool_close(p);
 }
 
+static void a_limit_on_cached_blocks_drops_the_oldest_tail_first(void **state)
+{
+    (void)state;
+    struct log log;
+    struct kv_pool *p = open_pool(12, &log);
+    struct chain a, b;
+    chain_make(p, &a, 3, 0);
+    chain_make(p, &b, 4, 1000);
+    kv_pool_release(p, a.blocks, 3);
+    kv_pool_limit(p, &(struct kv_pool_limits){ .cached_max = 2 });
+    assert_counts(p, 6, 4, 2);
+    assert_int_equal(chain_found(p, &a), 2);
+    kv_pool_release(p, b.blocks, 4);  /* a limit also holds for what comes later */
+    assert_counts(p, 10, 0, 2);
+    assert_int_equal(chain_found(p, &a), 0);
+    assert_int_equal(chain_found(p, &b), 2);
+    kv_pool_close(p);
+}
+
+static void above_the_threshold_only_what_is_held_stays(void **state)
+{
+    (void)state;
+    struct log log;
+    struct kv_pool *p = open_pool(10, &log);
+    struct chain a, b;
+    chain_make(p, &a, 3, 0);
+    chain_make(p, &b, 5, 1000);
+    kv_pool_limit(p, &(struct kv_pool_limits){ .used_max = 4 });
+    kv_pool_release(p, a.blocks, 3);  /* 5 are held: more than 4 are in use without them */
+    assert_counts(p, 5, 5, 0);
+    kv_pool_release(p, b.blocks, 5);
+    assert_counts(p, 6, 0, 4);
+    assert_int_equal(chain_found(p, &b), 4);
+    kv_pool_close(p);
+}
+
+static void blocks_unused_for_too_long_are_dropped(void **state)
+{
+    (void)state;
+    struct log log;
+    struct kv_pool *p = open_pool(10, &log);
+    struct chain a, b;
+    kv_pool_limit(p, &(struct kv_pool_limits){ .ttl_ns = 100 });
+    assert_true(kv_pool_tick(p, 1000) == UINT64_MAX);
+    chain_make(p, &a, 3, 0);
+    chain_make(p, &b, 2, 1000);
+    kv_pool_release(p, a.blocks, 3);
+    assert_true(kv_pool_tick(p, 1060) == 1100);
+    kv_pool_release(p, b.blocks, 2);
+    assert_true(kv_pool_tick(p, 1100) == 1160);
+    assert_counts(p, 8, 0, 2);
+    assert_int_equal(chain_found(p, &a), 0);
+    assert_int_equal(log.count, 8);   /* 5 stored, 3 dropped */
+    kv_pool_tick(p, 1160);
+    assert_counts(p, 10, 0, 0);
+    kv_pool_close(p);
+}
+
 /* Sequences that share prefixes come, grow and go in random order in a pool that is too small. */
 static void any_order_of_operations_keeps_the_books_right(void **state)
 {
@@ -314,6 +372,11 @@ static void any_order_of_operations_keeps_the_books_right(void **state)
             c->count = held[h] = 0;
         }
         if (rand() % 500 == 0) kv_pool_clear(p);
+        kv_pool_tick(p, (uint64_t)round);
+        if (rand() % 200 == 0)
+            kv_pool_limit(p, &(struct kv_pool_limits){
+                .ttl_ns = (uint64_t)rand() % 300, .cached_max = (uint32_t)rand() % 12,
+                .used_max = rand() % 2 ? (uint32_t)rand() % 24 : 0 });
         kv_pool_check(p);
     }
     for (int h = 0; h < HOLDERS; h++) kv_pool_release(p, live[h].blocks, held[h]);
@@ -334,6 +397,9 @@ int main(void)
         cmocka_unit_test(an_equal_key_with_other_ids_or_another_parent_is_not_the_block),
         cmocka_unit_test(keys_that_fall_on_one_place_are_all_found),
         cmocka_unit_test(clear_forgets_cached_blocks_and_no_others),
+        cmocka_unit_test(a_limit_on_cached_blocks_drops_the_oldest_tail_first),
+        cmocka_unit_test(above_the_threshold_only_what_is_held_stays),
+        cmocka_unit_test(blocks_unused_for_too_long_are_dropped),
         cmocka_unit_test(any_order_of_operations_keeps_the_books_right),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
