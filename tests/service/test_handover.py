@@ -264,18 +264,36 @@ def test_an_entry_that_says_draining_is_enough(fakes, folder):
     fakes.gateway.wait_line("job=newer left")
 
 
-def test_the_longer_beginning_counts_then_the_newer_job(fakes, folder):
+@pytest.mark.parametrize("first", ["newer", "older"])
+def test_the_longer_beginning_counts_then_the_newer_job(fakes, folder, first):
+    """In whichever order the gateway came to know them."""
+    entries = {n: (folder / f"{n}.json").read_text() for n in ("newer", "older")}
+    lives = {"newer": 1, "older": 1}
+
     def who(prompt):
         return fakes.gateway.complete(prompt, 5).json()["choices"][0]["text"]
 
+    def remove(name):
+        left = fakes.gateway.count(f"job={name} left")
+        (folder / f"{name}.json").unlink()
+        wait_for(lambda: fakes.gateway.count(f"job={name} left") > left, 10, "its end")
+
+    def add(name):
+        lives[name] += 1
+        (folder / f"{name}.part").write_text(entries[name])
+        os.chmod(folder / f"{name}.part", 0o600)
+        os.rename(folder / f"{name}.part", folder / f"{name}.json")
+        wait_for(lambda: fakes.gateway.count(f"job={name} state=live") == lives[name], 10, name)
+
+    remove("newer")
+    remove("older")
+    add(first)
+    if first == "newer":
+        add("older")
+        remove("newer")                   # its place is the first one
     long = "It was a dark and stormy night; " * 10
-    entry = (folder / "newer.json").read_text()
-    (folder / "newer.json").unlink()
-    fakes.gateway.wait_line("job=newer left")
     assert who(long + "one") == "older"
-    (folder / "newer.json").write_text(entry)
-    os.chmod(folder / "newer.json", 0o600)
-    wait_for(lambda: fakes.gateway.count("job=newer state=live") == 2, 10, "the newer job")
+    add("newer")
     assert [who(long + "two"), who("something else"), who(long[:200])] == ["older", "newer", "older"]
 
 
