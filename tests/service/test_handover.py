@@ -346,7 +346,7 @@ def test_what_is_wrong_with_an_entry_is_said_once(folder, tmp_path):
         g.wait_line("job=stale does not answer at 127.0.0.1:9: its endpoint file may be stale", 15)
         r = g.complete("hello")
         assert r.status_code == 503 and "retry-after" in r.headers
-        time.sleep(4.5)                   # two more looks
+        time.sleep(2.5)                   # another look
         for name in expected:
             assert g.count(f"/{name}.json: ") == 1, name
         assert "readme" not in "".join(g.lines)
