@@ -51,6 +51,9 @@ enum {
     LINK_BYTES_MAX = 1 << 20,         /* gateway <-> rank 0, head included        */
     SECRET_BYTES = 32,                /* per-job secret of the link               */
 
+    /* The gateway. */
+    PREFIX_STORE_BYTES_MAX = 64 << 20, /* text that was tokenized, with its ids   */
+
     /* HTTP. */
     HTTP_BODY_BYTES_MAX = 32 << 20,
     HTTP_CONNECTIONS_MAX = 4096,

@@ -12,6 +12,7 @@
 
 #include "gateway/api.h"
 #include "gateway/api_chat.h"
+#include "gateway/prefix_store.h"
 
 struct parse {
     const struct gateway *gw;
@@ -412,8 +413,10 @@ static bool prompt_text(struct parse *p, const json_t *text, struct api_prompt *
     if (p->r->o.add_special_tokens && tokenizer_add_bos(t)) {
         token_list_add(&out->ids, tokenizer_bos(t));
     }
-    enum err e = tokenizer_encode(t, out->text, out->bytes, p->r->o.parse_special, p->count_max,
-                                  &out->ids);
+    enum err e = p->r->o.parse_special
+                     ? tokenizer_encode(t, out->text, out->bytes, true, p->count_max, &out->ids)
+                     : prefix_store_encode(p->gw->store, out->text, out->bytes, p->count_max,
+                                           &out->ids);
     if (e == ERR_LIMIT) return too_long(p, "prompt");
     return e == OK || api_fail(p->e, 400, "prompt", "the prompt cannot be tokenized: %s",
                                err_text(e));

@@ -22,6 +22,7 @@ struct gateway {
     struct gguf *file;
     struct tokenizer *tokenizer;
     struct template *chat;            /* NULL: the model has none */
+    struct prefix_store *store;       /* ids of text seen before; has a lock of its own */
     struct guard *guard;
     struct auth *auth;
     struct link_client *link;

@@ -12,6 +12,7 @@ struct special {
 
 struct guard {
     const struct tokenizer *tokenizer;
+    struct prefix_store *store;
     struct special *specials;         /* by first byte, then longest first */
     size_t count;
     size_t first[257];                /* specials with first byte b: [first[b], first[b + 1]) */
@@ -25,10 +26,11 @@ static int special_order(const void *a, const void *b)
     return x->bytes < y->bytes ? 1 : x->bytes > y->bytes ? -1 : 0;
 }
 
-struct guard *guard_open(const struct tokenizer *t)
+struct guard *guard_open(const struct tokenizer *t, struct prefix_store *store)
 {
     struct guard *g = mem_alloc(sizeof *g);
     g->tokenizer = t;
+    g->store = store;
     size_t room = 0;
     for (int32_t id = 0; id < (int32_t)tokenizer_vocab(t); id++) {
         size_t bytes = 0;
@@ -167,6 +169,13 @@ static const struct special *special_at(const struct guard *g, const char *text,
     return NULL;
 }
 
+static enum err encode_plain(const struct guard *g, const char *text, size_t bytes,
+                             size_t count_max, struct token_list *out)
+{
+    if (g->store) return prefix_store_encode(g->store, text, bytes, count_max, out);
+    return tokenizer_encode(g->tokenizer, text, bytes, false, count_max, out);
+}
+
 static enum err encode_clean(const struct guard *g, const struct buf *clean,
                              const struct marks *marks, size_t count_max, struct token_list *out)
 {
@@ -180,16 +189,14 @@ static enum err encode_clean(const struct guard *g, const struct buf *clean,
             i++;
             continue;
         }
-        e = tokenizer_encode(g->tokenizer, clean->data + plain, i - plain, false,
-                             count_max - out->count, out);
+        e = encode_plain(g, clean->data + plain, i - plain, count_max - out->count, out);
         if (e != OK) return e;
         if (out->count >= count_max) return ERR_LIMIT;
         token_list_add(out, s->id);
         i += s->bytes;
         plain = i;
     }
-    return tokenizer_encode(g->tokenizer, clean->data + plain, clean->size - plain, false,
-                            count_max - out->count, out);
+    return encode_plain(g, clean->data + plain, clean->size - plain, count_max - out->count, out);
 }
 
 enum err guard_encode(const struct guard *g, const char *mark, const char *text, size_t bytes,

@@ -17,11 +17,13 @@
 
 #include "common/check.h"
 #include "common/mem.h"
+#include "gateway/prefix_store.h"
 #include "model/tokenizer.h"
 
 struct guard;
 
-struct guard *guard_open(const struct tokenizer *t);
+/* `store` may be NULL; it keeps what guard_encode has tokenized. */
+struct guard *guard_open(const struct tokenizer *t, struct prefix_store *store);
 void guard_close(struct guard *g);
 
 /* A mark is GUARD_MARK_BYTES of UTF-8; there are GUARD_MARKS of them to choose from. */

@@ -106,7 +106,8 @@ static void open_model(struct gateway *gw)
         model_close(model);
     }
     if (gw->context > SEQ_TOKENS_MAX) gw->context = SEQ_TOKENS_MAX;
-    gw->guard = guard_open(gw->tokenizer);
+    gw->store = prefix_store_open(gw->tokenizer, PREFIX_STORE_BYTES_MAX);
+    gw->guard = guard_open(gw->tokenizer, gw->store);
     open_template(gw);
     name_model(gw);
 }
@@ -115,6 +116,7 @@ static void close_model(struct gateway *gw)
 {
     template_close(gw->chat);
     guard_close(gw->guard);
+    prefix_store_close(gw->store);
     tokenizer_close(gw->tokenizer);
     gguf_close(gw->file);
     auth_close(gw->auth);

@@ -312,3 +312,14 @@ void metrics_write(const struct metrics *m, const char *model, uint64_t now_ns, 
     write_blocks(m, &w);
     write_vllm(m, &w);
 }
+
+void metrics_write_store(const struct prefix_store_stats *s, const char *model, struct buf *out)
+{
+    struct writer w = { .out = out };
+    label_set(&w, model);
+    counter(&w, "llm_d_prefix_store_found_tokens_total",
+            "Prompt tokens whose text the gateway had tokenized before.", s->found);
+    counter(&w, "llm_d_prefix_store_made_tokens_total",
+            "Prompt tokens tokenized, of text long enough to be kept.", s->made);
+    gauge(&w, "llm_d_prefix_store_bytes", "Memory of tokenized text.", (double)s->bytes);
+}

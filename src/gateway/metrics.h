@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "common/mem.h"
+#include "gateway/prefix_store.h"
 #include "wire/link.h"
 
 struct metrics;
@@ -26,6 +27,7 @@ void metrics_next_token(struct metrics *m, double seconds, uint64_t now_ns);
 void metrics_state(struct metrics *m, const struct link_state *s, uint64_t now_ns);
 void metrics_link_lost(struct metrics *m);
 
+void metrics_write_store(const struct prefix_store_stats *s, const char *model, struct buf *out);
 void metrics_write(const struct metrics *m, const char *model, uint64_t now_ns, struct buf *out);
 
 #endif

@@ -63,8 +63,11 @@ static void run_metrics(struct gateway *gw, const char *path, const char *body, 
 {
     (void)path, (void)body, (void)bytes;
     out->type = "text/plain; version=0.0.4; charset=utf-8";
+    struct prefix_store_stats store;
+    prefix_store_stats(gw->store, &store);
     pthread_mutex_lock(&gw->lock);
     metrics_write(gw->metrics, gw->model_name, clock_now_ns(), &out->body);
+    metrics_write_store(&store, gw->model_name, &out->body);
     pthread_mutex_unlock(&gw->lock);
 }
 

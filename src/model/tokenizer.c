@@ -231,6 +231,23 @@ enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t by
     return e;
 }
 
+static bool has_line_in_it(const struct special_text *s)
+{
+    for (uint32_t i = 0; i + 1 < s->bytes; i++) {
+        unsigned char c = s->text[i + 1] | 0x20;
+        if (s->text[i] == '\n' && c >= 'a' && c <= 'z') return true;
+    }
+    return false;
+}
+
+bool tokenizer_cuts_lines(const struct tokenizer *t)
+{
+    bool cuts = t->splitter.family->cuts_lines;
+    for (uint32_t i = 0; cuts && i < t->always.count; i++)
+        cuts = !has_line_in_it(&t->always.texts[i]);
+    return cuts;
+}
+
 static bool is_known(const struct tokenizer *t, int32_t id)
 {
     return id >= 0 && (uint32_t)id < t->vocab.count;

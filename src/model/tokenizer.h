@@ -36,6 +36,11 @@ void token_list_add(struct token_list *l, int32_t id);
 enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
                           bool parse_special, size_t count_max, struct token_list *out);
 
+/* Is plain text always cut between "x\n" and "y", for x any printable ASCII and y an ASCII letter,
+ * so that the ids of both sides, each by itself, are those of the whole?  (Proven for the families
+ * that say so, and no special text of the file spans such a place.) */
+bool tokenizer_cuts_lines(const struct tokenizer *t);
+
 /* The bytes of one token: may be part of a character; special tokens give their text when
  * `show_special`, else nothing.  `*bytes_out` = 0 for unknown ids. */
 const char *tokenizer_piece(const struct tokenizer *t, int32_t id, bool show_special,

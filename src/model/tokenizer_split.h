@@ -24,6 +24,9 @@ struct pre_family {
     const char *names;                        /* separated by spaces */
     const char *patterns[SPLIT_PATTERNS_MAX]; /* up to the first NULL */
     bool ignore_merges;                       /* a piece that is a token is taken whole */
+    bool cuts_lines;                          /* always between x\n and y: x any printable ASCII,
+                                                 y an ASCII letter; what is before does not
+                                                 matter behind it, nor what follows before it */
     bool add_bos;                             /* where tokenizer.ggml.add_bos_token is absent */
 };
 

@@ -57,7 +57,7 @@ static void bench_open(struct bench *b)
         tokenizer_open(&b->t, b->file, &why) != OK) {
         fail_msg("%s", why.text);
     }
-    b->g = guard_open(b->t);
+    b->g = guard_open(b->t, NULL);
     guard_mark(0, b->mark);
 }
 
