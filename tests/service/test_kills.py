@@ -154,7 +154,7 @@ def kill_one(storm, draw, living, how, report):
     for rank in [r for r in living if r not in pids]:       # starved, and taken for hung
         living.remove(rank)
         report["others"] += [line for line in service.lines if f"lost worker={rank} " in line]
-    if not living:
+    if len(living) < 2:
         return
     victim = living.pop(draw.randrange(len(living)))
     pid = pids[victim]
