@@ -190,12 +190,36 @@ static void load_lane(struct warp *w, const struct ins *i, int l, const uint8_t 
     }
 }
 
+/* Four-byte words into four-byte registers, of shared or global memory: most loads are this. */
+static void load_words(struct warp *w, const struct ins *i, uint32_t lanes,
+                       const uint64_t *address, bool shared)
+{
+    uint32_t bytes = 4u * i->count;
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        uint32_t thread = thread_of(w, l);
+        place.thread = thread;
+        if (address[l] & (bytes - 1)) {
+            report(MISALIGNED, "%u bytes at %#llx", bytes, (unsigned long long)address[l]);
+        }
+        const uint8_t *from = shared ? shared_at(w, address[l], bytes, TOUCH_READ, thread)
+                                     : global_at(w, address[l], bytes, TOUCH_READ, thread);
+        for (uint32_t k = 0; k < i->count; k++) memcpy(&REGISTER(uint32_t, k)[l], from + 4 * k, 4);
+    }
+}
+
 void exec_load(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint64_t address[LANES];
     uint32_t bytes = (uint32_t)type_bytes(i->type) * i->count;
     exec_addresses(w, i, i->count, i->offset, lanes, address);
     exec_count(w, i, i->space, address, lanes, bytes);
+    bool words = bytes == 4u * i->count && !(i->bits64 & ((1u << i->count) - 1));
+    bool all_device = i->space == SPACE_GLOBAL && is_device(address[__builtin_ctz(lanes)]);
+    if (words && (i->space == SPACE_SHARED || all_device)) {
+        load_words(w, i, lanes, address, i->space == SPACE_SHARED);
+        return;
+    }
     for (uint32_t rest = lanes; rest; rest &= rest - 1) {
         int l = __builtin_ctz(rest);
         load_lane(w, i, l, exec_address(w, i, l, address[l], bytes, TOUCH_READ));
