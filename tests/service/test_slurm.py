@@ -203,6 +203,21 @@ def test_with_srun(slurm):
     assert slurm.ended(job) == "COMPLETED" and slurm.exit_code(job) == "0:0"
 
 
+def gateway_as_a_step(slurm, job):
+    """docs/SLURM.md: a gateway that follows the endpoint directory, beside the job's own."""
+    step = subprocess.Popen(
+        ["srun", "--overlap", f"--jobid={job}", "--nodes=1", "--ntasks=1",
+         os.path.join(os.path.dirname(CTL), "rankserve-gateway"), "--model", slurm.model,
+         "--jobs", str(slurm.jobs), "--listen", "127.0.0.1:0"],
+        env=slurm.env, cwd=slurm.directory, stdout=subprocess.PIPE, text=True)
+    url = next(line.split()[1] for line in step.stdout if line.startswith("ready "))
+    client = Client.at(url).stream(5)
+    client.thread.join(60)
+    assert (client.error, client.tokens) == (None, 5)
+    step.terminate()                          # srun ends its step, not gently
+    step.wait(30 * PATIENCE)
+
+
 def test_the_script_works_by_itself(slurm):
     script = os.path.join(ROOT, "slurm", "rankserve.sbatch")
     job = slurm.run("sbatch", "--parsable", "--nodes=2", script, "--threads=1",
@@ -211,6 +226,7 @@ def test_the_script_works_by_itself(slurm):
                     RANKSERVE_BIN=os.path.dirname(CTL)).stdout.strip()
     endpoint = slurm.live(job)
     Client(endpoint).stream(5).thread.join(60)
+    gateway_as_a_step(slurm, job)
     stale = slurm.jobs / "999999.json"
     stale.write_text(json.dumps(endpoint))
     assert "999999     stale" in slurm.ctl("status").stdout
