@@ -9,9 +9,10 @@
 #include "engine/cpu/simd_kv.h"
 
 enum {
-    WIDE = LANES / 4,                 /* vectors at once: as many as registers allow          */
     FEW = 4,                          /* at most so many queries read the pool directly       */
     SET = 6,                          /* queries that share what a register holds             */
+    WIDE = 4,                         /* vectors at once: as many as the registers allow      */
+    SET_WIDE = LANES / 4,             /* ... beside a whole set                               */
     SPAN = TILE_SPAN,                 /* positions that are converted at a time               */
 };
 
@@ -49,6 +50,27 @@ INLINE const float *scales_of(const struct tile *t, uint32_t position)
     return (const float *)(const void *)(block + t->scales);
 }
 
+/* acc[i][v] += x[i][j] * what is from[v].  The fewer of the two wait in registers beside the
+ * sums. */
+INLINE void multiply(const float *const *x, uint32_t j, int count, const uint8_t *const *from,
+                     int vectors, enum kv_type type, vf acc[SET][WIDE])
+{
+    vf kept[SET];
+    if (count < vectors) {
+        UNROLL for (int i = 0; i < count; i++) kept[i] = vf_all(x[i][j]);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vf y = kv_load(from[v], type);
+            UNROLL for (int i = 0; i < count; i++) acc[i][v] = vf_fma(kept[i], y, acc[i][v]);
+        }
+        return;
+    }
+    UNROLL for (int v = 0; v < vectors; v++) kept[v] = kv_load(from[v], type);
+    UNROLL for (int i = 0; i < count; i++) {
+        vf y = vf_all(x[i][j]);
+        UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_fma(y, kept[v], acc[i][v]);
+    }
+}
+
 /* Scores of `vectors` vectors of positions for `count` queries; key[v] is the first dimension.
  * Meanwhile the values of these positions, `ahead` behind the keys, are fetched. */
 INLINE void score(const struct tile *t, uint32_t first, int count, const uint8_t *const *key,
@@ -61,18 +83,15 @@ INLINE void score(const struct tile *t, uint32_t first, int count, const uint8_t
         UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_zero();
     }
     for (uint32_t s = 0; s < t->kv->head_dim; s += 4) {
-        UNROLL for (int v = 0; ahead && v < vectors; v++) {
-            UNROLL for (uint32_t b = 0; b < LANES * 4 * kv_element_bytes(type); b += 64) {
+        for (int v = 0; ahead && v < vectors; v++) {
+            for (uint32_t b = 0; b < LANES * 4 * kv_element_bytes(type); b += 64) {
                 __builtin_prefetch(key[v] + s * step + ahead + b, 0, 2);
             }
         }
-        UNROLL for (uint32_t j = s; j < s + 4; j++) {
-            vf k[WIDE];
-            UNROLL for (int v = 0; v < vectors; v++) k[v] = kv_load(key[v] + j * step, type);
-            UNROLL for (int i = 0; i < count; i++) {
-                vf x = vf_all(q[i][j]);
-                UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_fma(x, k[v], acc[i][v]);
-            }
+        UNROLL for (uint32_t j = 0; j < 4; j++) {
+            const uint8_t *from[WIDE];
+            UNROLL for (int v = 0; v < vectors; v++) from[v] = key[v] + (s + j) * step;
+            multiply(q, s + j, count, from, vectors, type, acc);
         }
     }
     UNROLL for (int i = 0; i < count; i++) {
@@ -117,17 +136,12 @@ INLINE void weigh(const struct tile *t, uint32_t query, int count, uint32_t at, 
     const float *p[SET];
     UNROLL for (int i = 0; i < count; i++) p[i] = scores_of(t, query + (uint32_t)i) + at;
     for (uint32_t i = 0; i < positions; i++, value += row_bytes) {
-        vf w[WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) {
-            w[v] = kv_load(value + (uint32_t)v * bytes, type);
-        }
+        const uint8_t *from[WIDE];
         for (uint32_t b = 0; next && b < (uint32_t)vectors * bytes; b += 64) {
             __builtin_prefetch(next + i * row_bytes + b, 0, 2);
         }
-        UNROLL for (int j = 0; j < count; j++) {
-            vf weight = vf_all(p[j][i]);
-            UNROLL for (int v = 0; v < vectors; v++) acc[j][v] = vf_fma(weight, w[v], acc[j][v]);
-        }
+        UNROLL for (int v = 0; v < vectors; v++) from[v] = value + (uint32_t)v * bytes;
+        multiply(p, i, count, from, vectors, type, acc);
     }
 }
 
@@ -153,6 +167,11 @@ INLINE void give(const struct tile *t, uint32_t query, int count, uint32_t s, in
 
 /* --- few queries: from the pool -------------------------------------------------------------- */
 
+INLINE uint32_t few_wide(int count)
+{
+    return count < 4 ? WIDE : SET_WIDE;
+}
+
 INLINE void few_scores(const struct tile *t, int count, enum kv_type type)
 {
     const struct kv_view *kv = t->kv;
@@ -164,8 +183,9 @@ INLINE void few_scores(const struct tile *t, int count, enum kv_type type)
         uint64_t at = (uint64_t)(in / kv->lanes) * kv->lanes * kv->head_dim + in % kv->lanes;
         key[i] = t->block[i * LANES / kv->block_tokens] + at * kv_element_bytes(type);
     }
-    for (; v + WIDE <= vectors; v += WIDE) {
-        score(t, 0, count, key + v, WIDE, step, type, t->values, v * LANES);
+    const uint32_t wide = few_wide(count);
+    for (; v + wide <= vectors; v += wide) {
+        score(t, 0, count, key + v, (int)wide, step, type, t->values, v * LANES);
     }
     for (; v < vectors; v++) score(t, 0, count, key + v, 1, step, type, t->values, v * LANES);
 }
@@ -193,8 +213,9 @@ INLINE void few(const struct tile *t, int count, enum kv_type type)
     uint32_t s = 0;
     few_scores(t, count, type);
     for (int i = 0; i < count; i++) soften(t, (uint32_t)i, t->longest, kv_is_scaled(type));
-    for (; s + WIDE * LANES <= t->kv->head_dim; s += WIDE * LANES) {
-        few_values_part(t, count, type, s, WIDE);
+    const uint32_t wide = few_wide(count);
+    for (; s + wide * LANES <= t->kv->head_dim; s += wide * LANES) {
+        few_values_part(t, count, type, s, (int)wide);
     }
     for (; s < t->kv->head_dim; s += LANES) few_values_part(t, count, type, s, 1);
 }
@@ -263,12 +284,12 @@ INLINE void set_scores(const struct tile *t, uint32_t query, int count, uint32_t
     uint32_t left = longest_of(t, query, (uint32_t)count);
     if (left <= at) return;
     left = left - at < SPAN ? left - at : SPAN;
-    for (uint32_t i = 0; i < left; i += WIDE * LANES) {
-        const uint8_t *key[WIDE];
-        for (uint32_t v = 0; v < WIDE; v++) {
+    for (uint32_t i = 0; i < left; i += SET_WIDE * LANES) {
+        const uint8_t *key[SET_WIDE];
+        for (uint32_t v = 0; v < SET_WIDE; v++) {
             key[v] = (const uint8_t *)(t->span + i + v * LANES);
         }
-        score(t, query, count, key, WIDE, SPAN * sizeof(float), KV_F32, 0, at + i);
+        score(t, query, count, key, SET_WIDE, SPAN * sizeof(float), KV_F32, 0, at + i);
     }
 }
 
@@ -279,11 +300,11 @@ INLINE void set_values(const struct tile *t, uint32_t query, int count, uint32_t
     vf acc[SET][WIDE];
     if (left <= at) return;
     left = left - at < SPAN ? left - at : SPAN;
-    for (; s + WIDE * LANES <= size; s += WIDE * LANES) {
-        take(t, query, count, s, WIDE, acc);
-        weigh(t, query, count, at, left, (const uint8_t *)(t->span + s), NULL, row_bytes, WIDE,
-              KV_F32, acc);
-        give(t, query, count, s, WIDE, acc);
+    for (; s + SET_WIDE * LANES <= size; s += SET_WIDE * LANES) {
+        take(t, query, count, s, SET_WIDE, acc);
+        weigh(t, query, count, at, left, (const uint8_t *)(t->span + s), NULL, row_bytes,
+              SET_WIDE, KV_F32, acc);
+        give(t, query, count, s, SET_WIDE, acc);
     }
     for (; s < size; s += LANES) {
         take(t, query, count, s, 1, acc);
