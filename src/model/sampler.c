@@ -120,16 +120,79 @@ static inline double exp_same(double x)
     return p * power;
 }
 
+/* Vectors of 16 bytes, which every machine of interest has.  The operations on each element, and the
+ * order of the sums (element i in lane i % LANES), are the same everywhere. */
+typedef float floats __attribute__((vector_size(16)));
+typedef int32_t ints __attribute__((vector_size(16)));
+typedef double doubles __attribute__((vector_size(16)));
+typedef int64_t longs __attribute__((vector_size(16)));
+enum { FLOATS = 4, LANES = 8, PAIRS = LANES / 2 };
+
+static inline floats floats_at(const float *at)
+{
+    floats v;
+    memcpy(&v, at, sizeof v);
+    return v;
+}
+
+static inline doubles pair_at(const float *at)
+{
+    return (doubles){ (double)at[0], (double)at[1] };
+}
+
+/* The greater of each two; the second where one is NaN. */
+static inline floats greater(floats a, floats b)
+{
+    ints first = a > b;
+    return (floats)(((ints)a & first) | ((ints)b & ~first));
+}
+
+/* exp_same of each lane above -700, 0 of the others and of NaN. */
+static inline doubles exp_lanes(doubles x)
+{
+    longs counts = x > -700.0;
+    const double round = 0x1.8p52;
+    doubles shifted = x * 1.4426950408889634 + round;
+    doubles n = shifted - round;
+    doubles r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
+    doubles p = r * (1.0 / 39916800) + 1.0 / 3628800;
+    p = p * r + 1.0 / 362880;
+    p = p * r + 1.0 / 40320;
+    p = p * r + 1.0 / 5040;
+    p = p * r + 1.0 / 720;
+    p = p * r + 1.0 / 120;
+    p = p * r + 1.0 / 24;
+    p = p * r + 1.0 / 6;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    p *= (doubles)(((longs)shifted + 1023) << 52);
+    return (doubles)((longs)p & counts);
+}
+
 /* The best id; NaN never is.  -inf everywhere: 0. */
 static int32_t best_of(const float *logits, uint32_t vocab)
 {
-    int32_t best = 0;
+    enum { STRETCH = 512 };
+    uint32_t from = 0;
     float most = -INFINITY;
-    for (uint32_t i = 0; i < vocab; i++) {
-        if (logits[i] > most) {
-            most = logits[i];
-            best = (int32_t)i;
+    for (uint32_t first = 0; first + STRETCH <= vocab; first += STRETCH) {
+        floats a = { most, most, most, most }, b = a;
+        for (uint32_t i = first; i < first + STRETCH; i += 2 * FLOATS) {
+            a = greater(floats_at(logits + i), a);
+            b = greater(floats_at(logits + i + FLOATS), b);
         }
+        a = greater(a, b);
+        for (int i = 0; i < FLOATS; i++) {
+            if (a[i] > most) most = a[i], from = first;
+        }
+    }
+    int32_t best = 0;
+    for (uint32_t i = vocab / STRETCH * STRETCH; i < vocab; i++) {
+        if (logits[i] > most) most = logits[i], from = i;
+    }
+    for (uint32_t i = from; i < vocab && most > -INFINITY; i++) {
+        if (logits[i] == most) return (int32_t)i;
     }
     return best;
 }
@@ -232,14 +295,33 @@ static void fill_buckets(struct sampler *s, const float *logits, float best, dou
     }
 }
 
+/* Adds up to LANES weights to their buckets, if these are below `whole`. */
+static void weigh_some(struct sampler *s, const float *logits, const uint16_t *bucket_of,
+                       uint32_t left, int whole, float best, double per_degree)
+{
+    uint32_t count = left < LANES ? left : LANES;
+    bool any = false;
+    for (uint32_t i = 0; i < count; i++) any |= bucket_of[i] < whole;
+    if (!any) return;
+    doubles weights[PAIRS];
+    bool wide = count == LANES && !isinf(best);
+    for (int j = 0; wide && j < PAIRS; j++) {
+        weights[j] = exp_lanes((pair_at(logits + 2 * j) - (double)best) * per_degree);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (bucket_of[i] >= whole) continue;
+        s->weight[bucket_of[i]] += wide ? weights[i / 2][i % 2] :
+                                          weight_of(logits[i], best, per_degree);
+    }
+}
+
 /* Sums the weights of what is left: the last bucket may have been cut to its best members. */
 static void weigh_buckets(struct sampler *s, const float *logits, float best, double per_degree)
 {
     int last = s->buckets - 1, whole = s->sorted_bucket == last ? last : s->buckets;
     memset(s->weight, 0, sizeof s->weight);
-    for (uint32_t i = 0; i < s->vocab; i++) {
-        int bucket = s->bucket_of[i];
-        if (bucket < whole) s->weight[bucket] += weight_of(logits[i], best, per_degree);
+    for (uint32_t i = 0; i < s->vocab; i += LANES) {
+        weigh_some(s, logits + i, s->bucket_of + i, s->vocab - i, whole, best, per_degree);
     }
     for (uint32_t i = 0; whole == last && i < s->members[last]; i++) {
         s->weight[last] += weight_of(s->sorted[i].logit, best, per_degree);
@@ -384,8 +466,16 @@ static float tame(float logit)
 /* log of the sum of e^logit, as its two parts: best + the result. */
 static double log_sum(const float *logits, uint32_t vocab, float best)
 {
+    doubles lanes[PAIRS] = { 0 };
     double sum = 0;
-    for (uint32_t i = 0; i < vocab; i++) {
+    uint32_t i = 0;
+    for (; !isinf(best) && i + LANES <= vocab; i += LANES) {
+        for (int j = 0; j < PAIRS; j++) {
+            lanes[j] += exp_lanes(pair_at(logits + i + 2 * j) - (double)best);
+        }
+    }
+    for (int j = 0; j < PAIRS; j++) sum += lanes[j][0] + lanes[j][1];
+    for (; i < vocab; i++) {
         if (logits[i] == best) {
             sum += 1.0;
         } else if ((double)logits[i] - (double)best > -700) {
@@ -405,8 +495,11 @@ static float logprob_of(float logit, float best, double log_total)
 static uint32_t rank_of(const float *logits, uint32_t vocab, int32_t id)
 {
     float own = tame(logits[id]);
-    uint32_t better = 0;
-    for (uint32_t i = 0; i < vocab; i++) better += logits[i] > own;
+    uint32_t better = 0, whole = vocab / FLOATS * FLOATS;
+    ints more = { 0 };
+    for (uint32_t i = 0; i < whole; i += FLOATS) more -= floats_at(logits + i) > own;
+    for (int i = 0; i < FLOATS; i++) better += (uint32_t)more[i];
+    for (uint32_t i = whole; i < vocab; i++) better += logits[i] > own;
     for (int32_t i = 0; i < id; i++) better += tame(logits[i]) == own;
     return better + 1;
 }
