@@ -120,8 +120,8 @@ static inline double exp_same(double x)
     return p * power;
 }
 
-/* Vectors of 16 bytes, which every machine of interest has.  The operations on each element, and the
- * order of the sums (element i in lane i % LANES), are the same everywhere. */
+/* Vectors of 16 bytes, which every machine of interest has.  The operations on each element, and
+ * the order of the sums (element i in lane i % LANES), are the same everywhere. */
 typedef float floats __attribute__((vector_size(16)));
 typedef int32_t ints __attribute__((vector_size(16)));
 typedef double doubles __attribute__((vector_size(16)));

@@ -187,7 +187,7 @@ INLINE void rows_panel(const struct matrix *m, const uint8_t *panel, const struc
         UNROLL for (uint32_t p = 0; p < PARTS; p++) {
             s[p] = block_scales(scales, form, b, p * LANES);
         }
-        if (row == 0) prefetch_panel(panel + m->panel_bytes, quant_bytes);
+        if (row == 0) prefetch_panel(panel + m->panel_bytes, quant_bytes, false);
         add_block(total, panel, s, x, row, rows, kind, form, wide);
         x = (const struct act_scales *)((const uint8_t *)x + step);
     }

@@ -106,7 +106,7 @@ INLINE void rows_panel(const struct matrix *m, const uint8_t *panel, const struc
     for (uint32_t b = 0; b < blocks; b++, panel += quant_bytes) {
         __m512i w[8];
         load_quants(panel, kind, w);
-        prefetch_panel(panel + m->panel_bytes, quant_bytes);
+        prefetch_panel(panel + m->panel_bytes, quant_bytes, rows > 8);
         struct block_scales s = block_scales(scales, form, b, 0);
         UNROLL for (int r = 0; r < rows; r++) {
             total[r] = add_block(total[r], w, &s, x, r, kind, form, wide);
@@ -125,16 +125,12 @@ typedef void group_fn(const struct matrix *, const uint8_t *panel, const struct 
     {                                                                                             \
         if (rows == 1) {                                                                          \
             rows_panel(m, panel, x, 1, kind, form, wide, acc);                                    \
-        } else if (rows == 2) {                                                                   \
-            rows_panel(m, panel, x, 2, kind, form, wide, acc);                                    \
         } else if (rows <= 4) {                                                                   \
             rows_panel(m, panel, x, 4, kind, form, wide, acc);                                    \
         } else if (rows <= 8) {                                                                   \
             rows_panel(m, panel, x, 8, kind, form, wide, acc);                                    \
-        } else if (rows <= 12) {                                                                  \
-            rows_panel(m, panel, x, 12, kind, form, wide, acc);                                   \
         } else {                                                                                  \
-            rows_panel(m, panel, x, 16, kind, form, wide, acc);                                   \
+            rows_panel(m, panel, x, ROW_GROUP, kind, form, wide, acc);                            \
         }                                                                                         \
     }
 #define GROUPS(name, kind, form)                                                                  \

@@ -35,11 +35,16 @@ INLINE struct block_scales block_scales(const uint8_t *at, enum panel_scales for
 }
 
 /* A block's quants of the panel after this one.  What the processor prefetches by itself is too
- * little where a panel comes from memory: products of few rows were up to twice as slow. */
-INLINE void prefetch_panel(const uint8_t *next, uint32_t quant_bytes)
+ * little where a panel comes from memory.  `near`: many rows give each line time to arrive in the
+ * nearest cache; few rows wait for memory, and more lines can be under way to the second. */
+INLINE void prefetch_panel(const uint8_t *next, uint32_t quant_bytes, bool near)
 {
     UNROLL for (uint32_t i = 0; i < quant_bytes; i += 64) {
-        _mm_prefetch((const char *)next + i, _MM_HINT_T0);
+        if (near) {
+            _mm_prefetch((const char *)next + i, _MM_HINT_T0);
+        } else {
+            _mm_prefetch((const char *)next + i, _MM_HINT_T1);
+        }
     }
 }
 

@@ -10,7 +10,8 @@
 #include "engine/cpu/cpu.h"
 #include "model/quant.h"
 
-enum { TILE_ROWS = 64, CHUNK_BYTES = 24 << 10, CHUNK_PANELS_MAX = 8, FFN_COLUMNS = 32 };
+enum { TILE_ROWS = 64, FEW_ROWS = 32, CHUNK_BYTES = 24 << 10, CHUNK_PANELS_MAX = 8 };
+enum { FFN_COLUMNS = 32 };            /* twice that for few rows: the same room in a tile */
 
 /* Up to three products of the same input in one phase. */
 struct product {
@@ -116,9 +117,17 @@ static void product_add(struct product *p, const struct matrix *m, float *out, c
     p->bias[p->count++] = bias;
 }
 
-static uint32_t product_items(struct product *p)
+/* Few rows wait for weights from memory, which come faster in long runs. */
+static bool few_rows(const struct cpu *u)
 {
-    uint64_t chunk = CHUNK_BYTES / p->m[0]->panel_bytes, items = 0;
+    return u->rows <= FEW_ROWS;
+}
+
+static uint32_t product_items(const struct cpu *u, struct product *p)
+{
+    uint64_t chunk = CHUNK_BYTES / p->m[0]->panel_bytes, items = 0, panels = 0;
+    for (uint32_t i = 0; i < p->count; i++) panels += matrix_panels(p->m[i]);
+    if (few_rows(u)) chunk = panels / (4 * pool_threads(u->pool));
     p->chunk = chunk < 1 ? 1 : chunk > CHUNK_PANELS_MAX ? CHUNK_PANELS_MAX : (uint32_t)chunk;
     for (uint32_t i = 0; i < p->count; i++) {
         p->items[i] = (matrix_panels(p->m[i]) + p->chunk - 1) / p->chunk;
@@ -156,7 +165,7 @@ static void product_item(void *ctx, uint32_t item, uint32_t worker)
 
 static void product_run(struct cpu *u, const struct acts *in, struct product *p)
 {
-    struct product_call c = { .u = u, .in = in, .p = p, .items = product_items(p) };
+    struct product_call c = { .u = u, .in = in, .p = p, .items = product_items(u, p) };
     pool_run(u->pool, product_item, &c, c.items * row_tiles(u));
 }
 
@@ -181,25 +190,32 @@ static void residual_phase(struct cpu *u, const struct acts *in, const struct ma
     product_run(u, in, &p);
 }
 
-/* 32 hidden values of 64 rows: gate, up, SwiGLU, and into the form the down product reads. */
+static uint32_t ffn_columns(const struct cpu *u)
+{
+    uint32_t wide = 2 * FFN_COLUMNS;
+    bool enough = u->model->h.ffn_dim / wide >= 4 * pool_threads(u->pool);
+    return few_rows(u) && enough ? wide : FFN_COLUMNS;
+}
+
+/* Some hidden values of 64 rows: gate, up, SwiGLU, and into the form the down product reads. */
 static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
 {
     struct phase *f = ctx;
     struct cpu *u = f->u;
     const struct layer_matrices *y = &u->layout->layers[f->layer];
-    uint32_t chunks = (y->gate.out + FFN_COLUMNS - 1) / FFN_COLUMNS;
+    uint32_t width = ffn_columns(u), chunks = (y->gate.out + width - 1) / width;
     uint32_t tile = item / chunks, chunk = item % chunks;
     uint32_t row0 = tile * TILE_ROWS, rows = tile_rows(u, tile);
-    uint32_t panel = chunk * (FFN_COLUMNS / PANEL), panels = matrix_panels(&y->gate) - panel;
-    if (panels > FFN_COLUMNS / PANEL) panels = FFN_COLUMNS / PANEL;
+    uint32_t panel = chunk * (width / PANEL), panels = matrix_panels(&y->gate) - panel;
+    if (panels > width / PANEL) panels = width / PANEL;
     uint32_t column = panel * PANEL, columns = y->gate.out - column;
-    if (columns > FFN_COLUMNS) columns = FFN_COLUMNS;
+    if (columns > width) columns = width;
     float *gate = u->tiles[worker], *up = gate + TILE_ROWS * FFN_COLUMNS;
-    u->k->gemm(&y->gate, &u->normed, row0, rows, panel, panels, gate, FFN_COLUMNS, false);
-    u->k->gemm(&y->up, &u->normed, row0, rows, panel, panels, up, FFN_COLUMNS, false);
+    u->k->gemm(&y->gate, &u->normed, row0, rows, panel, panels, gate, width, false);
+    u->k->gemm(&y->up, &u->normed, row0, rows, panel, panels, up, width, false);
     for (uint32_t r = 0; r < rows; r++) {
-        float *g = gate + r * FFN_COLUMNS;
-        u->k->swiglu(g, up + r * FFN_COLUMNS, columns, g);
+        float *g = gate + r * width;
+        u->k->swiglu(g, up + r * width, columns, g);
         acts_store(u, g, columns, &u->hidden, row0 + r, column);
     }
 }
@@ -207,7 +223,7 @@ static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
 static void ffn_phase(struct cpu *u, uint32_t layer)
 {
     struct phase f = { .u = u, .layer = layer };
-    uint32_t chunks = (u->model->h.ffn_dim + FFN_COLUMNS - 1) / FFN_COLUMNS;
+    uint32_t width = ffn_columns(u), chunks = (u->model->h.ffn_dim + width - 1) / width;
     pool_run(u->pool, ffn_item, &f, chunks * row_tiles(u));
 }
 
