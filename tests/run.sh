@@ -106,6 +106,10 @@ if [ -n "$long" ]; then
         name=$(basename "$source" .c)
         unit "$san/unit/$name" "$name (sanitizers)"
     done
+    for name in engine_threads_test engine_bits_test; do
+        make -s SAN=thread "build/san-thread/unit/$name" || failed=$((failed + 1))
+        unit "build/san-thread/unit/$name" "$name (thread sanitizer)"
+    done
 fi
 
 service tests/service
