@@ -54,7 +54,7 @@ static const struct option table[] = {
       .help = "workers that do both; 1 when no worker is asked for" },
     { COUNT("spares", RANKS, JOB | CTL, spares, "0", 0, WORKER_COUNT_MAX), .metavar = "N",
       .help = "workers that wait, weights loaded, for a lost worker's place" },
-    { COUNT("threads", RANKS, JOB | CTL, threads, "0", 0, THREAD_COUNT_MAX), .metavar = "N",
+    { COUNT("threads", RANKS, JOB | CTL, threads, "auto", 1, THREAD_COUNT_MAX), .metavar = "N",
       .zero_word = "auto", .help = "compute threads of each worker; auto: the host's cores" },
     { CHOICE("backend", RANKS, JOB | CTL, backend, "cpu", "cpu cuda null"),
       .help = "what computes" },
@@ -250,14 +250,19 @@ static enum err range_error(const struct option *o, const char *label, const cha
     char low[32], high[32];
     print_number(low, sizeof low, o->min);
     print_number(high, sizeof high, o->max);
-    return why_set(why, ERR_LIMIT, "%s is %.40s; it must be from %s to %s", label, text, low, high);
+    bool word = o->zero_word && o->min > 0;
+    return why_set(why, ERR_LIMIT, "%s is %.40s; it must be from %s to %s%s%s", label, text, low,
+                   high, word ? ", or " : "", word ? o->zero_word : "");
 }
 
 static enum err set_count(struct config *c, const struct option *o, const char *label,
                           const char *text, struct why *why)
 {
     double value;
-    if (o->zero_word && strcmp(text, o->zero_word) == 0) text = "0";
+    if (o->zero_word && strcmp(text, o->zero_word) == 0) {
+        *(uint64_t *)((char *)c + o->offset) = 0;
+        return OK;
+    }
     if (!parse_count(text, o->kind == OPTION_BYTES, &value)) {
         const char *hint = o->kind == OPTION_BYTES ? "1073741824, 512MiB or 2G" : "8192, 8k or 8K";
         bool negative = *text == '-' && isdigit((unsigned char)text[1]);
@@ -398,7 +403,11 @@ void option_print(const struct config *c, const struct option *o, struct buf *ou
     case OPTION_CHOICE: buf_text(out, *(const char *const *)field); break;
     case OPTION_COUNT:
     case OPTION_BYTES:
-        buf_print(out, "%llu", (unsigned long long)*(const uint64_t *)field);
+        if (*(const uint64_t *)field == 0 && o->zero_word && o->min > 0) {
+            buf_text(out, o->zero_word);
+        } else {
+            buf_print(out, "%llu", (unsigned long long)*(const uint64_t *)field);
+        }
         break;
     case OPTION_NUMBER: print_shortest(*(const double *)field, out); break;
     case OPTION_TIME:

@@ -249,6 +249,24 @@ static enum err read_rope_factor(struct loader *l, float *out)
     return why_set(l->why, ERR_UNSUPPORTED, "rope scaling %s is not supported yet", name);
 }
 
+/* The names of a file's tensor types, each once: "F32, Q4_1, IQ4_NL (not supported)". */
+static void list_types(const struct gguf *g, char *out, size_t bytes)
+{
+    bool listed[64] = { 0 };
+    size_t used = 0;
+    out[0] = 0;
+    for (uint32_t i = 0; i < gguf_tensor_count(g); i++) {
+        enum tensor_type type = gguf_tensor_at(g, i)->type;
+        if ((unsigned)type >= 64 || listed[type]) continue;
+        listed[type] = true;
+        int n = snprintf(out + used, bytes - used, "%s%s%s", used ? ", " : "",
+                         tensor_type_name(type),
+                         tensor_type_computable(type) ? "" : " (not supported)");
+        if (n < 0 || (size_t)n >= bytes - used) return;
+        used += (size_t)n;
+    }
+}
+
 /* Marks a tensor as known and checks its shape (OUT, IN) and type. */
 static enum err check_tensor(struct loader *l, const struct gguf_tensor *t, uint64_t out,
                              uint64_t in)
@@ -266,8 +284,11 @@ static enum err check_tensor(struct loader *l, const struct gguf_tensor *t, uint
     }
     bool plain = t->type == TENSOR_F32 || t->type == TENSOR_F16 || t->type == TENSOR_BF16;
     if (out == 1 ? !plain : !tensor_type_computable(t->type)) {
-        return why_set(l->why, ERR_UNSUPPORTED, "%.96s: type %s (%d) is not supported%s", t->name,
-                       tensor_type_name(t->type), (int)t->type, out == 1 ? " for a vector" : "");
+        char types[256];
+        list_types(l->g, types, sizeof types);
+        return why_set(l->why, ERR_UNSUPPORTED, "%.96s: type %s (%d) is not supported%s; the file's "
+                       "types: %s", t->name, tensor_type_name(t->type), (int)t->type,
+                       out == 1 ? " for a vector" : "", types);
     }
     if ((uintptr_t)t->data % DATA_ALIGNMENT) {
         return why_set(l->why, ERR_FORMAT, "%.96s: its data is not aligned to %d bytes", t->name,

@@ -145,6 +145,7 @@ def test_printed_settings_can_be_read_back(tmp_path):
 
 def test_bad_settings_start_nothing_and_say_why_in_one_line():
     assert "--threads is 10000" in refused("up", "--threads", 10000)
+    assert "--threads is 0" in refused("up", "--threads", 0)
     assert "not supported yet" in refused("up", "--tensor-parallel-size", 2)
     assert "did you mean --max-model-len?" in refused("up", "--max-model-length", 5)
 

@@ -102,7 +102,8 @@ static void suffixes_mean_what_they_mean_in_vllm(void **state)
 static void values_out_of_range_are_refused_in_one_line(void **state)
 {
     (void)state;
-    refused("--threads 10000", "--threads is 10000; it must be from 0 to 256");
+    refused("--threads 10000", "--threads is 10000; it must be from 1 to 256, or auto");
+    refused("--threads 0", "--threads is 0; it must be from 1 to 256, or auto");
     refused("--threads -1", "--threads is -1; it must be from");
     refused("--tensor-parallel-size 2", "not supported yet");
     refused("--pipeline-parallel-size 2", "not supported");

@@ -312,7 +312,10 @@ static void wrong_shapes_and_types_are_named(void **state)
     refuse(&(struct plan){ .arch = "llama", .wrong = "blk.0.attn_norm.weight" }, ERR_FORMAT,
            "blk.0.attn_norm.weight: 96 values, expected 64");
     refuse(&(struct plan){ .arch = "llama", .wrong = "blk.0.ffn_up.weight", .wrong_type = 20 },
-           ERR_UNSUPPORTED, "blk.0.ffn_up.weight: type IQ4_NL (20) is not supported");
+           ERR_UNSUPPORTED,
+           "blk.0.ffn_up.weight: type IQ4_NL (20) is not supported; the file's types: ");
+    refuse(&(struct plan){ .arch = "llama", .wrong = "blk.0.ffn_up.weight", .wrong_type = 20 },
+           ERR_UNSUPPORTED, "IQ4_NL (not supported)");
     refuse(&(struct plan){ .arch = "llama", .wrong = "output_norm.weight",
                            .wrong_type = TENSOR_Q4_0 }, ERR_UNSUPPORTED, "for a vector");
 }
