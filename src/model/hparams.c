@@ -286,9 +286,10 @@ static enum err check_tensor(struct loader *l, const struct gguf_tensor *t, uint
     if (out == 1 ? !plain : !tensor_type_computable(t->type)) {
         char types[256];
         list_types(l->g, types, sizeof types);
-        return why_set(l->why, ERR_UNSUPPORTED, "%.96s: type %s (%d) is not supported%s; the file's "
-                       "types: %s", t->name, tensor_type_name(t->type), (int)t->type,
-                       out == 1 ? " for a vector" : "", types);
+        return why_set(l->why, ERR_UNSUPPORTED,
+                       "%.96s: type %s (%d) is not supported%s; the file's types: %s", t->name,
+                       tensor_type_name(t->type), (int)t->type, out == 1 ? " for a vector" : "",
+                       types);
     }
     if ((uintptr_t)t->data % DATA_ALIGNMENT) {
         return why_set(l->why, ERR_FORMAT, "%.96s: its data is not aligned to %d bytes", t->name,
