@@ -12,12 +12,13 @@ CUSIM_NAMES = libcudart.so.13 libcublas.so.13 libcublasLt.so.13 libnccl.so.2
 CUSIM_LINKS = $(CUSIM_NAMES:%=$(CUSIM)/%) $(addprefix $(CUSIM)/,$(basename $(CUSIM_NAMES)))
 
 CUSIM_CPU  := $(if $(findstring avx2,$(shell grep -m 1 flags /proc/cpuinfo)),-mavx2 -mfma -mf16c)
+CUSIM_LTO   = $(if $(findstring clang,$(CC)),,-flto=auto)
 
 $(CUSIM_OBJS): CFLAGS += -O3 $(CUSIM_CPU) -fPIC -fno-math-errno -fno-trapping-math \
-                         -ftls-model=initial-exec -flto -isystem $(CUDA_HOME)/include
+                         -ftls-model=initial-exec $(CUSIM_LTO) -Wno-pass-failed -isystem $(CUDA_HOME)/include
 $(CUSIM)/libcusim.so: $(CUSIM_OBJS) tests/cusim/cusim.map
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(LDFLAGS) -O3 $(CUSIM_CPU) -flto -shared -Wl,-soname,libcusim.so -Wl,--version-script=tests/cusim/cusim.map \
+	$(Q)$(CC) $(LDFLAGS) -O3 $(CUSIM_CPU) $(CUSIM_LTO) -shared -Wl,-soname,libcusim.so -Wl,--version-script=tests/cusim/cusim.map \
 	    -o $@ $(CUSIM_OBJS) -lm
 $(CUSIM_LINKS): $(CUSIM)/libcusim.so
 	$(Q)ln -sf libcusim.so $@

@@ -138,18 +138,21 @@ static inline uint32_t to_bf16(float f)
 
 static inline float from_f16(uint32_t h)
 {
-    uint16_t bits = (uint16_t)h;
-    _Float16 f;
-    memcpy(&f, &bits, 2);
-    return (float)f;
+    uint32_t sign = (h & 0x8000) << 16, size = h & 0x7fff;
+    if (size >= 0x7c00) return as_float(sign | 0x7f800000 | size << 13);    /* infinity, NaN */
+    if (size < 0x400) return (sign ? -1.0f : 1.0f) * (float)size * 0x1p-24f;
+    return as_float(sign | ((size << 13) + (112u << 23)));
 }
 
 static inline uint32_t to_f16(float f)
 {
-    _Float16 h = (_Float16)f;
-    uint16_t bits;
-    memcpy(&bits, &h, 2);
-    return f != f ? 0x7fff : bits;
+    uint32_t bits = float_bits(f), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000) return 0x7fff;
+    if (size >= 0x477ff000) return sign | 0x7c00;           /* from 65520 on: infinity */
+    if (size < 0x38800000) {                                /* below 2^-14: steps of 2^-24 */
+        return sign | (float_bits(as_float(size) + 0.5f) - float_bits(0.5f));
+    }
+    return sign | (size + 0xfff + (size >> 13 & 1) - (112u << 23)) >> 13;
 }
 
 uint32_t to_fp8(float f, bool e5m2);        /* to nearest, to the largest number when over */
