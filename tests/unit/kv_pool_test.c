@@ -261,6 +261,45 @@ static void keys_that_fall_on_one_place_are_all_found(void **state)
     kv_pool_close(p);
 }
 
+struct tally { uint32_t count, firsts; uint64_t xored; };
+
+static void tally_key(void *ctx, struct hash128 key, struct hash128 parent)
+{
+    struct tally *t = ctx;
+    t->count++;
+    t->firsts += parent.lo == 0 && parent.hi == 0;
+    t->xored ^= key.lo;
+}
+
+static void each_names_what_stored_and_dropped_have_told(void **state)
+{
+    (void)state;
+    struct log log;
+    struct kv_pool *p = open_pool(16, &log);
+    struct chain a, b, c;
+    chain_make(p, &a, 5, 0);
+    chain_make(p, &b, 4, 100);
+    kv_pool_release(p, a.blocks, a.count);
+    chain_make(p, &c, 9, 200);        /* two of a's go */
+    struct tally told = { 0 }, named = { 0 };
+    for (uint32_t i = 0; i < log.count; i++) {
+        told.count += log.events[i].stored ? 1 : (uint32_t)-1;
+        told.xored ^= log.events[i].key.lo;
+    }
+    kv_pool_each(p, &named, tally_key);
+    assert_int_equal(named.count, 16);
+    assert_int_equal(named.count, told.count);
+    assert_int_equal(named.xored, told.xored);
+    assert_int_equal(named.firsts, 3);
+    kv_pool_release(p, b.blocks, b.count);
+    kv_pool_release(p, c.blocks, c.count);
+    kv_pool_clear(p);
+    named = (struct tally){ 0 };
+    kv_pool_each(p, &named, tally_key);
+    assert_int_equal(named.count, 0);
+    kv_pool_close(p);
+}
+
 static void clear_forgets_cached_blocks_and_no_others(void **state)
 {
     (void)state;
@@ -396,6 +435,7 @@ int main(void)
         cmocka_unit_test(equal_contents_are_kept_once),
         cmocka_unit_test(an_equal_key_with_other_ids_or_another_parent_is_not_the_block),
         cmocka_unit_test(keys_that_fall_on_one_place_are_all_found),
+        cmocka_unit_test(each_names_what_stored_and_dropped_have_told),
         cmocka_unit_test(clear_forgets_cached_blocks_and_no_others),
         cmocka_unit_test(a_limit_on_cached_blocks_drops_the_oldest_tail_first),
         cmocka_unit_test(above_the_threshold_only_what_is_held_stays),
