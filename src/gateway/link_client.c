@@ -144,6 +144,7 @@ static void add_state(struct link_state *sum, const struct link_state *s)
     sum->kv_bytes_sent += s->kv_bytes_sent;
     sum->step_ns_sum += s->step_ns_sum;
     sum->workers_lost += s->workers_lost;
+    sum->requests_no_room += s->requests_no_room;
     sum->requests_replaced += s->requests_replaced;
     sum->wakeups += s->wakeups;
     sum->index_blocks += s->index_blocks;

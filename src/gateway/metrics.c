@@ -258,6 +258,8 @@ static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_
     counter(w, "llm_d_workers_lost_total", "Workers declared dead.", s->workers_lost);
     counter(w, "llm_d_requests_replaced_total", "Requests placed again after a loss.",
             s->requests_replaced);
+    counter(w, "llm_d_requests_no_room_total", "Placements refused by a worker without room.",
+            s->requests_no_room);
     counter(w, "llm_d_kv_bytes_sent_total", "KV bytes pushed from prefill to decode.",
             s->kv_bytes_sent);
     counter(w, "llm_d_stale_refused_total", "Messages refused because they came too late.",

@@ -124,7 +124,7 @@ struct link_state {
     uint32_t requests_running, requests_waiting;
     uint32_t prefill_queue_depth, decode_active;
     uint32_t blocks_total, blocks_free, blocks_held, blocks_cached; /* over all workers */
-    uint32_t reserved;
+    uint32_t requests_no_room;        /* placements that a worker refused for want of blocks */
     uint64_t kv_bytes_total, kv_bytes_used;
     uint64_t decisions, prompt_tokens, prompt_tokens_cached, output_tokens;
     uint64_t preemptions, stale_refused, kv_bytes_sent, step_ns_sum, uptime_ns;

@@ -18,7 +18,7 @@ HEAD = struct.Struct("<IHHIIQ")
 MASK = (1 << 64) - 1
 STATE_FIELDS = ("state worker_count workers_alive requests_running requests_waiting "
                 "prefill_queue_depth decode_active blocks_total blocks_free blocks_held "
-                "blocks_cached reserved kv_bytes_total kv_bytes_used decisions prompt_tokens "
+                "blocks_cached requests_no_room kv_bytes_total kv_bytes_used decisions prompt_tokens "
                 "prompt_tokens_cached output_tokens preemptions stale_refused kv_bytes_sent "
                 "step_ns_sum uptime_ns workers_lost requests_replaced wakeups index_blocks "
                 "index_bytes index_mismatches index_lookups index_checks reuse_possible reuse_captured").split()

@@ -121,8 +121,8 @@ def test_cancels_that_come_in_one_go_with_their_requests_are_not_lost():
         assert c.home()
 
 
-def test_a_decode_rank_that_has_no_room_after_all_costs_a_retry_and_no_answer():
-    # Its books say yes, since sequences grow; it says no only after the first token was drawn.
+def test_a_decode_rank_that_is_full_costs_no_answer_and_is_not_asked_in_vain():
+    # Sequences that grow are charged as they grow; before that the first would not fit 250 times.
     with Job("--kv-cache-memory-bytes", 24 << 20, "--max-model-len", 1024, prefill=1, decode=1,
              env=FAST) as job:
         c = job.client()
@@ -139,7 +139,24 @@ def test_a_decode_rank_that_has_no_room_after_all_costs_a_retry_and_no_answer():
             assert a.code == link.OK and a.finish == "length"
         assert [len(c.answers[s].ids) for s in streams] == [900] * 8 + [2, 3, 4] * 2
         assert c.home()
-        assert "refused req" in job.log()
+        assert c.state["requests_no_room"] == job.log().count("refused req") <= 8
+
+
+def test_a_decode_rank_that_has_no_room_after_all_costs_a_retry_and_no_answer():
+    # What is cancelled says GONE at once, and gives its blocks back when its step is over.
+    env = dict(RANKSERVE_NULL_STEP_US="120000", RANKSERVE_NULL_TOKEN_US="5")
+    with Job("--kv-cache-memory-bytes", 24 << 20, "--max-model-len", 1024, prefill=1, decode=1,
+             env=env) as job:
+        c = job.client()
+        for i in range(4):
+            first = c.request(prompt(i, 700), max_tokens=200)
+            assert c.until(lambda: len(c.answers[first].ids) >= 3)
+            c.cancel(first)
+            second = c.generate(prompt(50 + i, 700), max_tokens=3)
+            assert second.code == link.OK and len(second.ids) == 3
+            assert c.wait([first])[0].code == link.CANCELLED
+        assert c.home()
+        assert c.state["requests_no_room"] == job.log().count("refused req") >= 1
 
 
 def test_a_gateway_that_leaves_frees_everything():
