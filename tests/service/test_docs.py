@@ -60,6 +60,6 @@ def test_files_and_metrics_of_the_operations_page_are_there():
     table = text.split("## When something fails")[1].split("## Keys")[0]
     for row in re.findall(r"^\| (.+?) \|", table, re.M)[2:]:
         for words in re.findall(r"`([^`]+)`", row):
-            for part in re.split(r"\b(?:\d+|N|JOB|\.\.\.)\b|\.\.\.|\"", words):
+            for part in re.split(r"\b(?:\d+|N|M|JOB|\.\.\.)\b|\.\.\.|\"", words):
                 if len(part.strip(" ,.=")) > 3:
                     assert part.strip(" ,.=") in source, (words, part)
