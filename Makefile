@@ -4,6 +4,7 @@
 # make check-long   the full counts, sweeps and sanitizer builds
 # make bench        our figures, as a table and JSON
 # make tidy         the rules this repository holds itself to
+# make cuda-gates   the kernels' registers, spills and PTX; make gpu-check where there are GPUs
 # make deps         install missing packages (apt; sudo when not root)
 #
 # Knobs: V=1 shows commands | CC=clang | WERROR=1 | SAN=address,undefined | OPT=-O0
@@ -111,7 +112,7 @@ serve: deps
 	@$(B)/rankservectl up
 check:
 	@tests/deps.sh test
-	@$(MAKE) --no-print-directory -j$$(nproc) all unit cusim-tests
+	@$(MAKE) --no-print-directory -j$$(nproc) all unit cusim-tests $(if $(CUDA),cusim cuda-tests)
 	@tests/run.sh
 check-long:
 	@tests/deps.sh long

@@ -99,6 +99,27 @@ else
     echo "skipped cusim: no nvcc"
 fi
 
+# The CUDA backend, in emulation; without nvcc it is not built.
+for source in tests/cuda/*_test.c; do
+    name=$(basename "$source" .c)
+    if [ -x "build/cuda/$name" ] && [ -e build/cusim/libcusim.so ]; then
+        LD_LIBRARY_PATH=$PWD/build/cusim unit_seconds=360 unit "build/cuda/$name" "cuda_$name"
+    else
+        skipped=$((skipped + 1))
+        echo "skip   cuda_$name (no nvcc)"
+    fi
+done
+if [ -e build/rankserve-cuda.so ]; then
+    if make -s cuda-gates > "$work/gates" 2>&1; then
+        passed=$((passed + 1))
+        echo "ok     cuda gates"
+    else
+        failed=$((failed + 1))
+        echo "FAILED cuda gates"
+        tail -n 30 "$work/gates" | sed 's/^/    /'
+    fi
+fi
+
 san=$PWD/build/san-address-undefined
 if [ -n "$long" ]; then
     make -s SAN=address,undefined all unit || failed=$((failed + 1))

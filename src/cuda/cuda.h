@@ -19,7 +19,6 @@
 #ifndef RANKSERVE_CUDA_CUDA_H
 #define RANKSERVE_CUDA_CUDA_H
 
-#include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
 #include "cuda/kernels.h"
@@ -89,7 +88,6 @@ struct cuda {
     enum act act;
     cudaStream_t compute, copy;
     cudaEvent_t layer_event[MODEL_LAYERS_MAX], written;
-    cublasHandle_t blas;              /* NULL: own products only                              */
     struct arena arena;
     cudaError_t carve_error;
 

@@ -16,7 +16,7 @@ CUDA_FLAGS += -Xptxas -warn-spills,-warn-lmem-usage -MMD -MP
 
 CUDA_C    = $(patsubst %.c,$(B)/%.o,$(sort $(wildcard src/cuda/*.c)))
 CUDA_CU   = $(patsubst %.cu,$(B)/%.cu.o,$(sort $(wildcard src/cuda/*.cu)))
-CUDA_LIBS = -L$(CUDA_HOME)/lib64 -lcudart -lcublas -lnccl -lstdc++
+CUDA_LIBS = -L$(CUDA_HOME)/lib64 -lcudart -lstdc++
 
 PROGRAMS += $(if $(CUDA),$(B)/rankserve-cuda.so)
 
@@ -38,4 +38,11 @@ $(CUDA_TESTS): $(B)/cuda/%: $(B)/tests/cuda/%.o $(B)/tests/cuda/peek.o $(CUDA_C)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/tests/cuda/%.o: CFLAGS += -Itests/unit -isystem $(CUDA_HOME)/include
-.PHONY: cuda-tests
+
+# Registers, spills, shared memory, and rules for the PTX; needs no GPU.
+cuda-gates: $(CUDA_CU)
+	$(Q)CUDA_HOME=$(CUDA_HOME) python3 tests/cuda/gates.py $(if $(WRITE),--write) $(CUDA_CU)
+# For machines with GPUs: the same tests on the real libraries, with times; a report to paste.
+gpu-check: all cuda-tests
+	@tests/cuda/gpu_check.sh $(B)
+.PHONY: cuda-tests cuda-gates gpu-check

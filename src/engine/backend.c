@@ -13,6 +13,8 @@
 
 #include "engine/null_backend.h"
 
+static char missing[256] = "is not part of this build";
+
 static const struct backend *cuda_load(void)
 {
     char program[PATH_MAX], path[PATH_MAX + 32];
@@ -23,8 +25,15 @@ static const struct backend *cuda_load(void)
     if (!name) return NULL;
     *name = '\0';
     snprintf(path, sizeof path, "%s/rankserve-cuda.so", program);
+    if (access(path, R_OK) != 0) return NULL;
     void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!object) snprintf(missing, sizeof missing, "does not load: %.200s", dlerror());
     return object ? dlsym(object, "backend_cuda") : NULL;
+}
+
+const char *backend_missing(void)
+{
+    return missing;
 }
 
 const struct backend *backend_find(const char *name)

@@ -130,6 +130,8 @@ extern const struct backend backend_cpu;
 
 /* NULL when there is none of this name (cuda: loads the shared object). */
 const struct backend *backend_find(const char *name);
+/* Why the last backend_find found none: one line. */
+const char *backend_missing(void);
 
 /* The best this CPU offers, capped by RANKSERVE_ISA=plain|avx2|avx512 (a wrong word: die). */
 enum isa isa_best(void);

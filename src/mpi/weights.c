@@ -144,8 +144,8 @@ enum err weights_open(struct weights *w, const struct job *j, struct why *why)
 {
     enum err e = OK;
     w->table = backend_find(j->config.backend);
-    if (!w->table) e = why_set(why, ERR_UNSUPPORTED, "backend: %s is not part of this build",
-                               j->config.backend);
+    if (!w->table) e = why_set(why, ERR_UNSUPPORTED, "backend: %s %s", j->config.backend,
+                               backend_missing());
     e = job_agree(j, e, why);
     if (!e) e = open_file(w, j, why);
     if (!e) e = open_model(w, j, why);

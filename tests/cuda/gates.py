@@ -1,0 +1,117 @@
+# tests/cuda/gates.py - what can be said of the kernels without running them.
+#
+#   gates.py [--write] OBJECT...     compares with tests/cuda/resources.txt (--write: makes it)
+#
+# For every kernel and architecture ptxas says registers, spills and shared memory; a number that
+# grows past the committed one fails.  The PTX itself is held to rules: which instructions a kernel
+# must have, and which none may.  The PTX is read out of the objects (it is not compressed there).
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TABLE = os.path.join(HERE, "resources.txt")
+PTXAS = os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "ptxas")
+NAMES = ("kernel", "arch", "registers", "spill", "shared")
+# Kernel name (a part of it): instructions that it must have.
+MUST = {
+    "6attend": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+                "ldmatrix.sync.aligned.m8n8.x4.shared", "ldmatrix.sync.aligned.m8n8.x4.trans"],
+    "8gemm_few": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"],
+    "9gemm_many": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"],
+    "7move_kvI5uint4": ["ld.global.v4", "st.global.v4"],
+}
+NEVER = [(r"\.f64\b", "double precision"), (r"\b(ld|st)\.local", "local memory"),
+         (r"\bbar\.sync\s+\d+\s*,\s*\d", "a barrier of a part of the block")]
+
+
+def ptx_of(path):
+    """The PTX texts in an object: from .version to the first byte that is no text."""
+    data = open(path, "rb").read()
+    return [m.group(0).decode() for m in re.finditer(rb"\.version \d[\t\n\r -~]+", data)]
+
+
+def kernels_of(text):
+    for part in re.split(r"(?=\.(?:visible )?\.?entry )", text)[1:]:
+        name = re.search(r"entry\s+([\w$]+)", part).group(1)
+        yield name, part
+
+
+def lint(arch, text):
+    wrong = []
+    for name, body in kernels_of(text):
+        for pattern, what in NEVER:
+            if re.search(pattern, body):
+                wrong.append(f"{name} {arch}: {what}")
+        for part, needed in MUST.items():
+            if part in name:
+                wrong += [f"{name} {arch}: has no {i}" for i in needed if i not in body]
+        if "6attend" in name and name.count("ELb0EE") and "cp.async.cg" not in body:
+            wrong.append(f"{name} {arch}: has no cp.async.cg")
+    return wrong
+
+
+def resources(arch, text):
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, "k.ptx")
+        open(source, "w").write(text)
+        out = subprocess.run([PTXAS, "-v", f"-arch={arch}", source, "-o", os.path.join(folder, "k")],
+                             check=True, capture_output=True, text=True).stderr
+    rows, name, spill = [], None, 0
+    for line in out.splitlines():
+        if m := re.search(r"Compiling entry function '(\S+)'", line):
+            name = m.group(1)
+        elif m := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spill = int(m.group(1)) + int(m.group(2))
+        elif name and (m := re.search(r"Used (\d+) registers", line)):
+            shared = re.search(r"(\d+) bytes smem", line)
+            rows.append((name, arch, int(m.group(1)), spill, int(shared.group(1)) if shared else 0))
+            name = None
+    return rows
+
+
+def read_table():
+    rows = {}
+    for line in open(TABLE):
+        if not line.startswith("#"):
+            name, arch, *numbers = line.split()
+            rows[name, arch] = [int(n) for n in numbers]
+    return rows
+
+
+def compare(rows):
+    known, wrong = read_table(), []
+    for name, arch, *now in rows:
+        before = known.get((name, arch))
+        if before is None:
+            wrong.append(f"{name} {arch}: not in the table")
+        for what, a, b in zip(NAMES[2:], before or now, now):
+            if b > a:
+                wrong.append(f"{name} {arch}: {what} {a} -> {b}")
+    return wrong
+
+
+def main():
+    write = "--write" in sys.argv
+    rows, wrong = [], []
+    for path in [a for a in sys.argv[1:] if not a.startswith("-")]:
+        for text in ptx_of(path):
+            arch = re.search(r"\.target\s+(\w+)", text).group(1)
+            wrong += lint(arch, text)
+            rows += resources(arch, text)
+    rows.sort()
+    if write:
+        with open(TABLE, "w") as f:
+            f.write("# " + " ".join(NAMES) + "  (tests/cuda/gates.py --write)\n")
+            f.writelines(" ".join(map(str, r)) + "\n" for r in rows)
+    else:
+        wrong += compare(rows)
+    for line in wrong:
+        print("cuda-gates:", line)
+    print(f"cuda-gates: {len(rows)} kernels by architecture, {len(wrong)} worse")
+    return 1 if wrong or not rows else 0
+
+
+sys.exit(main())
