@@ -4,10 +4,12 @@
  */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -74,11 +76,50 @@ static void a_pool_closes_at_any_moment_after_an_operation(void **state)
     pool_close(NULL);
 }
 
+/* Item 0 ends after all others: whoever has it holds up nothing else. */
+static void item_0_last(void *ctx, uint32_t item, uint32_t worker)
+{
+    _Atomic uint32_t *others = ctx;
+    (void)worker;
+    if (item) atomic_fetch_add(others, 1);
+    for (int turns = 0; item == 0 && atomic_load(others) < 99; turns++) {
+        CHECK(turns < 100000);
+        usleep(100);
+    }
+}
+
+static void a_thread_that_is_held_up_delays_its_own_item_only(void **state)
+{
+    (void)state;
+    struct pool *p = pool_open(2, 0);
+    for (int round = 0; round < 20; round++) {
+        _Atomic uint32_t others = 0;
+        pool_run(p, item_0_last, &others, 100);
+        assert_int_equal(others, 99);
+    }
+    pool_close(p);
+}
+
+static void idle_threads_sleep(void **state)
+{
+    (void)state;
+    struct field f = { .turn = 1 };
+    struct pool *p = pool_open(THREADS, 0);
+    pool_run(p, add_turn, &f, ITEMS_MAX);
+    clock_t before = clock();
+    usleep(200000);
+    assert_true(clock() - before < CLOCKS_PER_SEC / 20);
+    pool_run(p, add_turn, &f, ITEMS_MAX);
+    pool_close(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_item_runs_once_and_before_the_end),
         cmocka_unit_test(a_pool_closes_at_any_moment_after_an_operation),
+        cmocka_unit_test(a_thread_that_is_held_up_delays_its_own_item_only),
+        cmocka_unit_test(idle_threads_sleep),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
