@@ -15,7 +15,9 @@
 #include "engine/cpu/kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#define UNROLL                        /* a check at each access: minutes to compile */
+#elif defined __clang__
 #define UNROLL _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
