@@ -73,11 +73,20 @@ class Meter:
             print(f"    {shown}", flush=True)
         return out
 
+    @contextlib.contextmanager
+    def or_left_out(self, name):
+        """What cannot even be started is left out; the rest goes on."""
+        try:
+            yield
+        except (RuntimeError, OSError) as e:
+            print(f"  {name} failed: {e}", flush=True)
+            self.left_out.append(f"{name} (failed)")
+
     def verdict(self):
         worst = max(self.seen, key=lambda s: s["others"] + s["steal"], default=None)
         loud = [s for s in self.seen if s["others"] + s["steal"] > QUIET]
         if not loud:
-            return "the machine was quiet"
+            return "the machine was quiet" if self.seen else "nothing was watched"
         share = 100 * (worst["others"] + worst["steal"])
         return (f"the machine was NOT quiet: in {len(loud)} of {len(self.seen)} measurements others "
                 f"took more than {100 * QUIET:.0f} % of it; most, {share:.0f} %, during "
@@ -191,11 +200,11 @@ def ask(a, meter, out, kind, url, seed, number):
                              seed + 400 + i, load))
 
 
-def our_round(a, meter, seed, number):
+def our_round(a, meter, out, seed, number):
     flags = ["--max-num-seqs", 64]
     with contextlib.ExitStack() as s:
         whole, start = s.enter_context(service.ours(a, "--both", 1, *flags))
-        out = {"ours": {"start_s": start}}
+        out["ours"] = {"start_s": start}
         split, start = s.enter_context(service.ours(a, "--prefill", 1, "--decode", 1, *flags))
         out["split"] = {"start_s": start}
         both = meter("2,000 tokens, both in turns", 30, service.one_long_request,
@@ -204,15 +213,14 @@ def our_round(a, meter, seed, number):
             out[kind].update(figures)
         ask(a, meter, out["ours"], "aggregated", whole, seed, number)
         ask(a, meter, out["split"], "1/1", split, seed + 5000, number)
-    return out
 
 
-def llama_round(a, meter, seed, number):
+def llama_round(a, meter, results, seed, number):
     with service.llama(a, 32, 4608) as (url, start):
-        out = {"start_s": start}
+        out = results["llama"] = {"start_s": start}
         out.update(meter("llama-server, 8 clients", 45, service.clients, url, seed + 8, 8, 16, 60))
         if number and a.quick:
-            return out
+            return
         out.update(meter("llama-server, 1 client", 15, service.clients, url, seed + 1, 1, 4, 60))
         out.update(meter("llama-server, shared prefix", 60, service.shared_prefix, url,
                          seed + 200, 60))
@@ -220,14 +228,15 @@ def llama_round(a, meter, seed, number):
                          60))
         out.update(meter("llama-server, interference", 140, service.interference, url, seed + 300,
                          130))
-    return out
 
 
 def service_round(a, meter, number):
-    seed = number * 10000
-    out = our_round(a, meter, seed, number)
+    seed, out = number * 10000, {}
+    with meter.or_left_out("our service"):
+        our_round(a, meter, out, seed, number)
     if LLAMA and meter.left() > 60:
-        out["llama"] = llama_round(a, meter, seed, number)
+        with meter.or_left_out("llama-server"):
+            llama_round(a, meter, out, seed, number)
     return out
 
 
@@ -438,7 +447,8 @@ def main():
     text = report(results, meter)
     write(results, path, text)
     print("\n" + text + f"\n{path}")
-    return 1 if any(name.endswith("(failed)") for name in meter.left_out) else 0
+    ours = [name for name in meter.left_out if not name.startswith("llama")]
+    return 1 if any(name.endswith("(failed)") for name in ours) else 0
 
 
 if __name__ == "__main__":
