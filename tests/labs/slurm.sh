@@ -10,16 +10,21 @@ base=${SLURM_LAB_PORT:-26817}         # of slurmctld; the slurmds have the next 
 host=$(hostname -s)
 
 down() {
-    local file pid
+    local file pid pids=''
     for file in "$dir"/run/*.pid; do
         [ -s "$file" ] || continue
         pid=$(cat "$file")
         # A pid may be somebody else's by now.
-        grep -qa slurm "/proc/$pid/cmdline" 2> /dev/null && kill "$pid"
+        grep -qa slurm "/proc/$pid/cmdline" 2> /dev/null || continue
+        kill "$pid"
+        pids="$pids $pid"
     done
     for _ in $(seq 50); do
-        ls "$dir"/run/*.pid > /dev/null 2>&1 || return 0
+        ls "$dir"/run/*.pid > /dev/null 2>&1 || break
         sleep 0.1
+    done
+    for pid in $pids; do              # a slurmd that still ends a job takes no notice
+        if grep -qa slurm "/proc/$pid/cmdline" 2> /dev/null; then kill -9 "$pid" || true; fi
     done
 }
 
