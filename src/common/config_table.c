@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -185,17 +186,25 @@ void option_environment_name(const struct option *o, char *out, size_t bytes)
     for (char *at = out; *at; at++) *at = *at == '-' ? '_' : (char)toupper((unsigned char)*at);
 }
 
-/* Kept in a chain: whoever looks for leaks sees that these are meant to stay. */
+/* Kept in a chain: whoever looks for leaks sees that these are meant to stay.  Equal texts are kept
+ * once, and any thread may come: a gateway reads policies for as long as it runs. */
 const char *config_keep(const char *text, size_t bytes)
 {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static struct kept {
         struct kept *next;
         char text[];
     } *all;
-    struct kept *k = mem_alloc(sizeof *k + bytes + 1);
-    memcpy(k->text, text, bytes);
-    k->next = all;
-    all = k;
+    pthread_mutex_lock(&lock);
+    struct kept *k = all;
+    while (k && !(strlen(k->text) == bytes && memcmp(k->text, text, bytes) == 0)) k = k->next;
+    if (!k) {
+        k = mem_alloc(sizeof *k + bytes + 1);
+        memcpy(k->text, text, bytes);
+        k->next = all;
+        all = k;
+    }
+    pthread_mutex_unlock(&lock);
     return k->text;
 }
 

@@ -49,7 +49,7 @@ bool option_is_default(const struct config *c, const struct option *o);
 void config_defaults(struct config *c);
 /* What must hold between options; fills in what depends on others. */
 enum err config_check(struct config *c, struct why *why);
-/* A copy that lives as long as the process. */
+/* A copy that lives as long as the process; equal texts have one.  From any thread. */
 const char *config_keep(const char *text, size_t bytes);
 /* "max-model-len" -> "RANKSERVE_MAX_MODEL_LEN". */
 void option_environment_name(const struct option *o, char *out, size_t bytes);

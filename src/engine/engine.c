@@ -249,9 +249,9 @@ void engine_cache_limit(struct engine *e, const struct engine_cache_limits *limi
 {
     uint32_t total = kv_pool_counts(e->pool).total;
     struct kv_pool_limits pool = { .ttl_ns = limits->ttl_ns, .cached_max = limits->entries_max };
-    /* At a threshold of 0 nothing stays; for the pool 0 is no limit. */
-    if (limits->memory_threshold < 1)
-        pool.used_max = (uint32_t)(limits->memory_threshold * total) + !limits->memory_threshold;
+    if (limits->memory_threshold < 1) pool.used_max = (uint32_t)(limits->memory_threshold * total);
+    /* At a threshold of less than a block next to nothing stays; for the pool 0 is no limit. */
+    if (limits->memory_threshold < 1 && pool.used_max == 0) pool.used_max = 1;
     e->prefix_blocks_max = limits->prefix_tokens_max
                          ? limits->prefix_tokens_max / e->shape.block_tokens : UINT32_MAX;
     engine_cache_tick(e);

@@ -89,8 +89,8 @@ struct sched {
     uint16_t queue_head, queue_tail;
     uint32_t queue_count;
     struct flow flows[FLOW_COUNT_MAX];
-    uint32_t flows_waiting;
-    uint64_t fair_floor;              /* what the flow that was served last had attained */
+    uint32_t flows_live, flows_waiting;
+    uint64_t fair_floor;              /* where a user who comes back starts */
     uint64_t order_next, random_state;
     uint32_t turn;                    /* of round-robin */
     bool draining;

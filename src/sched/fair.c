@@ -2,14 +2,15 @@
  *
  * A flow is what one user (the key of EV_REQUEST) has here.  It has attained the prompt tokens that
  * were computed for it, and twice its output tokens, which cost more.  A user who comes back starts
- * where the one who was served last stood: nobody saves up, and nobody is in debt for what was
- * served while the workers had nothing else to do.  (Virtual token counters: Sheng et al.,
- * "Fairness in Serving Large Language Models", 2024.)
+ * at the floor: where the one who was served last stood, and a share of what was served since.  So
+ * nobody saves up, nobody is in debt for what was served while the workers had nothing else to do,
+ * and who is ahead is caught up with, even when all others ask once and are never seen again.
+ * (Virtual token counters: Sheng et al., "Fairness in Serving Large Language Models", 2024.)
  *
  * Flows live in a table of fixed size.  When more users than it holds are waiting at once, some
  * share a flow; they still get their turns, only together.
- * Always true: flow.live counts its requests that are not ended; flows_waiting, the flows that
- * have one in the queue.
+ * Always true: flow.live counts its requests that are not ended, flows_live the flows that have
+ * one; flows_waiting, the flows that have one in the queue.
  */
 #include "sched/books.h"
 
@@ -40,6 +41,7 @@ void fair_join(struct sched *s, struct request *r, uint64_t user)
     if (f->live == 0) {
         if (f->user != user) *f = (struct flow){ .user = user };
         if (f->attained < s->fair_floor) f->attained = s->fair_floor;
+        s->flows_live++;
     }
     f->live++;
 }
@@ -48,7 +50,7 @@ void fair_leave(struct sched *s, const struct request *r)
 {
     struct flow *f = flow_of(s, r);
     CHECK(f->live > 0);
-    f->live--;
+    if (--f->live == 0) s->flows_live--;
 }
 
 void fair_queued(struct sched *s, const struct request *r)
@@ -63,18 +65,24 @@ void fair_unqueued(struct sched *s, const struct request *r)
     if (--f->waiting == 0) s->flows_waiting--;
 }
 
+static void pay(struct sched *s, struct flow *f, uint64_t tokens)
+{
+    f->attained += tokens;
+    s->fair_floor += (tokens + s->flows_live) / (s->flows_live + 1);
+}
+
 /* Paid once: another attempt is not the user's doing. */
 void fair_placed(struct sched *s, struct request *r)
 {
     struct flow *f = flow_of(s, r);
     if (s->fair_floor < f->attained) s->fair_floor = f->attained;
-    if (!r->paid) f->attained += r->work_tokens;
+    if (!r->paid) pay(s, f, r->work_tokens);
     r->paid = true;
 }
 
 void fair_grew(struct sched *s, const struct request *r)
 {
-    flow_of(s, r)->attained += OUTPUT_WEIGHT * (uint64_t)s->config.block_tokens;
+    pay(s, flow_of(s, r), OUTPUT_WEIGHT * (uint64_t)s->config.block_tokens);
 }
 
 bool fair_before(const struct sched *s, const struct request *a, const struct request *b)

@@ -281,6 +281,23 @@ static void help_fits_the_screen_and_names_every_option(void **state)
     free(text);
 }
 
+/* A gateway reads as many policies as it is sent. */
+static void what_is_set_again_takes_no_more_memory(void **state)
+{
+    (void)state;
+    struct config c, again;
+    struct why why;
+    const struct option *o = option_find("policy");
+    char word[] = "random";
+    config_defaults(&c);
+    config_defaults(&again);
+    assert_int_equal(option_set(&c, o, "policy", word, &why), OK);
+    assert_int_equal(option_set(&again, o, "policy", word, &why), OK);
+    word[0] = 'x';
+    assert_string_equal(c.policy, "random");
+    assert_ptr_equal(c.policy, again.policy);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -294,6 +311,7 @@ int main(void)
         cmocka_unit_test(the_command_line_wins_over_the_environment),
         cmocka_unit_test(what_is_printed_can_be_read_back),
         cmocka_unit_test(arguments_for_another_program_carry_what_is_not_default),
+        cmocka_unit_test(what_is_set_again_takes_no_more_memory),
         cmocka_unit_test(help_fits_the_screen_and_names_every_option),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -119,6 +119,17 @@ static void a_prefix_that_others_computed_meanwhile_is_kept_once(void **state)
     close_both();
 }
 
+/* A share of less than one block is not "no limit". */
+static void at_a_tiny_threshold_nothing_unused_is_kept(void **state)
+{
+    (void)state;
+    open_both();
+    assert_int_equal(bring(PREFIX), PREFIX);
+    engine_cache_limit(to.e, &(struct engine_cache_limits){ .memory_threshold = 1e-6 });
+    assert_true(to.live_count <= 1);
+    close_both();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -126,6 +137,7 @@ int main(void)
         cmocka_unit_test(what_has_not_arrived_in_every_layer_is_not_kept),
         cmocka_unit_test(a_held_prefix_is_not_evicted_and_an_unknown_one_cannot_be_held),
         cmocka_unit_test(a_prefix_that_others_computed_meanwhile_is_kept_once),
+        cmocka_unit_test(at_a_tiny_threshold_nothing_unused_is_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -122,6 +122,29 @@ static void more_users_than_flows_are_all_served(void **state)
     world_free(w);
 }
 
+/* One worker, busy for ever with users who each ask once: after how many of them is it 7's turn? */
+static void a_user_is_not_passed_by_newcomers_for_ever(void **state)
+{
+    (void)state;
+    struct world *w = world_make(false);
+    up(w, 1, ROLE_BOTH, 100, 1);
+    tell(w, request(0, 7));
+    tell(w, request(1, 7));
+    uint16_t running = 0, next = 2, passed = 0;
+    while (running != 1 && passed++ < 50) {
+        for (; next % 4; next++) tell(w, request(next, 1000u + next));
+        w->now_ns += 1000000;
+        about(w, EV_FIRST, running, 1);
+        about(w, EV_FINISHED, running, 1);
+        about(w, EV_GONE, running, 1);
+        running = done(w, ACT_RUN)->req.slot;
+        tell(w, request(next, 1000u + next));
+        next++;
+    }
+    assert_int_equal(running, 1);
+    world_free(w);
+}
+
 /* -- what is charged -------------------------------------------------------------------------- */
 
 static void output_is_charged_as_it_grows(void **state)
@@ -365,6 +388,7 @@ int main(void)
         cmocka_unit_test(a_priority_is_above_fairness),
         cmocka_unit_test(a_first_token_that_is_due_earlier_comes_earlier),
         cmocka_unit_test(more_users_than_flows_are_all_served),
+        cmocka_unit_test(a_user_is_not_passed_by_newcomers_for_ever),
         cmocka_unit_test(output_is_charged_as_it_grows),
         cmocka_unit_test(who_had_no_room_is_asked_again_when_something_has_gone),
         cmocka_unit_test(a_slow_decode_worker_keeps_a_part_of_prefills_blocks_at_most),
