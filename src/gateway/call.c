@@ -45,6 +45,15 @@ static void scores_of(const struct api_request *r, struct sampling *s)
     s->prompt_top_count = (uint16_t)tops;
 }
 
+/* What is left of the request's time for the next job; 0: there is no end to it. */
+static uint64_t timeout_ms(const struct call *c, const struct choice *ch)
+{
+    uint64_t all = (uint64_t)(c->request.o.timeout_s * 1000);
+    if (all == 0 || !ch->tried) return all;
+    uint64_t past = (clock_now_ns() - c->submitted_ns) / NS_PER_MS;
+    return past < all ? all - past : 1;
+}
+
 static bool submit(struct call *c, struct choice *ch)
 {
     const struct api_request *r = &c->request;
@@ -54,7 +63,7 @@ static bool submit(struct call *c, struct choice *ch)
     struct link_request *frame = mem_alloc(bytes);
     frame->cache_salt = r->cache_salt;
     frame->user_hash = r->user_hash;
-    frame->timeout_ms = (uint64_t)(r->o.timeout_s * 1000);
+    frame->timeout_ms = timeout_ms(c, ch);
     frame->priority = (int32_t)r->o.priority;
     frame->ttft_slo_ms = r->ttft_slo_ms;
     frame->tpot_slo_ms = r->tpot_slo_ms;
@@ -394,6 +403,7 @@ static bool unavailable(const struct gateway *gw, struct api_error *e)
 static bool submit_all(struct call *c, struct api_error *e)
 {
     sampling_of(c->gw, &c->request, &c->params);
+    c->submitted_ns = clock_now_ns();
     if (unavailable(c->gw, e)) return false;
     for (uint32_t i = 0; i < c->choice_count; i++) {
         struct choice *ch = &c->choices[i];

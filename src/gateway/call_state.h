@@ -36,7 +36,7 @@ struct call {
     uint32_t top_count;               /* alternatives asked for, per token */
     char id[48], request_id[72];
     time_t created;
-    uint64_t since_ns, first_token_ns;
+    uint64_t since_ns, submitted_ns, first_token_ns;
     uint64_t watched;
 
     struct buf out;                   /* of the stream, from out_at on */

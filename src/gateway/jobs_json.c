@@ -70,7 +70,7 @@ static enum err take_times(const json_t *o, struct job_file *f, struct why *why)
     }
     f->job.started = json_integer_value(started);
     f->job.expires = json_integer_value(end);
-    if (f->job.expires && f->job.expires + STALE_S < time(NULL)) {
+    if (f->job.expires && f->job.expires < time(NULL) - STALE_S) {
         return why_set(why, ERR_GONE, "it is stale: the job's time was over at %lld (seconds since "
                        "1970)", (long long)f->job.expires);
     }

@@ -319,6 +319,7 @@ static void serve(struct link_client *c, struct conn *conn)
 {
     pthread_mutex_lock(&c->gw->lock);
     bool used = conn->used, leave = used && may_leave(conn);
+    if (leave) conn->up = false;      /* its entry may come back now: nothing is sent any more */
     pthread_mutex_unlock(&c->gw->lock);
     if (!used) return;
     if (leave) {

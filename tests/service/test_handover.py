@@ -75,9 +75,9 @@ class Gateway:
     def count(self, text):
         return sum(text in x for x in self.lines)
 
-    def complete(self, prompt, tokens=4):
+    def complete(self, prompt, tokens=4, **more):
         return self.http.post("/v1/completions", json={
-            "model": self.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True})
+            "model": self.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, **more})
 
     def __enter__(self):
         return self
@@ -212,6 +212,15 @@ def test_what_one_job_refuses_another_does(fakes, code):
     assert fakes.gateway.count("goes to another job") == 1
 
 
+def test_another_job_gets_what_is_left_of_the_time(fakes):
+    fakes.newer.plan = lambda r: Plan("", ids=[], code=REFUSED_FULL, before_s=0.5)
+    assert fakes.gateway.complete("hello", 5, timeout=10).status_code == 200
+    assert fakes.newer.requests[0].timeout_ms == 10000
+    assert fakes.older.requests[0].timeout_ms <= 9500
+    assert fakes.gateway.complete("hello", 5, timeout=0.1).status_code == 200
+    assert fakes.older.requests[1].timeout_ms == 1
+
+
 def test_a_link_that_breaks_before_the_first_token_costs_nothing(fakes):
     fakes.newer.plan = lambda r: Plan(quit_after=0)
     r = fakes.gateway.complete("hello", 5)
@@ -325,6 +334,7 @@ def test_what_is_wrong_with_an_entry_is_said_once(folder, tmp_path):
     write("unknown", secret_file=str(open_secret))
     write("nohost", link="no-such-host.invalid:1")
     write("stale")
+    write("for-ever", expires=2**63 - 1)
     write("first", job_id="same", started=6)
     write("second", job_id="same", started=7)
     os.symlink("nothing", folder / "dangling.json")
@@ -349,6 +359,7 @@ def test_what_is_wrong_with_an_entry_is_said_once(folder, tmp_path):
         time.sleep(2.5)                   # another look
         for name in expected:
             assert g.count(f"/{name}.json: ") == 1, name
+        assert g.count("/for-ever.json: ") == 0
         assert "readme" not in "".join(g.lines)
         with Job(folder, "fine"):
             g.wait_line("ready ")
