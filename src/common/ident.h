@@ -16,6 +16,7 @@ struct req_id {
     uint32_t generation;              /* from 1; 0 names nothing */
 };
 _Static_assert(sizeof(struct req_id) == 8, "wire layout is fixed");
+enum { ATTEMPT_MAX = 0x7fff };        /* the bit above tells pulls: wire/msg.h */
 
 static inline bool req_id_equal(struct req_id a, struct req_id b)
 {

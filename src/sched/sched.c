@@ -162,6 +162,10 @@ static void count_emitted(const struct sched *s, struct request *r)
 static void requeue_if_gone(struct sched *s, struct request *r)
 {
     if (r->state != REQ_RETRY || held(r)) return;
+    if (r->id.attempt == ATTEMPT_MAX) {
+        end(s, r, END_FULL, FINISH_ERROR);
+        return;
+    }
     count_emitted(s, r);
     request_move(r, REQ_QUEUED);
     queue_insert(s, r);

@@ -94,7 +94,7 @@ const int32_t *msg_seq_ids(const struct msg_seq *m);
 size_t msg_seq_bytes(uint32_t bias_count, uint32_t id_count);
 
 /* The bit of an attempt that tells a pull's KV from a push's. */
-enum { PULL_BIT = 0x8000 };
+enum { PULL_BIT = ATTEMPT_MAX + 1 };
 struct msg_pull {                     /* then id_count int32_t ids */
     struct msg_head head;
     struct req_id req;                /* attempt has PULL_BIT */

@@ -380,6 +380,24 @@ static void what_nobody_left_can_take_ends_after_a_while(void **state)
     world_free(w);
 }
 
+/* Its number has one bit for something else (wire/msg.h). */
+static void attempts_end_before_their_numbers_do(void **state)
+{
+    (void)state;
+    struct world *w = world_make(false);
+    up(w, 1, ROLE_BOTH, 100, 8);
+    tell(w, request(0, 0));
+    w->s->requests[0].id.attempt = ATTEMPT_MAX - 1;
+    about(w, EV_REFUSED, 0, 1);
+    wait_ns(w, UINT64_C(1000000000));
+    assert_int_equal(done(w, ACT_RUN)->req.attempt, ATTEMPT_MAX);
+    about(w, EV_REFUSED, 0, 1);
+    assert_int_equal(done(w, ACT_END)->end, END_FULL);
+    assert_non_null(done(w, ACT_FREE));
+    assert_true(sched_idle(w->s));
+    world_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -397,6 +415,7 @@ int main(void)
         cmocka_unit_test(what_kills_whoever_runs_it_is_ended),
         cmocka_unit_test(those_who_are_left_do_both),
         cmocka_unit_test(what_nobody_left_can_take_ends_after_a_while),
+        cmocka_unit_test(attempts_end_before_their_numbers_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
