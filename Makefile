@@ -35,7 +35,8 @@ objs    = $(patsubst %.c,$(B)/%.o,$(sort $(shell find src/$(1) -name '*.c' ! -pa
 COMMON  = $(call objs,common)
 MODEL   = $(call objs,model)
 WIRE    = $(call objs,wire)
-KV      = $(call objs,kv)
+VIEW    = $(filter $(B)/src/kv/shared_view%,$(call objs,kv))
+KV      = $(filter-out $(VIEW),$(call objs,kv))
 SCHED   = $(call objs,sched)
 ENGINE  = $(call objs,engine)
 MPI     = $(patsubst $(B)/%,$(M)/%,$(call objs,mpi))
@@ -45,6 +46,7 @@ CTL     = $(call objs,ctl)
 COMMON_LIBS  = -lyaml -lm
 MODEL_LIBS   = -lpcre2-8 -ljansson
 GATEWAY_LIBS = -lmicrohttpd -ljansson
+VIEW_LIBS    = -lhiredis
 CTL_LIBS     = -ljansson -lcurl -lcrypto
 
 PROGRAMS = $(M)/rankserve $(B)/rankserve-gateway $(B)/rankservectl
@@ -53,10 +55,10 @@ all:
 include src/cuda/cuda.mk
 all: $(PROGRAMS)
 
-$(M)/rankserve: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(ENGINE) $(MPI)
-	$(Q)$(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ $(MODEL_LIBS) $(COMMON_LIBS)
-$(B)/rankserve-gateway: $(COMMON) $(WIRE) $(MODEL) $(KV) $(GATEWAY)
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(GATEWAY_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+$(M)/rankserve: $(COMMON) $(WIRE) $(MODEL) $(KV) $(VIEW) $(SCHED) $(ENGINE) $(MPI)
+	$(Q)$(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ $(VIEW_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+$(B)/rankserve-gateway: $(COMMON) $(WIRE) $(MODEL) $(KV) $(VIEW) $(GATEWAY)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(GATEWAY_LIBS) $(VIEW_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/rankservectl: $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(CTL)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 
@@ -79,12 +81,12 @@ $(B)/%.o: %.c
 UNIT_common  = $(COMMON)
 UNIT_wire    = $(COMMON) $(WIRE)
 UNIT_model   = $(COMMON) $(MODEL)
-UNIT_kv      = $(COMMON) $(KV)
+UNIT_kv      = $(COMMON) $(KV) $(VIEW)
 UNIT_sched   = $(COMMON) $(KV) $(SCHED)
 UNIT_engine  = $(COMMON) $(MODEL) $(KV) $(ENGINE)
 # What of src/mpi needs no MPI.
 UNIT_mpi     = $(COMMON) $(WIRE) $(KV) $(B)/src/mpi/blocks.o
-UNIT_gateway = $(COMMON) $(WIRE) $(MODEL) $(KV) $(filter-out %/gateway/main.o,$(GATEWAY))
+UNIT_gateway = $(COMMON) $(WIRE) $(MODEL) $(KV) $(VIEW) $(filter-out %/gateway/main.o,$(GATEWAY))
 UNIT_ctl     = $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(filter-out %/ctl/main.o,$(CTL))
 UNIT_TESTS   = $(patsubst tests/unit/%.c,$(B)/unit/%,$(sort $(wildcard tests/unit/*_test.c)))
 unit_folder  = $(firstword $(subst _, ,$(1)))
@@ -92,7 +94,7 @@ unit_folder  = $(firstword $(subst _, ,$(1)))
 .SECONDEXPANSION:
 $(B)/unit/%: $(B)/tests/unit/%.o $$(UNIT_$$(call unit_folder,$$*))
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(GATEWAY_LIBS) $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(GATEWAY_LIBS) $(VIEW_LIBS) $(CTL_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 
 unit: $(UNIT_TESTS)
 

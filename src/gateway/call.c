@@ -81,7 +81,8 @@ static bool submit(struct call *c, struct choice *ch)
                prompt->key_count * sizeof *prompt->keys);
     }
     memcpy((void *)link_request_ids(frame), ids->ids, ids->count * sizeof *ids->ids);
-    ch->stream = link_client_submit(c->gw->link, frame, &c->keys, c, ch->index, &ch->tried);
+    ch->stream = link_client_submit(c->gw->link, frame, &c->keys, prompt->held, c, ch->index,
+                                    &ch->tried);
     free(frame);
     return ch->stream;
 }
@@ -483,7 +484,10 @@ static bool prepare(struct call *c, enum api_kind kind, const char *body, size_t
     for (uint32_t i = 0; i < r->prompt_count; i++) {
         if (!budget(r, r->prompts[i].ids.count, context, &c->max_tokens[i], e)) return false;
     }
-    if (known) prompt_keys_make(r, &c->keys);
+    if (known) {
+        prompt_keys_make(r, &c->keys);
+        prompt_keys_look(gw, r, &c->keys);
+    }
     make_choices(c);
     return true;
 }

@@ -22,6 +22,8 @@ struct gateway {
     struct gguf *file;
     struct tokenizer *tokenizer;
     struct template *chat;            /* NULL: the model has none */
+    struct shared_view *view;         /* NULL: no --redis */
+    struct hash_secret kv_secret;     /* of --kv-secret-file */
     struct prefix_store *store;       /* ids of text seen before; has a lock of its own */
     struct guard *guard;
     struct auth *auth;

@@ -154,6 +154,10 @@ static void add_state(struct link_state *sum, const struct link_state *s)
     sum->index_checks += s->index_checks;
     sum->reuse_possible += s->reuse_possible;
     sum->reuse_captured += s->reuse_captured;
+    sum->redis_connected += s->redis_connected;
+    sum->redis_announced += s->redis_announced;
+    sum->redis_dropped += s->redis_dropped;
+    sum->redis_errors += s->redis_errors;
     if (s->uptime_ns > sum->uptime_ns) sum->uptime_ns = s->uptime_ns;
 }
 
@@ -173,7 +177,8 @@ void link_client_tell_metrics(struct link_client *c)
 /* -- streams, under the lock ------------------------------------------------------------------- */
 
 /* The better beginning; else the newer one. */
-static struct conn *choose(struct link_client *c, const struct link_request *r, uint32_t tried)
+static struct conn *choose(struct link_client *c, const struct link_request *r,
+                           const uint32_t held[JOBS_MAX], uint32_t tried)
 {
     uint32_t overlap[JOBS_MAX] = { 0 }, live = 0;
     struct conn *best = NULL;
@@ -182,6 +187,9 @@ static struct conn *choose(struct link_client *c, const struct link_request *r, 
     }
     if (live > 1) {
         overlap_look(c->overlap, r->cache_salt, link_request_ids(r), r->id_count, overlap);
+    }
+    for (uint32_t i = 0; held && i < JOBS_MAX; i++) {
+        if (held[i] > overlap[i]) overlap[i] = held[i];
     }
     for (uint32_t i = 0; i < JOBS_MAX; i++) {
         struct conn *conn = &c->conns[i];
@@ -210,7 +218,22 @@ bool link_client_keys(const struct link_client *c, struct link_keys *out)
         if (!newest || conn->to.started > newest->to.started) newest = conn;
     }
     if (newest) *out = newest->keys;
-    return newest;
+    return newest && newest->keyed;
+}
+
+uint32_t link_client_holders(const struct link_client *c, const struct link_keys *keys,
+                             struct shared_view_job jobs[JOBS_MAX], uint32_t numbers[JOBS_MAX])
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < JOBS_MAX; i++) {
+        const struct conn *conn = &c->conns[i];
+        if (!takes_requests(conn) || !conn->keyed) continue;
+        if (memcmp(keys, &conn->keys, sizeof *keys) != 0) continue;
+        jobs[count] = (struct shared_view_job){ .epoch = conn->job.epoch };
+        memcpy(jobs[count].name, conn->job.job_id, sizeof jobs[count].name);
+        numbers[count++] = i;
+    }
+    return count;
 }
 
 static void drop_keys(struct link_request *r)
@@ -220,16 +243,17 @@ static void drop_keys(struct link_request *r)
 }
 
 uint64_t link_client_submit(struct link_client *c, struct link_request *r,
-                            const struct link_keys *keys, void *owner, uint32_t index,
-                            uint32_t *tried)
+                            const struct link_keys *keys, const uint32_t held[JOBS_MAX],
+                            void *owner, uint32_t index, uint32_t *tried)
 {
-    struct conn *conn = choose(c, r, *tried);
+    struct conn *conn = choose(c, r, held, *tried);
     if (!conn) return 0;
     struct stream *s;
     uint64_t number = slots_take(&c->streams, (void **)&s);
     if (!number) return 0;
     *s = (struct stream){ owner, index, conn->index };
-    if (r->key_count && memcmp(keys, &conn->keys, sizeof *keys) != 0) drop_keys(r);
+    bool theirs = conn->keyed && memcmp(keys, &conn->keys, sizeof *keys) == 0;
+    if (r->key_count && !theirs) drop_keys(r);
     link_head_set(&r->head, LINK_REQUEST, number,
                   link_request_bytes(r->params.bias_count, r->key_count, r->id_count));
     if (!send_frame(c, conn, &r->head)) {

@@ -3,8 +3,8 @@
  * The thread connects to every job it was told of, proves who it is, reconnects when a job goes,
  * hands what arrives to the streams' owners, and tells them when their client's socket hung up
  * (gateway/watch.h).  There is one job for ever (--link), or a set that changes (gateway/jobs.h).
- * A request goes to the live job that was sent the longest beginning of its prompt, or, when none
- * was sent more than another, to the one started last.
+ * A request goes to the live job that was sent the longest beginning of its prompt, or that holds
+ * it as the shared view says; when none has more than another, to the one started last.
  * All functions but start and stop are called with the gateway's lock held; the owner's functions
  * are called by the link's thread with it held.
  * Always true: every submitted stream gets `end` exactly once, unless it was forgotten before;
@@ -21,6 +21,7 @@
 #include "common/limits.h"
 #include "gateway/gateway.h"
 #include "kv/key.h"
+#include "kv/shared_view.h"
 #include "wire/link.h"
 
 struct link_client;
@@ -61,14 +62,19 @@ struct link_keys {
     struct hash_secret secret;
     struct kv_scope scope;
 };
-/* Those of a live job; false when there is none. */
+/* Those of the newest live job; false when there is none that makes the same. */
 bool link_client_keys(const struct link_client *c, struct link_keys *out);
+/* The live jobs that make these keys, with the link's own number of each. */
+uint32_t link_client_holders(const struct link_client *c, const struct link_keys *keys,
+                             struct shared_view_job jobs[JOBS_MAX], uint32_t numbers[JOBS_MAX]);
 
 /* Sends a request, whose head is filled in here, to a job not in `tried`, and adds that job to it.
  * The request's keys, if it has any, were made from `keys`: they are taken out of the frame when
- * the job's are others.  Returns its stream, or 0: no such job is live, or there is no room. */
+ * the job's are others.  `held` (NULL: not known): tokens of the prompt that each job holds, by its
+ * number.  Returns its stream, or 0: no such job is live, or there is no room. */
 uint64_t link_client_submit(struct link_client *c, struct link_request *r,
-                            const struct link_keys *keys, void *owner, uint32_t index,
+                            const struct link_keys *keys, const uint32_t held[JOBS_MAX],
+                            void *owner, uint32_t index,
                             uint32_t *tried);
 void link_client_cancel(struct link_client *c, uint64_t stream);  /* `end` still comes */
 void link_client_forget(struct link_client *c, uint64_t stream);  /* cancels; nothing comes */

@@ -226,12 +226,14 @@ static const char *take_welcome(struct conn *c, const struct link_head *h)
     pthread_mutex_lock(&gw->lock);
     c->job = *w;
     c->keys = (struct link_keys){
-        .secret = link_kv_secret(c->to.secret),
+        .secret = *gw->config.kv_secret_file ? gw->kv_secret : link_kv_secret(c->to.secret),
         .scope = { .model_digest = w->model_digest, .kv_type = w->kv_type,
                    .block_tokens = w->block_tokens },
     };
     c->known = c->up = true;
+    c->keyed = hash_equal(w->keys_proof, link_keys_proof(c->keys.secret));
     pthread_mutex_unlock(&gw->lock);
+    if (!c->keyed) log_warn("job=%s: another --kv-secret-file: it makes its own keys", c->to.name);
     log_info("link up job=%s max_model_len=%u vocab=%u", c->to.name, w->max_model_len, w->vocab);
     return NULL;
 }

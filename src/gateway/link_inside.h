@@ -44,6 +44,7 @@ struct conn {
     struct link_welcome job;
     struct link_keys keys;            /* that follow from it */
     bool known;                       /* `job` was said */
+    bool keyed;                       /* the job makes the same keys */
     struct link_state said;
 };
 

@@ -21,6 +21,7 @@
 #include "gateway/jobs.h"
 #include "gateway/link_client.h"
 #include "gateway/metrics.h"
+#include "kv/shared_view.h"
 #include "model/hparams.h"
 
 extern char **environ;
@@ -110,6 +111,20 @@ static void open_model(struct gateway *gw)
     gw->guard = guard_open(gw->tokenizer, gw->store);
     open_template(gw);
     name_model(gw);
+}
+
+static void open_view(struct gateway *gw)
+{
+    struct why why;
+    uint8_t secret[SECRET_BYTES];
+    const struct config *c = &gw->config;
+    if (*c->kv_secret_file) {
+        if (link_secret_read(c->kv_secret_file, secret, &why) != OK) die("%s", why.text);
+        gw->kv_secret = link_kv_secret(secret);
+    }
+    if (!*c->redis || !*c->jobs) return; /* one job: nothing to choose */
+    struct shared_view_config s = { .url = c->redis, .password_file = c->redis_password_file };
+    if (shared_view_open(&gw->view, &s, &why) != OK) die("%s", why.text);
 }
 
 static void close_model(struct gateway *gw)
@@ -205,6 +220,7 @@ int main(int argc, char **argv)
     if (auth_open(&gw->auth, gw->config.api_key_file, &why) != OK) die("%s", why.text);
     if (http_bind(&server, gw, &why) != OK) die("%s", why.text);
     open_model(gw);
+    open_view(gw);
     const char *url = http_url(server);
     link_client_start(gw, &call_link_owner, on_tick, on_ready, (void *)url);
     struct jobs *jobs = *gw->config.jobs ? jobs_start(gw, &why) : NULL;
@@ -219,6 +235,7 @@ int main(int argc, char **argv)
     http_stop(server);
     if (jobs && !jobs_stop(jobs)) leave(0); /* it hangs in a file system: nothing else waits */
     link_client_stop(gw->link);
+    shared_view_close(gw->view);
     free(server);
     close_model(gw);
     return 0;

@@ -325,3 +325,30 @@ void metrics_write_store(const struct prefix_store_stats *s, const char *model, 
             "Prompt tokens tokenized, of text long enough to be kept.", s->made);
     gauge(&w, "llm_d_prefix_store_bytes", "Memory of tokenized text.", (double)s->bytes);
 }
+
+void metrics_write_view(const struct metrics *m, const struct shared_view_stats *s,
+                        const char *model, struct buf *out)
+{
+    struct writer w = { .out = out };
+    label_set(&w, model);
+    gauge(&w, "llm_d_redis_jobs_connected", "Jobs that are connected to Redis.",
+          (double)m->state.redis_connected);
+    counter(&w, "llm_d_redis_announced_total", "Keys of KV blocks that Redis took from jobs.",
+            m->state.redis_announced);
+    counter(&w, "llm_d_redis_dropped_total", "Keys that jobs could not tell Redis.",
+            m->state.redis_dropped);
+    counter(&w, "llm_d_redis_job_errors_total", "Failures of Redis that jobs saw.",
+            m->state.redis_errors);
+    if (!s) return;
+    gauge(&w, "llm_d_redis_connected", "Whether this gateway is connected to Redis.", s->connected);
+    counter(&w, "llm_d_redis_looks_total", "Prompts that Redis was asked about.", s->looks);
+    counter(&w, "llm_d_redis_looks_found_total", "Of these, those that a job holds a part of.",
+            s->found);
+    counter(&w, "llm_d_redis_looks_skipped_total", "Prompts that were placed without Redis.",
+            s->skipped);
+    head(&w, "llm_d_redis_errors_total", "counter", "Failures of Redis that this gateway saw.");
+    for (int i = 0; i < VIEW_ERROR_COUNT; i++) {
+        buf_print(out, "llm_d_redis_errors_total{%s,kind=\"%s\"} %llu\n", w.label,
+                  view_error_name((enum view_error)i), (unsigned long long)s->errors[i]);
+    }
+}

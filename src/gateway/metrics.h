@@ -10,6 +10,7 @@
 
 #include "common/mem.h"
 #include "gateway/prefix_store.h"
+#include "kv/shared_view.h"
 #include "wire/link.h"
 
 struct metrics;
@@ -28,6 +29,9 @@ void metrics_state(struct metrics *m, const struct link_state *s, uint64_t now_n
 void metrics_link_lost(struct metrics *m);
 
 void metrics_write_store(const struct prefix_store_stats *s, const char *model, struct buf *out);
+/* Of the jobs (as their states say) and, unless NULL, of the gateway's own looks. */
+void metrics_write_view(const struct metrics *m, const struct shared_view_stats *s,
+                        const char *model, struct buf *out);
 void metrics_write(const struct metrics *m, const char *model, uint64_t now_ns, struct buf *out);
 
 #endif

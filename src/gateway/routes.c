@@ -65,7 +65,12 @@ static void run_metrics(struct gateway *gw, const char *path, const char *body, 
     out->type = "text/plain; version=0.0.4; charset=utf-8";
     struct prefix_store_stats store;
     prefix_store_stats(gw->store, &store);
+    struct shared_view_stats view;
+    if (gw->view) shared_view_stats(gw->view, &view);
     pthread_mutex_lock(&gw->lock);
+    if (*gw->config.redis) {
+        metrics_write_view(gw->metrics, gw->view ? &view : NULL, gw->model_name, &out->body);
+    }
     metrics_write(gw->metrics, gw->model_name, clock_now_ns(), &out->body);
     metrics_write_store(&store, gw->model_name, &out->body);
     pthread_mutex_unlock(&gw->lock);

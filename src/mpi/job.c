@@ -137,11 +137,17 @@ static enum err make_secrets(struct job *j, struct why *why)
     secret_random(j->nonce, sizeof j->nonce);
     secret_random(&j->kv_secret, sizeof j->kv_secret);
     secret_random(j->link_secret, sizeof j->link_secret);
-    if (!j->config.secret_file[0]) return OK;
-    enum err e = link_secret_read(j->config.secret_file, j->link_secret, why);
-    if (e) return e;
-    j->kv_secret = link_kv_secret(j->link_secret);
-    return OK;
+    enum err e = OK;
+    if (j->config.secret_file[0]) {
+        e = link_secret_read(j->config.secret_file, j->link_secret, why);
+        j->kv_secret = link_kv_secret(j->link_secret);
+    }
+    if (e == OK && j->config.kv_secret_file[0]) {
+        uint8_t shared[SECRET_BYTES];
+        e = link_secret_read(j->config.kv_secret_file, shared, why);
+        if (e == OK) j->kv_secret = link_kv_secret(shared);
+    }
+    return e;
 }
 
 /* A program built with one version runs under another one without a word: so one is said. */

@@ -297,6 +297,7 @@ _Noreturn static void leave(struct rank0 *z)
         links_turn(z);
     }
     links_close(z);
+    shared_view_close(z->view);
     rank0_status_file(&z->job->config, z->over_code, z->over_why);
     if (z->over_code == 0 && !z->rank_lost) job_leave_together(0);
     job_leave_alone(z->over_code);
@@ -350,6 +351,7 @@ static void open_all(struct rank0 *z, struct job *j, struct port *port,
     open_sched(z);
     struct port_sink sink = { .ctx = z, .message = on_message, .ended = on_ended };
     port_serve(port, &sink);
+    if (index_share(z, &why)) rank0_over(z, CODE_FAILED, "%s", why.text);
     if (links_open(z, &why)) rank0_over(z, CODE_FAILED, "%s", why.text);
     open_signals(z);
     alarm(0);

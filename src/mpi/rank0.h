@@ -19,6 +19,7 @@
 #include "mpi/loop.h"
 #include "mpi/port.h"
 #include "kv/key.h"
+#include "kv/shared_view.h"
 #include "mpi/weights.h"
 #include "sched/sched.h"
 #include "wire/link.h"
@@ -90,6 +91,8 @@ struct rank0 {
     uint16_t *free_slots;
     uint32_t free_count;
     struct blocks_in blocks;          /* the index, once every worker is up */
+    struct shared_view *view;         /* what is told to other jobs' gateways; NULL: no Redis */
+    uint64_t epoch;                   /* of this run: entries of another one count for nothing */
     struct gateway *gateways;         /* GATEWAY_COUNT_MAX */
     struct watch listener, far_listener; /* --link, --link-listen */
     char *link_path;                  /* Unix socket to remove at the end */
@@ -148,6 +151,8 @@ void index_open(struct rank0 *z);
 void index_on_blocks(struct rank0 *z, int from, const struct msg_blocks *m);
 void index_on_stats(struct rank0 *z, int from, const struct msg_stats *m);
 void index_lost(struct rank0 *z, int rank);
+/* Connects to the shared view, when there is to be one. */
+enum err index_share(struct rank0 *z, struct why *why);
 void index_fill_state(const struct rank0 *z, struct link_state *m);
 /* What must be equal for a block to be of use to a request here. */
 struct kv_scope index_scope(const struct rank0 *z);

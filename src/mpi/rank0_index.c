@@ -51,8 +51,29 @@ void index_fill_state(const struct rank0 *z, struct link_state *m)
     m->index_bytes = s.bytes;
     m->index_mismatches = z->blocks.mismatches + z->blocks.refused;
     m->index_checks = z->blocks.checks;
+    struct shared_view_stats shared = { 0 };
+    if (z->view) shared_view_stats(z->view, &shared);
+    m->redis_connected = shared.connected;
+    m->redis_announced = shared.announced;
+    m->redis_dropped = shared.dropped;
+    for (int i = 0; i < VIEW_ERROR_COUNT; i++) m->redis_errors += shared.errors[i];
     m->reuse_possible = z->reuse_possible;
     m->reuse_captured = z->reuse_captured;
+}
+
+enum err index_share(struct rank0 *z, struct why *why)
+{
+    const struct config *c = &z->job->config;
+    uint64_t ttl = c->cache_ttl_ms ? (c->cache_ttl_ms + 999) / 1000 : VIEW_TTL_S;
+    secret_random(&z->epoch, sizeof z->epoch);
+    if (!*c->redis) return OK;
+    if (!*c->kv_secret_file)
+        log_warn("--redis without --kv-secret-file: only jobs with this link's secret share it");
+    struct shared_view_config s = {
+        .url = c->redis, .password_file = c->redis_password_file, .job = c->job_id,
+        .epoch = z->epoch, .ttl_s = (uint32_t)(ttl < VIEW_TTL_S ? ttl : VIEW_TTL_S),
+    };
+    return shared_view_open(&z->view, &s, why);
 }
 
 /* -- keys ------------------------------------------------------------------------------------- */

@@ -173,7 +173,8 @@ static void on_proof(struct rank0 *z, struct gateway *g, const struct link_proof
     struct link_welcome w = {
         .model_digest = z->weights.model->digest, .max_model_len = z->max_model_len,
         .block_tokens = (uint32_t)z->job->config.block_size, .vocab = z->weights.model->h.vocab,
-        .kv_type = index_scope(z).kv_type,
+        .kv_type = index_scope(z).kv_type, .epoch = z->epoch,
+        .keys_proof = link_keys_proof(z->job->kv_secret),
     };
     link_head_set(&w.head, LINK_WELCOME, 0, sizeof w);
     strncpy(w.job_id, z->job->config.job_id, sizeof w.job_id - 1);

@@ -84,6 +84,11 @@ struct hash_secret link_kv_secret(const uint8_t secret[SECRET_BYTES])
     return (struct hash_secret){ .k0 = derived.lo, .k1 = derived.hi };
 }
 
+struct hash128 link_keys_proof(struct hash_secret kv_secret)
+{
+    return hash_sip128(kv_secret, "keys", 4);
+}
+
 enum err link_secret_read(const char *path, uint8_t secret[SECRET_BYTES], struct why *why)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);

@@ -31,7 +31,7 @@
 #include "common/mem.h"
 #include "common/sampling.h"
 
-enum { LINK_MAGIC = 0x524b4c31, LINK_VERSION = 1, LINK_STATE_MS = 500 };
+enum { LINK_MAGIC = 0x524b4c31, LINK_VERSION = 2, LINK_STATE_MS = 500 };
 
 enum link_type {
     LINK_HELLO = 1,
@@ -68,6 +68,8 @@ struct link_welcome {
     uint32_t vocab;
     uint32_t kv_type;                 /* with digest and block_tokens: what keys cover */
     char job_id[32];
+    uint64_t epoch;                   /* of this run of the job: random                     */
+    struct hash128 keys_proof;        /* link_keys_proof of its secret: equal ones, equal keys */
 };
 
 struct link_request {
@@ -134,6 +136,8 @@ struct link_state {
     uint64_t index_blocks, index_bytes, index_mismatches, index_lookups, index_checks;
     uint64_t reuse_possible, reuse_captured; /* prompt tokens that some worker held; of these,
                                                 those that were not computed again           */
+    /* The shared view: 1 when Redis is connected; keys it took, keys lost, failures. */
+    uint64_t redis_connected, redis_announced, redis_dropped, redis_errors;
 };
 
 void link_head_set(struct link_head *h, enum link_type type, uint64_t stream, size_t bytes);
@@ -143,6 +147,8 @@ struct hash128 link_proof_of_gateway(const uint8_t secret[SECRET_BYTES], const u
                                      const uint8_t gateway[16]);
 /* The secret of the keys of KV blocks (kv/key.h): SipHash128 of "kv" under the first 16 bytes. */
 struct hash_secret link_kv_secret(const uint8_t secret[SECRET_BYTES]);
+/* Tells whether two sides make the same keys, and nothing else. */
+struct hash128 link_keys_proof(struct hash_secret kv_secret);
 /* Reads a 0600 file of 2*SECRET_BYTES hex digits; anything else is refused with a line. */
 enum err link_secret_read(const char *path, uint8_t secret[SECRET_BYTES], struct why *why);
 

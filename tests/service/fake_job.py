@@ -151,7 +151,7 @@ class FakeJob:
         values = {**dict.fromkeys(STATE_FIELDS, 0), **self.numbers, "state": self.live_state}
         values["uptime_ns"] = time.monotonic_ns()
         if self.peer:
-            self.send(self.peer, STATE, 0, struct.pack("<12I21Q", *(values[f] for f in STATE_FIELDS)))
+            self.send(self.peer, STATE, 0, struct.pack("<12I25Q", *(values[f] for f in STATE_FIELDS)))
 
     def tick(self, peer):
         while self.peer is peer:
@@ -190,8 +190,9 @@ class FakeJob:
                 return
         except StopIteration:
             return
-        self.send(peer, WELCOME, 0, struct.pack("<16sIIII32s", self.digest, self.max_model_len, 16,
-                                                self.vocab, 0, b"fake"))
+        self.send(peer, WELCOME, 0, struct.pack(
+            "<16sIIII32sQ16s", self.digest, self.max_model_len, 16, self.vocab, 0, b"fake", 1,
+            siphash128(siphash128(self.secret[:16], b"kv"), b"keys")))
         self.peer, self.connections = peer, self.connections + 1
         self.state()
         threading.Thread(target=self.tick, args=(peer,), daemon=True).start()

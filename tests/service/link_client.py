@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 
-MAGIC, VERSION = 0x524B4C31, 1
+MAGIC, VERSION = 0x524B4C31, 2
 (HELLO, CHALLENGE, PROOF, WELCOME, REQUEST, CANCEL, TOKENS, SCORES, END, STATE) = range(1, 11)
 (OK, REFUSED_FULL, REFUSED_LENGTH, REFUSED_STATE, WORKER_LOST, TIMEOUT, CANCELLED,
  BAD_REQUEST) = range(8)
@@ -21,7 +21,8 @@ STATE_FIELDS = ("state worker_count workers_alive requests_running requests_wait
                 "blocks_cached requests_no_room kv_bytes_total kv_bytes_used decisions prompt_tokens "
                 "prompt_tokens_cached output_tokens preemptions stale_refused kv_bytes_sent "
                 "step_ns_sum uptime_ns workers_lost requests_replaced wakeups index_blocks "
-                "index_bytes index_mismatches index_lookups index_checks reuse_possible reuse_captured").split()
+                "index_bytes index_mismatches index_lookups index_checks reuse_possible reuse_captured "
+                "redis_connected redis_announced redis_dropped redis_errors").split()
 
 
 def siphash128(key, data):
@@ -187,7 +188,7 @@ class Client:
     def handle(self, got):
         kind, stream, body = got
         if kind == STATE:
-            values = struct.unpack("<12I21Q", body)
+            values = struct.unpack("<12I25Q", body)
             self.state = dict(zip(STATE_FIELDS, values))
             self.states += 1
         elif kind in (TOKENS, SCORES):

@@ -109,7 +109,6 @@ REFUSED = [
     ("a quantization", "k8s", [], "  model: {quantization: fp8}", "a", "spec.model.quantization"),
     ("autoscaling", "k8s", [], "  serving: {both: {replicas: 1, autoscaling: {enabled: true}}}", "a",
      "spec.serving.both.autoscaling.enabled"),
-    ("redis", "slurm", [], "  caching: {redis: {cluster: x}}", "a", "spec.caching.redis"),
     ("a model from the network", "k8s", [], "  model: {modelUri: hf://a/b}", "a",
      "spec.model.modelUri is 'hf://a/b'"),
     ("a claim without a path", "k8s", [], "  model: {modelUri: pvc://models}", "a",

@@ -57,6 +57,7 @@ static void the_example_of_the_architecture_page_is_read(void **state)
     assert_int_equal(c.prefill, 2);
     assert_int_equal(c.decode, 4);
     assert_true(c.enable_prefix_caching);
+    assert_string_equal(c.redis, "redis-cluster");
 }
 
 static void engine_takes_every_option_by_its_camel_case_name(void **state)

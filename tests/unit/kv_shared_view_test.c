@@ -1,0 +1,405 @@
+/* tests/unit/kv_shared_view_test.c - the shared view against real Redis servers, well and ill. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+#include "kv/shared_view_net.h"
+
+enum { KEYS = 4096, PATIENCE_S = 20, NODES = 3 };
+
+static struct hash128 keys[KEYS];
+static const struct shared_view_job jobs[] = { { "one", 1 }, { "two", 2 } };
+static char folder[64];
+
+/* -- servers ----------------------------------------------------------------------------------- */
+
+struct server { pid_t pid; int port; };
+
+/* One whose cluster bus, 10000 above, is a port as well. */
+static int free_port(void)
+{
+    for (;;) {
+        struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+        socklen_t bytes = sizeof a;
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+        getsockname(fd, (struct sockaddr *)&a, &bytes);
+        close(fd);
+        if (ntohs(a.sin_port) < 50000) return ntohs(a.sin_port);
+    }
+}
+
+static redisContext *admin(const struct server *s)
+{
+    uint64_t until = clock_now_ns() + PATIENCE_S * NS_PER_S;
+    while (clock_now_ns() < until) {
+        redisContext *c = redisConnect("127.0.0.1", s->port);
+        if (c && !c->err) return c;
+        if (c) redisFree(c);
+        usleep(10000);
+    }
+    fail_msg("no server at port %d", s->port);
+    return NULL;
+}
+
+/* Any command; the answer is only looked at when it is an integer. */
+static long long tell(const struct server *s, const char *fmt, ...)
+{
+    redisContext *c = admin(s);
+    va_list ap;
+    va_start(ap, fmt);
+    redisReply *r = redisvCommand(c, fmt, ap);
+    va_end(ap);
+    long long value = r && r->type == REDIS_REPLY_INTEGER ? r->integer : 0;
+    if (r && r->type == REDIS_REPLY_ERROR) fail_msg("%s: %s", fmt, r->str);
+    if (r) freeReplyObject(r);
+    redisFree(c);
+    return value;
+}
+
+static void server_run(struct server *s, const char *const *more)
+{
+    char port[12], dir[96], file[32];
+    snprintf(port, sizeof port, "%d", s->port);
+    snprintf(dir, sizeof dir, "%s", folder);
+    snprintf(file, sizeof file, "nodes-%d.conf", s->port);
+    const char *argv[32] = { "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "",
+                             "--appendonly", "no", "--dir", dir, "--cluster-config-file", file };
+    for (int i = 13; more && *more; i++) argv[i] = *more++;
+    s->pid = fork();
+    if (s->pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        int null = open("/dev/null", O_WRONLY);
+        dup2(null, 1);
+        execvp(argv[0], (char **)argv);
+        _exit(127);
+    }
+    redisFree(admin(s));
+}
+
+static void server_start(struct server *s, const char *const *more)
+{
+    if (system("command -v redis-server > /dev/null") != 0) skip();
+    s->port = free_port();
+    server_run(s, more);
+}
+
+static void server_kill(struct server *s)
+{
+    if (s->pid <= 0) return;
+    kill(s->pid, SIGKILL);
+    waitpid(s->pid, NULL, 0);
+    s->pid = 0;
+}
+
+/* -- views ------------------------------------------------------------------------------------- */
+
+static struct shared_view *view_at(const char *url, const char *password_file, const char *job,
+                                   uint64_t epoch, uint32_t ttl_s)
+{
+    struct shared_view_config c = { .url = url, .password_file = password_file, .job = job,
+                                    .epoch = epoch, .ttl_s = ttl_s };
+    struct shared_view *v;
+    struct why why;
+    if (shared_view_open(&v, &c, &why) != OK) fail_msg("%s", why.text);
+    return v;
+}
+
+static struct shared_view *view(const struct server *s, const char *job, uint64_t epoch)
+{
+    char url[64];
+    snprintf(url, sizeof url, "redis://127.0.0.1:%d/0", s->port);
+    return view_at(url, "", job, epoch, 600);
+}
+
+static struct shared_view_stats stats(struct shared_view *v)
+{
+    struct shared_view_stats s;
+    shared_view_stats(v, &s);
+    return s;
+}
+
+#define WAIT(condition)                                                                          \
+    do {                                                                                         \
+        uint64_t until_ = clock_now_ns() + PATIENCE_S * NS_PER_S;                                \
+        while (!(condition) && clock_now_ns() < until_) usleep(5000);                            \
+        assert_true(condition);                                                                  \
+    } while (0)
+
+static void announce(struct shared_view *v, uint32_t from, uint32_t count)
+{
+    uint64_t before = stats(v).announced;
+    shared_view_announce(v, keys + from, count);
+    WAIT(stats(v).announced >= before + count);
+}
+
+static bool look(struct shared_view *v, uint32_t count, uint32_t blocks[2])
+{
+    return shared_view_look(v, keys, count, jobs, 2, NS_PER_S, blocks);
+}
+
+static uint32_t held(struct shared_view *v, uint32_t count, int job)
+{
+    uint32_t blocks[2];
+    WAIT(look(v, count, blocks));
+    return blocks[job];
+}
+
+/* -- without a server -------------------------------------------------------------------------- */
+
+static void an_address_is_read_or_refused_with_a_line(void **state)
+{
+    (void)state;
+    struct view_address a;
+    struct why why;
+    assert_int_equal(view_address_read(&a, "redis-cluster", "", &why), OK);
+    assert_string_equal(a.seeds[0].host, "redis-cluster");
+    assert_int_equal(a.seeds[0].port, 6379);
+    assert_int_equal(view_address_read(&a, "redis://h:1,[::1]:2,[fe80::1]/3", "", &why), OK);
+    assert_int_equal(a.seed_count, 3);
+    assert_string_equal(a.seeds[1].host, "::1");
+    assert_int_equal(a.seeds[1].port, 2);
+    assert_string_equal(a.seeds[2].host, "fe80::1");
+    assert_int_equal(a.db, 3);
+    assert_int_equal(view_address_read(&a, "unix:/run/r.sock", "", &why), OK);
+    assert_string_equal(a.path, "/run/r.sock");
+    static const char *const bad[][2] = {
+        { "rediss://h", "TLS" }, { "http://h", "only redis://" }, { "redis://h:x", "HOST:PORT" },
+        { "redis://", "HOST" }, { "h:0", "HOST" }, { "h:70000", "HOST" }, { "h,", "HOST" },
+        { "redis://u:secret@h", "--redis-password-file" }, { "u@h", "needs --redis-password" },
+        { "h/x", "database" }, { "unix:", "path" }, { "[::1", "HOST" },
+        { "a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a", "more than" },
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_not_equal(view_address_read(&a, bad[i][0], "", &why), OK);
+        if (!strstr(why.text, bad[i][1])) fail_msg("%s: %s", bad[i][0], why.text);
+        assert_null(strstr(why.text, "secret"));
+    }
+}
+
+static void slots_are_those_of_the_specification(void **state)
+{
+    (void)state;
+    assert_int_equal(view_slot("123456789", 9), 0x31c3);
+    assert_int_equal(view_slot("foo", 3), 12182);
+    assert_int_equal(view_slot("a{foo}b", 7), 12182);
+    assert_int_equal(view_slot("{}foo", 5), view_slot("{}foo", 5));
+    assert_int_not_equal(view_slot("{}foo", 5), 12182);
+}
+
+static void without_redis_nothing_waits_and_nothing_is_kept_beyond_the_ring(void **state)
+{
+    (void)state;
+    struct server nobody = { .port = free_port() };
+    struct shared_view *v = view(&nobody, "one", 1);
+    uint32_t blocks[2], told = 0;
+    for (; told < VIEW_RING_KEYS + KEYS; told += KEYS) shared_view_announce(v, keys, KEYS);
+    assert_int_equal(stats(v).dropped, told - VIEW_RING_KEYS);
+    assert_false(look(v, 100, blocks));
+    assert_int_equal(blocks[0], 0);
+    WAIT(stats(v).errors[VIEW_CONNECTION] > 1);
+    assert_false(stats(v).connected);
+    shared_view_close(v);
+    shared_view_announce(NULL, keys, 1);
+}
+
+/* -- with one ---------------------------------------------------------------------------------- */
+
+static void what_is_announced_is_found_at_every_length(void **state)
+{
+    struct server *s = *state;
+    server_start(s, NULL);
+    struct shared_view *one = view(s, "one", 1), *two = view(s, "two", 2), *g = view(s, NULL, 0);
+    uint32_t had = 0;
+    for (uint32_t h = 1; h <= KEYS; h = h * 2 + 1) {
+        announce(one, had, h - had);
+        had = h;
+        for (uint32_t n = 1; n <= KEYS; n = n * 3 + 2) {
+            uint32_t right = h < n ? h : n, got = held(g, n, 0);
+            assert_true(got <= right && got + n / 256 >= right);
+            assert_int_equal(held(g, n, 1), 0);
+        }
+    }
+    announce(two, 0, 3);
+    assert_int_equal(held(g, 10, 0), 10);
+    assert_int_equal(held(g, 10, 1), 3);
+    shared_view_close(one);
+    shared_view_close(two);
+    shared_view_close(g);
+}
+
+static void what_others_wrote_is_not_believed(void **state)
+{
+    struct server *s = *state;
+    server_start(s, NULL);
+    struct shared_view *old = view(s, "one", 77), *one = view(s, "one", 1), *g = view(s, NULL, 0);
+    announce(old, 0, 10);             /* an earlier run under the same name */
+    assert_int_equal(held(g, 10, 0), 0);
+    tell(s, "FLUSHALL");
+    for (int i = 0; i < 10; i++) {
+        tell(s, "LPUSH rankserve:{%016llx%016llx}:one 0000000000000001",
+             (unsigned long long)keys[i].lo, (unsigned long long)keys[i].hi);
+        tell(s, "SET rankserve:{%016llx%016llx}:two nonsense", (unsigned long long)keys[i].lo,
+             (unsigned long long)keys[i].hi);
+    }
+    uint32_t blocks[2];
+    WAIT(look(g, 10, blocks));
+    assert_int_equal(blocks[0] + blocks[1], 0);
+    announce(one, 0, 10);
+    assert_int_equal(held(g, 10, 0), 10);
+    shared_view_close(old);
+    shared_view_close(one);
+    shared_view_close(g);
+}
+
+static void an_entry_expires_by_itself(void **state)
+{
+    struct server *s = *state;
+    char url[64];
+    server_start(s, NULL);
+    snprintf(url, sizeof url, "127.0.0.1:%d", s->port);
+    struct shared_view *one = view_at(url, "", "one", 1, 1), *two = view(s, "two", 2);
+    announce(two, 0, 50);
+    announce(one, 0, 50);
+    struct shared_view *g = view(s, NULL, 0);
+    WAIT(held(g, 50, 0) == 0);
+    assert_int_equal(held(g, 50, 1), 50);
+    WAIT(tell(s, "DBSIZE") == 50);
+    shared_view_close(one);
+    shared_view_close(two);
+    shared_view_close(g);
+}
+
+static void a_password_is_needed_where_one_is_set(void **state)
+{
+    struct server *s = *state;
+    static const char *const flags[] = { "--requirepass", "pw", NULL };
+    char url[64], right[96], wrong[96];
+    struct why why;
+    struct view_address a;
+    server_start(s, flags);
+    snprintf(url, sizeof url, "127.0.0.1:%d", s->port);
+    snprintf(right, sizeof right, "%s/right", folder);
+    snprintf(wrong, sizeof wrong, "%s/wrong", folder);
+    FILE *f = fopen(right, "w");
+    fputs("pw\n", f);
+    fclose(f);
+    f = fopen(wrong, "w");
+    fputs("other", f);
+    fclose(f);
+    chmod(right, 0644);
+    assert_int_equal(view_address_read(&a, url, right, &why), ERR_DENIED);
+    chmod(right, 0600);
+    chmod(wrong, 0600);
+    struct shared_view *none = view(s, NULL, 0), *bad = view_at(url, wrong, NULL, 0, 600);
+    struct shared_view *one = view_at(url, right, "one", 1, 600);
+    announce(one, 0, 20);
+    assert_int_equal(held(one, 20, 0), 20);
+    WAIT(stats(none).errors[VIEW_AUTH] > 0 && stats(bad).errors[VIEW_AUTH] > 0);
+    assert_false(stats(none).connected || stats(bad).connected);
+    shared_view_close(one);
+    shared_view_close(none);
+    shared_view_close(bad);
+}
+
+static void a_server_that_hangs_dies_and_comes_back_heals(void **state)
+{
+    struct server *s = *state;
+    uint32_t blocks[2];
+    server_start(s, NULL);
+    struct shared_view *one = view(s, "one", 1), *g = view(s, NULL, 0);
+    announce(one, 0, 20);
+    assert_int_equal(held(g, 20, 0), 20);
+    kill(s->pid, SIGSTOP);
+    assert_false(shared_view_look(g, keys, 20, jobs, 2, 5 * NS_PER_MS, blocks));
+    assert_int_equal(stats(g).errors[VIEW_TIMEOUT], 1);
+    assert_false(look(g, 20, blocks)); /* left out: not asked at all */
+    assert_true(stats(g).skipped >= 2);
+    shared_view_announce(one, keys, 20);
+    WAIT(stats(one).dropped == 20 && stats(one).errors[VIEW_TIMEOUT] > 0);
+    kill(s->pid, SIGCONT);
+    assert_int_equal(held(g, 20, 0), 20);
+    server_kill(s);
+    WAIT(!look(g, 20, blocks));
+    shared_view_announce(one, keys, 20);
+    server_run(s, NULL);
+    assert_int_equal(held(g, 30, 0), 0); /* it forgot all */
+    WAIT(stats(one).connected);
+    announce(one, 0, 20);
+    assert_int_equal(held(g, 20, 0), 20);
+    shared_view_close(one);
+    shared_view_close(g);
+}
+
+static void a_full_server_is_counted_and_still_asked(void **state)
+{
+    struct server *s = *state;
+    server_start(s, NULL);
+    struct shared_view *one = view(s, "one", 1), *g = view(s, NULL, 0);
+    announce(one, 0, 20);
+    tell(s, "CONFIG SET maxmemory 1");
+    shared_view_announce(one, keys + 20, 20);
+    WAIT(stats(one).errors[VIEW_FULL] == 20 && stats(one).dropped == 20);
+    assert_true(stats(one).connected);
+    assert_int_equal(held(g, 40, 0), 20);
+    tell(s, "CONFIG SET maxmemory 0");
+    announce(one, 0, 40);
+    assert_int_equal(held(g, 40, 0), 40);
+    shared_view_close(one);
+    shared_view_close(g);
+}
+
+/* -- all --------------------------------------------------------------------------------------- */
+
+static int setup(void **state)
+{
+    *state = calloc(NODES, sizeof(struct server));
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct server *s = *state;
+    for (int i = 0; i < NODES; i++) server_kill(&s[i]);
+    free(s);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_address_is_read_or_refused_with_a_line),
+        cmocka_unit_test(slots_are_those_of_the_specification),
+        cmocka_unit_test(without_redis_nothing_waits_and_nothing_is_kept_beyond_the_ring),
+#define WITH_SERVER(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+        WITH_SERVER(what_is_announced_is_found_at_every_length),
+        WITH_SERVER(what_others_wrote_is_not_believed),
+        WITH_SERVER(an_entry_expires_by_itself),
+        WITH_SERVER(a_password_is_needed_where_one_is_set),
+        WITH_SERVER(a_server_that_hangs_dies_and_comes_back_heals),
+        WITH_SERVER(a_full_server_is_counted_and_still_asked),
+    };
+    snprintf(folder, sizeof folder, "/tmp/rankserve-view-XXXXXX");
+    if (!mkdtemp(folder)) return 1;
+    for (uint32_t i = 0; i < KEYS; i++) keys[i] = (struct hash128){ i * 7919 + 1, i };
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    char command[96];
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    return system(command) == 0 ? failed : 1;
+}
