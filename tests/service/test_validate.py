@@ -176,7 +176,7 @@ def test_engine_fields_are_the_options(tmp_path):
     elsewhere = {"model", "prefill", "decode", "both", "tensor-parallel-size", "run-dir", "link",
                  "link-listen", "name", "secret-file", "status-file", "job-id", "labels",
                  "max-prefix-length", "cache-ttl", "cache-max-entries", "cache-memory-threshold",
-                 "cache-locality-weight", "latency-weight"}
+                 "cache-locality-weight", "latency-weight", "redis"}
     engine = CRDS["InferenceService"]["properties"]["spec"]["properties"]["engine"]["properties"]
     camel = {re.sub(r"-(.)", lambda m: m.group(1).upper(), n) for n in names - elsewhere}
     assert set(engine) == camel
