@@ -15,7 +15,7 @@
 #define BATCH_NS (300 * NS_PER_MS)
 #define RETRY_FIRST_NS (250 * NS_PER_MS)
 #define RETRY_MOST_NS (4 * NS_PER_S)
-#define BREAK_NS NS_PER_S             /* after a failed look */
+#define BREAK_NS NS_PER_S             /* after a failed look; between two maps of a cluster */
 #define CLOSE_NS NS_PER_S
 enum { PROBES = 16, KEY_BYTES = 96, VALUE_BYTES = 17 };
 
@@ -85,6 +85,7 @@ static void after_exchange(struct shared_view *v, bool whole, uint64_t pause_ns)
     bool any = false;
     for (uint32_t i = 0; i < v->net->node_count; i++) any |= v->net->nodes[i].link != NULL;
     if (whole && !v->net->stale) return;
+    if (whole) pause_ns = BREAK_NS;   /* only its map is old */
     pthread_mutex_lock(&v->lock);
     v->stats.errors[v->net->why] += !whole;
     connect_at(v, clock_now_ns() + pause_ns);

@@ -365,6 +365,129 @@ static void a_full_server_is_counted_and_still_asked(void **state)
     shared_view_close(g);
 }
 
+/* -- with a cluster ---------------------------------------------------------------------------- */
+
+static bool says(const struct server *s, const char *command, const char *text)
+{
+    redisContext *c = admin(s);
+    redisReply *r = redisCommand(c, command);
+    bool found = r && r->str && strstr(r->str, text);
+    if (r) freeReplyObject(r);
+    redisFree(c);
+    return found;
+}
+
+static void node_name(const struct server *s, char out[48])
+{
+    redisContext *c = admin(s);
+    redisReply *r = redisCommand(c, "CLUSTER MYID");
+    snprintf(out, 48, "%s", r->str);
+    freeReplyObject(r);
+    redisFree(c);
+}
+
+/* Three masters; a slot for every third. */
+static void cluster_start(struct server s[NODES])
+{
+    static const char *const flags[] = { "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+                                         "--cluster-require-full-coverage", "no", NULL };
+    for (int i = 0; i < NODES; i++) server_start(&s[i], flags);
+    for (int i = 0; i < NODES; i++) {
+        tell(&s[i], "CLUSTER SET-CONFIG-EPOCH %d", i + 1);
+        tell(&s[i], "CLUSTER ADDSLOTSRANGE %d %d", i * VIEW_SLOTS / NODES,
+             (i + 1) * VIEW_SLOTS / NODES - 1);
+        if (i) tell(&s[0], "CLUSTER MEET 127.0.0.1 %d", s[i].port);
+    }
+    for (int i = 0; i < NODES; i++) {
+        WAIT(says(&s[i], "CLUSTER INFO", "cluster_slots_ok:16384") &&
+             says(&s[i], "CLUSTER INFO", "cluster_state:ok"));
+    }
+}
+
+static int owner(const struct hash128 key)
+{
+    char name[64];
+    int bytes = snprintf(name, sizeof name, "{%016llx%016llx}", (unsigned long long)key.lo,
+                         (unsigned long long)key.hi);
+    return view_slot(name, (size_t)bytes) * NODES / VIEW_SLOTS;
+}
+
+static struct shared_view *cluster_view(const struct server *s, const char *job)
+{
+    char url[96];                     /* the first seed is nobody */
+    snprintf(url, sizeof url, "redis://127.0.0.1:1,127.0.0.1:%d,127.0.0.1:%d", s[1].port, s[2].port);
+    return view_at(url, "", job, 1, 600);
+}
+
+static void move_slot(const struct server *s, int slot, int from, int to, bool finish)
+{
+    char a[48], b[48];
+    node_name(&s[from], a);
+    node_name(&s[to], b);
+    tell(&s[to], "CLUSTER SETSLOT %d IMPORTING %s", slot, a);
+    tell(&s[from], "CLUSTER SETSLOT %d MIGRATING %s", slot, b);
+    if (!finish) return;
+    tell(&s[to], "CLUSTER SETSLOT %d NODE %s", slot, b);
+    tell(&s[from], "CLUSTER SETSLOT %d NODE %s", slot, b);
+}
+
+static void a_cluster_is_spread_over_its_nodes_and_moves_are_followed(void **state)
+{
+    struct server *s = *state;
+    cluster_start(s);
+    struct shared_view *one = cluster_view(s, "one"), *g = cluster_view(s, NULL);
+    announce(one, 0, 300);
+    assert_int_equal(held(g, 300, 0), 300);
+    for (int i = 0; i < NODES; i++) WAIT(tell(&s[i], "DBSIZE") > 50);
+    tell(&s[0], "FLUSHALL");
+    tell(&s[1], "FLUSHALL");
+    tell(&s[2], "FLUSHALL");
+    char name[64];
+    int bytes = snprintf(name, sizeof name, "{%016llx%016llx}", (unsigned long long)keys[0].lo,
+                         (unsigned long long)keys[0].hi);
+    int slot = view_slot(name, (size_t)bytes), from = owner(keys[0]), to = (from + 1) % NODES;
+    move_slot(s, slot, from, to, false); /* the key is not there: ASK */
+    announce(one, 0, 1);
+    assert_int_equal(tell(&s[to], "DBSIZE"), 1);
+    move_slot(s, slot, from, to, true); /* from now on MOVED */
+    uint32_t blocks[2];
+    WAIT(look(g, 1, blocks) && blocks[0] == 1);
+    announce(one, 0, 1);
+    assert_int_equal(stats(one).errors[VIEW_MOVED], 0);
+    shared_view_close(one);
+    shared_view_close(g);
+}
+
+static void a_cluster_without_a_node_is_used_for_the_rest(void **state)
+{
+    struct server *s = *state;
+    uint32_t blocks[2], there = 0, last = 0;
+    cluster_start(s);
+    struct shared_view *one = cluster_view(s, "one"), *g = cluster_view(s, NULL);
+    announce(one, 0, 16);
+    assert_int_equal(held(g, 16, 0), 16);
+    server_kill(&s[0]);
+    for (uint32_t i = 0; i < 16; i++) {
+        there += owner(keys[i]) != 0;
+        if (owner(keys[i]) != 0) last = i + 1;
+    }
+    assert_true(there > 0 && there < 16);
+    shared_view_announce(one, keys, 16);
+    WAIT(stats(one).dropped > 0);
+    uint64_t before = stats(one).announced;
+    shared_view_announce(one, keys, 16);
+    WAIT(stats(one).announced >= before + there);
+    WAIT(look(g, 16, blocks) && blocks[0] == last);
+    assert_true(stats(g).connected);
+    static const char *const flags[] = { "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+                                         "--cluster-require-full-coverage", "no", NULL };
+    server_run(&s[0], flags);
+    WAIT((shared_view_announce(one, keys, 16), look(g, 16, blocks)) && blocks[0] == 16 &&
+         tell(&s[0], "DBSIZE") == 16 - there);
+    shared_view_close(one);
+    shared_view_close(g);
+}
+
 /* -- all --------------------------------------------------------------------------------------- */
 
 static int setup(void **state)
@@ -393,6 +516,8 @@ int main(void)
         WITH_SERVER(an_entry_expires_by_itself),
         WITH_SERVER(a_password_is_needed_where_one_is_set),
         WITH_SERVER(a_server_that_hangs_dies_and_comes_back_heals),
+        WITH_SERVER(a_cluster_is_spread_over_its_nodes_and_moves_are_followed),
+        WITH_SERVER(a_cluster_without_a_node_is_used_for_the_rest),
         WITH_SERVER(a_full_server_is_counted_and_still_asked),
     };
     snprintf(folder, sizeof folder, "/tmp/rankserve-view-XXXXXX");
