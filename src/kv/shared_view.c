@@ -27,7 +27,7 @@ struct shared_view {
 
     pthread_mutex_t lock;             /* what follows, up to net_lock; held for moments only */
     pthread_cond_t changed;
-    bool stop, up, said;              /* said: that it cannot connect */
+    bool stop, up, said;              /* said: in the log, that it is away */
     uint64_t connect_at, pause_ns;    /* when the thread connects; UINT64_MAX: no need */
     struct hash128 *ring;             /* VIEW_RING_KEYS; NULL: only looks */
     uint32_t first, count;
@@ -90,6 +90,7 @@ static void after_exchange(struct shared_view *v, bool whole, uint64_t pause_ns)
     v->stats.errors[v->net->why] += !whole;
     connect_at(v, clock_now_ns() + pause_ns);
     if (!any) v->up = false;
+    v->said |= !any;
     pthread_mutex_unlock(&v->lock);
     if (any) return;
     log_warn("redis: %s; going on without", v->net->text);
