@@ -386,12 +386,13 @@ static void node_name(const struct server *s, char out[48])
     redisFree(c);
 }
 
-/* Three masters; a slot for every third. */
+static const char *const member[] = { "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+                                      "--cluster-require-full-coverage", "no", NULL };
+
+/* Three masters with a third of the slots each. */
 static void cluster_start(struct server s[NODES])
 {
-    static const char *const flags[] = { "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
-                                         "--cluster-require-full-coverage", "no", NULL };
-    for (int i = 0; i < NODES; i++) server_start(&s[i], flags);
+    for (int i = 0; i < NODES; i++) server_start(&s[i], member);
     for (int i = 0; i < NODES; i++) {
         tell(&s[i], "CLUSTER SET-CONFIG-EPOCH %d", i + 1);
         tell(&s[i], "CLUSTER ADDSLOTSRANGE %d %d", i * VIEW_SLOTS / NODES,
@@ -415,7 +416,8 @@ static int owner(const struct hash128 key)
 static struct shared_view *cluster_view(const struct server *s, const char *job)
 {
     char url[96];                     /* the first seed is nobody */
-    snprintf(url, sizeof url, "redis://127.0.0.1:1,127.0.0.1:%d,127.0.0.1:%d", s[1].port, s[2].port);
+    snprintf(url, sizeof url, "redis://127.0.0.1:1,127.0.0.1:%d,127.0.0.1:%d", s[1].port,
+             s[2].port);
     return view_at(url, "", job, 1, 600);
 }
 
@@ -479,9 +481,7 @@ static void a_cluster_without_a_node_is_used_for_the_rest(void **state)
     WAIT(stats(one).announced >= before + there);
     WAIT(look(g, 16, blocks) && blocks[0] == last);
     assert_true(stats(g).connected);
-    static const char *const flags[] = { "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
-                                         "--cluster-require-full-coverage", "no", NULL };
-    server_run(&s[0], flags);
+    server_run(&s[0], member);
     WAIT((shared_view_announce(one, keys, 16), look(g, 16, blocks)) && blocks[0] == 16 &&
          tell(&s[0], "DBSIZE") == 16 - there);
     shared_view_close(one);
