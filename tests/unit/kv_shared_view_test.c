@@ -316,6 +316,18 @@ static void a_password_is_needed_where_one_is_set(void **state)
     shared_view_close(one);
     shared_view_close(none);
     shared_view_close(bad);
+
+    server_start(&s[1], NULL);        /* a user who may do no more than is needed */
+    tell(&s[1], "ACL SETUSER little on >pw ~rankserve:* +set +mget");
+    snprintf(url, sizeof url, "redis://little@127.0.0.1:%d", s[1].port);
+    one = view_at(url, right, "one", 1, 600);
+    announce(one, 0, 20);
+    assert_int_equal(held(one, 20, 0), 20);
+    tell(&s[1], "ACL SETUSER little -set"); /* later on */
+    shared_view_announce(one, keys, 20);
+    WAIT(stats(one).errors[VIEW_AUTH] == 20);
+    assert_int_equal(held(one, 20, 0), 20);
+    shared_view_close(one);
 }
 
 static void a_server_that_hangs_dies_and_comes_back_heals(void **state)
