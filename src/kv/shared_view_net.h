@@ -54,7 +54,8 @@ uint16_t view_slot(const char *key, size_t bytes);
 /* Connects to a seed, logs in, learns the slots.  False: net->why and net->text say it. */
 bool view_net_connect(struct view_net *n, const struct view_address *a, uint64_t deadline_ns);
 void view_net_close(struct view_net *n);
-/* Sends all, then hands each reply to `take`, in order.  MOVED and ASK are followed once.  False: a
+/* Sends all, then hands each reply to `take`: in order, but for those that MOVED or ASK sent to
+ * another node, which is followed once.  A command of a node that is away has no reply.  False: a
  * connection failed; the replies that were not handed over never will be. */
 bool view_net_run(struct view_net *n, const struct view_command *c, uint32_t count,
                   uint64_t deadline_ns,
