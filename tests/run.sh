@@ -103,7 +103,8 @@ fi
 for source in tests/cuda/*_test.c; do
     name=$(basename "$source" .c)
     if [ -x "build/cuda/$name" ] && [ -e build/cusim/libcusim.so ]; then
-        LD_LIBRARY_PATH=$PWD/build/cusim unit_seconds=360 unit "build/cuda/$name" "cuda_$name"
+        CUSIM_STATS=build/cuda/counters.json LD_LIBRARY_PATH=$PWD/build/cusim unit_seconds=360 \
+            unit "build/cuda/$name" "cuda_$name"        # the counters are for cuda-gates
     else
         skipped=$((skipped + 1))
         echo "skip   cuda_$name (no nvcc)"

@@ -57,17 +57,16 @@ DEVICE void load_queries(uint16_t *to, const attend_call &c, const attend_item &
     }
 }
 
-/* Eight FP8 at a time, made F16 on the way. */
+/* Eight FP8 at a time, made F16 on the way.  `from` can be read even if it is not `real`. */
 template <int SIZE>
 DEVICE void load_fp8(uint16_t *to, const uint8_t *from, int row, int chunk, bool real)
 {
-    uint4 wide = make_uint4(0, 0, 0, 0);
-    if (real) {
-        uint2 narrow = *(const uint2 *)(from + chunk * 8);
-        wide.x = f16_of_fp8((uint16_t)narrow.x), wide.y = f16_of_fp8((uint16_t)(narrow.x >> 16));
-        wide.z = f16_of_fp8((uint16_t)narrow.y), wide.w = f16_of_fp8((uint16_t)(narrow.y >> 16));
-    }
-    *(uint4 *)chunk_at<SIZE>(to, row, chunk) = wide;
+    uint2 narrow = *(const uint2 *)(from + chunk * 8);
+    if (!real) narrow = make_uint2(0, 0);
+    uint4 wide;
+    wide.x = f16_of_fp8((uint16_t)narrow.x), wide.y = f16_of_fp8((uint16_t)(narrow.x >> 16));
+    wide.z = f16_of_fp8((uint16_t)narrow.y), wide.w = f16_of_fp8((uint16_t)(narrow.y >> 16));
+    store_shared(chunk_at<SIZE>(to, row, chunk), wide);
 }
 
 /* Keys and values of tile `tile`; positions from `end` on are zeros. */

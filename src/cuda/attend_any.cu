@@ -1,7 +1,7 @@
 /* cuda/attend_any.cu - attention for any head size, any group, F32 too: the exact path, and what
  * the tensor-core kernels (cuda/attend.cu) do not take.
  *
- * A block is one token and one query head.  It walks the sequence in tiles upwards, a thread a key,
+ * A block is one token and one query head.  It walks the sequence in tiles upwards, a warp a key,
  * then a thread a dimension; nothing depends on how the prompt was cut.
  */
 #include "cuda/device.h"
@@ -24,6 +24,7 @@ DEVICE float block_max(float v, float *part)
     return v;
 }
 
+/* One key's score, by a warp; the same in every lane. */
 DEVICE float score(const attend_call &c, const float *query, const int32_t *blocks, int head,
                    int position)
 {
@@ -31,8 +32,10 @@ DEVICE float score(const attend_call &c, const float *query, const int32_t *bloc
     const uint8_t *block = kv_block(c.kv, blocks[position >> c.kv.token_shift]);
     int64_t at = kv_index(c.kv, false, head, place);
     float sum = 0;
-    for (int d = 0; d < c.kv.head_dim; d++)
+    for (int d = threadIdx.x & 31; d < c.kv.head_dim; d += 32)
         sum = fmaf(query[d], kv_load(c.kv, block, at + d), sum);
+#pragma unroll
+    for (int i = 16; i; i >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, i);
     return sum * c.scale;
 }
 
@@ -69,9 +72,12 @@ static __global__ void __launch_bounds__(KEYS) attend_any(const attend_call c)
     walk w = { -INFINITY, 0, { 0 } };
     for (int first = 0; first <= item.first; first += KEYS) {
         int count = min(KEYS, item.first + 1 - first);
-        float s = -INFINITY;
-        if ((int)threadIdx.x < count)
-            s = score(c, query, blocks, kv_head, first + threadIdx.x);
+        for (int k = threadIdx.x >> 5; k < count; k += WARPS) {
+            float one = score(c, query, blocks, kv_head, first + k);
+            if ((threadIdx.x & 31) == 0) weight[k] = one;
+        }
+        __syncthreads();
+        float s = (int)threadIdx.x < count ? weight[threadIdx.x] : -INFINITY;
         float most = fmaxf(w.most, block_max(s, part)), shrink = power2(w.most - most);
         weight[threadIdx.x] = power2(s - most);
         w.most = most;

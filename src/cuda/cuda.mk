@@ -39,9 +39,13 @@ $(CUDA_TESTS): $(B)/cuda/%: $(B)/tests/cuda/%.o $(B)/tests/cuda/peek.o $(CUDA_C)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LIBS) $(MODEL_LIBS) $(COMMON_LIBS)
 $(B)/tests/cuda/%.o: CFLAGS += -Itests/unit -isystem $(CUDA_HOME)/include
 
-# Registers, spills, shared memory, and rules for the PTX; needs no GPU.
-cuda-gates: $(CUDA_CU)
-	$(Q)CUDA_HOME=$(CUDA_HOME) python3 tests/cuda/gates.py $(if $(WRITE),--write) $(CUDA_CU)
+# Registers, spills, shared memory, rules for the PTX, counters from emulation; needs no GPU.
+CUDA_COUNTERS = $(B)/cuda/counters.json
+$(CUDA_COUNTERS): $(B)/cuda/backend_test | cusim
+	$(Q)CUSIM_STATS=$@.new CUSIM_CHECK=0 LD_LIBRARY_PATH=$(CUSIM) $< > /dev/null
+	$(Q)mv $@.new $@
+cuda-gates: $(CUDA_CU) $(CUDA_COUNTERS)
+	$(Q)CUDA_HOME=$(CUDA_HOME) python3 tests/cuda/gates.py $(if $(WRITE),--write) $^
 # For machines with GPUs: the same tests on the real libraries, with times; a report to paste.
 gpu-check: all cuda-tests
 	@tests/cuda/gpu_check.sh $(B)

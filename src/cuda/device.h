@@ -31,6 +31,13 @@ DEVICE void copy_async(void *to, const void *from, bool real)
                  ::"r"(shared_address(to)), "l"(from), "r"(bytes) : "memory");
 }
 
+/* Sixteen bytes at once: left to itself the compiler may store four words, with bank conflicts. */
+DEVICE void store_shared(void *to, uint4 v)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};"
+                 ::"r"(shared_address(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 DEVICE void copy_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -275,17 +275,6 @@ gemm_float(const weights w, const float *in, int64_t stride, int rows, const gem
     if (row0 + row < rows) emit(out, row0 + row, column0 + 2 * pair, x, y);
 }
 
-static __global__ void __launch_bounds__(THREADS)
-emit_all(const float *in, int64_t stride, int rows, const gemm_out out)
-{
-    int row = blockIdx.y;
-    int i = blockIdx.x * THREADS + threadIdx.x;
-    for (; 2 * i < out.columns; i += gridDim.x * THREADS) {
-        float2 v = *(const float2 *)(in + row * stride + 2 * i);
-        emit(out, row, 2 * i, v.x, v.y);
-    }
-}
-
 /* --- launchers ------------------------------------------------------------------------------- */
 
 template <int TYPE>
@@ -313,13 +302,5 @@ extern "C" cudaError_t k_gemm(const struct weights *w, const void *in, int64_t i
     }
     gemm_float<<<dim3(w->out / FLOAT_COLUMNS, (rows + FLOAT_ROWS - 1) / FLOAT_ROWS), THREADS, 0,
                  stream>>>(*w, (const float *)in, in_stride, rows, *out);
-    return cudaGetLastError();
-}
-
-extern "C" cudaError_t k_emit(const float *in, int64_t stride, int rows,
-                              const struct gemm_out *out, cudaStream_t stream)
-{
-    int blocks = (out->columns / 2 + THREADS - 1) / THREADS;
-    emit_all<<<dim3(blocks, rows), THREADS, 0, stream>>>(in, stride, rows, *out);
     return cudaGetLastError();
 }

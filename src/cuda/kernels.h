@@ -132,11 +132,6 @@ cudaError_t k_norm(const float *x, const float *weight, const int32_t *pick, int
 /* in (rows, in_stride) of enum act, in_stride >= w->in and zeros behind the true inputs. */
 cudaError_t k_gemm(const struct weights *w, const void *in, int64_t in_stride, int rows,
                    const struct gemm_out *out, cudaStream_t stream);
-/* The columns of `in` (rows, stride) F32 through `out`, as a product's would go. */
-cudaError_t k_emit(const float *in, int64_t stride, int rows, const struct gemm_out *out,
-                   cudaStream_t stream);
-/* W as (out, in) rows of F16, for a library's product. */
-cudaError_t k_unpack(const struct weights *w, void *to, cudaStream_t stream);
 /* Qwen3: norms and rotates queries and keys in qkv (rows, stride) F32, stores all three. */
 cudaError_t k_rope_store(float *qkv, int64_t stride, int count, const float *q_norm,
                          const float *k_norm, float eps, const struct qkv_out *out,

@@ -1,6 +1,4 @@
-/* cuda/rows.cu - kernels over single rows: embedding, RMSNorm, rotation with norms (Qwen3), argmax,
- * and weights unpacked for a library's product.
- */
+/* cuda/rows.cu - kernels over single rows: embedding, RMSNorm, rotation with norms (Qwen3), argmax. */
 #include "cuda/device.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32 };
@@ -42,14 +40,6 @@ embed(const weights w, const struct row *rows, int dim, float *x)
     int id = rows[blockIdx.x].id;
     for (int i = threadIdx.x; i < dim; i += THREADS)
         x[(int64_t)blockIdx.x * dim + i] = weight_at(w, id, i);
-}
-
-static __global__ void __launch_bounds__(THREADS)
-unpack(const weights w, uint16_t *to)
-{
-    int64_t row = blockIdx.x;
-    for (int i = 2 * threadIdx.x; i < w.in; i += 2 * THREADS)
-        store_act(to + row * w.in, i, weight_at(w, row, i), weight_at(w, row, i + 1), ACT_F16);
 }
 
 /* --- RMSNorm --------------------------------------------------------------------------------- */
@@ -180,12 +170,6 @@ extern "C" cudaError_t k_norm(const float *x, const float *weight, const int32_t
                               cudaStream_t stream)
 {
     norm<<<count, THREADS, 0, stream>>>(x, weight, pick, dim, eps, out, out_stride, act_type);
-    return cudaGetLastError();
-}
-
-extern "C" cudaError_t k_unpack(const struct weights *w, void *to, cudaStream_t stream)
-{
-    unpack<<<w->out, THREADS, 0, stream>>>(*w, (uint16_t *)to);
     return cudaGetLastError();
 }
 

@@ -3,12 +3,17 @@
  */
 #include "world.h"
 
-struct trial {
+/* What a comparison is of: KV type, F32 activations or not, the bound in a row's rms. */
+struct terms {
     const char *name;
-    struct tiny_plan plan;
     enum kv_type kv;
     bool floats;
-    double bound;                     /* times a row's rms */
+    double bound;
+};
+
+struct trial {
+    struct terms terms;
+    struct tiny_plan plan;
 };
 
 static const enum tensor_type bf16[] = { TENSOR_BF16 }, f16[] = { TENSOR_F16 };
@@ -19,27 +24,37 @@ static const enum tensor_type mixed[] = { TENSOR_Q8_0, TENSOR_Q4_1, TENSOR_Q4_0,
 static const enum tensor_type k_types[] = { TENSOR_Q6_K, TENSOR_Q4_K, TENSOR_Q5_K };
 
 static const struct trial trials[] = {
-    { "float", { "llama", 2, 256, 4, 2, 64, 384, 300, f32, 1, 1 }, KV_F32, true, 1e-4 },
-    { "float qwen3", { "qwen3", 2, 96, 3, 1, 32, 160, 300, mixed, 8, 2 }, KV_F32, true, 1e-4 },
-    { "float qwen2", { "qwen2", 2, 160, 4, 1, 80, 96, 333, mixed, 5, 3 }, KV_F32, true, 1e-4 },
-    { "bf16", { "llama", 4, 256, 4, 2, 64, 384, 300, bf16, 1, 4 }, KV_F16, false, 2e-2 },
-    { "bf16 128", { "llama", 2, 256, 4, 1, 128, 320, 300, bf16, 1, 5 }, KV_F16, false, 2e-2 },
-    { "f16", { "qwen2", 2, 256, 8, 2, 64, 384, 300, f16, 1, 6 }, KV_F16, false, 2e-2 },
-    { "q8_0", { "llama", 2, 256, 4, 2, 64, 384, 300, q8_0, 1, 7 }, KV_F16, false, 2e-2 },
-    { "q4_0", { "llama", 2, 256, 4, 2, 64, 384, 300, q4_0, 1, 8 }, KV_F16, false, 2e-2 },
-    { "q4_1", { "qwen2", 2, 288, 6, 2, 64, 352, 300, q4_1, 1, 9 }, KV_F16, false, 2e-2 },
-    { "mixed", { "qwen2", 2, 160, 4, 1, 80, 96, 333, mixed, 5, 10 }, KV_F16, false, 2e-2 },
-    { "k types", { "qwen3", 1, 256, 8, 1, 64, 256, 400, k_types, 3, 11 }, KV_F16, false, 2e-2 },
+    { { "float", KV_F32, true, 1e-4 },
+      { "llama", 2, 256, 4, 2, 64, 384, 300, f32, 1, 1 } },
+    { { "float qwen3", KV_F32, true, 1e-4 },
+      { "qwen3", 2, 96, 3, 1, 32, 160, 300, mixed, 8, 2 } },
+    { { "float qwen2", KV_F32, true, 1e-4 },
+      { "qwen2", 2, 160, 4, 1, 80, 96, 333, mixed, 5, 3 } },
+    { { "bf16", KV_F16, false, 2e-2 },
+      { "llama", 4, 256, 4, 2, 64, 384, 300, bf16, 1, 4 } },
+    { { "bf16 128", KV_F16, false, 2e-2 },
+      { "llama", 2, 256, 4, 1, 128, 320, 300, bf16, 1, 5 } },
+    { { "f16", KV_F16, false, 2e-2 },
+      { "qwen2", 2, 256, 8, 2, 64, 384, 300, f16, 1, 6 } },
+    { { "q8_0", KV_F16, false, 2e-2 },
+      { "llama", 2, 256, 4, 2, 64, 384, 300, q8_0, 1, 7 } },
+    { { "q4_0", KV_F16, false, 2e-2 },
+      { "llama", 2, 256, 4, 2, 64, 384, 300, q4_0, 1, 8 } },
+    { { "q4_1", KV_F16, false, 2e-2 },
+      { "qwen2", 2, 288, 6, 2, 64, 352, 300, q4_1, 1, 9 } },
+    { { "mixed", KV_F16, false, 2e-2 },
+      { "qwen2", 2, 160, 4, 1, 80, 96, 333, mixed, 5, 10 } },
+    { { "k types", KV_F16, false, 2e-2 },
+      { "qwen3", 1, 256, 8, 1, 64, 256, 400, k_types, 3, 11 } },
 };
 enum { TRIALS = sizeof trials / sizeof trials[0] };
-static const uint32_t lengths[WORLD_SEQS] = { 75, 37, 3 };
 
 /* Wherever the CPU's best leads by more than two bounds, CUDA's best is the same. */
 static uint32_t greedy_differs(const struct world *cpu, const struct world *gpu, double bound)
 {
     uint32_t vocab = cpu->model->h.vocab, wrong = 0;
     for (uint32_t s = 0; s < WORLD_SEQS; s++) {
-        for (uint32_t t = 0; t < lengths[s]; t++) {
+        for (uint32_t t = 0; t < cpu->lengths[s]; t++) {
             const float *x = cpu->logits[s] + (uint64_t)t * vocab;
             const float *y = gpu->logits[s] + (uint64_t)t * vocab;
             uint32_t best = 0, other = 0;
@@ -58,23 +73,21 @@ static uint32_t greedy_differs(const struct world *cpu, const struct world *gpu,
     return wrong;
 }
 
-static void agrees(const struct trial *t)
+static void agrees(const struct model *m, const struct terms *t, const uint32_t *lengths,
+                   const struct schedule *steps)
 {
-    struct tiny tiny;
     struct world cpu, gpu;
-    tiny_open(&tiny, &t->plan);
-    struct backend_config c = world_config(tiny.m, t->kv, true), g = c;
+    struct backend_config c = world_config(m, t->kv, true), g = c;
     g.float_activations = t->floats;
     world_open(&cpu, &backend_cpu, &c, lengths);
     world_open(&gpu, &backend_cuda, &g, lengths);
     world_run(&cpu, &(struct schedule){ .seed = 1 });
-    world_run(&gpu, &(struct schedule){ .seed = 2, .chunk_max = 40, .tail = 3 });
+    world_run(&gpu, steps);
     double distance = world_distance(&cpu, &gpu);
     uint32_t wrong = greedy_differs(&cpu, &gpu, t->bound);
     print_message("    %s: %.2e of %.0e\n", t->name, distance, t->bound);
     world_close(&gpu);
     world_close(&cpu);
-    tiny_close(&tiny);
     if (!(distance <= t->bound)) fail_msg("%s: %g is more than %g", t->name, distance, t->bound);
     assert_int_equal(wrong, 0);
 }
@@ -82,9 +95,44 @@ static void agrees(const struct trial *t)
 static void test_agrees(void **state)
 {
     (void)state;
+    static const uint32_t lengths[WORLD_SEQS] = { 75, 37, 3 };
     const char *only = getenv("TRIAL");
-    for (uint32_t i = 0; i < TRIALS; i++)
-        if (!only || !strcmp(trials[i].name, only)) agrees(&trials[i]);
+    for (uint32_t i = 0; i < TRIALS; i++) {
+        if (only && strcmp(trials[i].terms.name, only)) continue;
+        struct tiny tiny;
+        tiny_open(&tiny, &trials[i].plan);
+        agrees(tiny.m, &trials[i].terms, lengths,
+               &(struct schedule){ .seed = 2, .chunk_max = 40, .tail = 3 });
+        tiny_close(&tiny);
+    }
+}
+
+/* The default model, cut behind its first layers; for F32 its vocabulary is cut too, as that is
+ * slow in emulation. */
+static void test_first_layers(void **state)
+{
+    (void)state;
+    enum { LAYERS = 2, WORDS = 4096 };
+    static const uint32_t lengths[WORLD_SEQS] = { 30, 11, 2 };
+    static const struct terms half = { "default model", KV_F16, false, 2e-2 };
+    static const struct terms whole = { "default model, float", KV_F32, true, 1e-4 };
+    const struct schedule steps = { .seed = 2, .chunk_max = 30, .tail = 1 };
+    const char *path = getenv("RANKSERVE_TEST_MODEL");
+    if (!path || !*path) skip();
+    struct gguf *g;
+    struct model *m;
+    struct why why = { "" };
+    if (gguf_open(&g, path, &why) || model_open(&m, g, &why)) fail_msg("%s", why.text);
+    assert_true(m->h.layers > LAYERS && m->h.vocab > WORDS && m->h.tied_output);
+    m->h.layers = LAYERS;
+    agrees(m, &half, lengths, &steps);
+    struct gguf_tensor words = *m->embedding;
+    words.bytes = words.bytes / words.dims[1] * WORDS;
+    words.dims[1] = m->h.vocab = WORDS;
+    m->embedding = m->output = &words;
+    agrees(m, &whole, lengths, &steps);
+    model_close(m);
+    gguf_close(g);
 }
 
 /* Long enough for two splits; short tails decode, in graphs. */
@@ -127,6 +175,7 @@ static void test_same_bits_fp8(void **state)
 {
     (void)state;
     same_bits(&(struct tiny_plan){ "qwen2", 1, 128, 4, 1, 64, 64, 64, q4_1, 1, 23 }, KV_FP8, 1);
+    same_bits(&(struct tiny_plan){ "llama", 1, 128, 2, 1, 128, 64, 64, q4_0, 1, 24 }, KV_FP8, 1);
 }
 
 /* What one backend reads, another writes: the second's logits have the first's bits. */
@@ -165,6 +214,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         { "logits are those of the CPU within the bound", test_agrees, NULL, NULL, NULL },
+        { "so are those of the default model's first layers", test_first_layers, NULL, NULL, NULL },
         { "neither batch nor chunks change a bit", test_same_bits, NULL, NULL, NULL },
         { "nor with KV in fp8", test_same_bits_fp8, NULL, NULL, NULL },
         { "KV that was moved gives the same bits", test_moved_kv, NULL, NULL, NULL },

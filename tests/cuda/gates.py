@@ -1,10 +1,13 @@
-# tests/cuda/gates.py - what can be said of the kernels without running them.
+# tests/cuda/gates.py - the kernels without a GPU: what they take, what they say, how they read.
 #
-#   gates.py [--write] OBJECT...     compares with tests/cuda/resources.txt (--write: makes it)
+#   gates.py [--write] OBJECT... COUNTERS.json    compares with tests/cuda/resources.txt, or makes it
 #
 # For every kernel and architecture ptxas says registers, spills and shared memory; a number that
 # grows past the committed one fails.  The PTX itself is held to rules: which instructions a kernel
 # must have, and which none may.  The PTX is read out of the objects (it is not compressed there).
+# The counters are what the emulator saw in backend_test (CUSIM_STATS): each attention and product
+# kernel must have run, and moved few more sectors and wavefronts than its bytes need.
+import json
 import os
 import re
 import subprocess
@@ -25,6 +28,9 @@ MUST = {
 }
 NEVER = [(r"\.f64\b", "double precision"), (r"\b(ld|st)\.local", "local memory"),
          (r"\bbar\.sync\s+\d+\s*,\s*\d", "a barrier of a part of the block")]
+
+COUNTED = ("attend", "gemm")          # in a kernel's name
+MOST = {"global_sectors": 1.1, "shared_wavefronts": 1.2}     # times the ideal
 
 
 def ptx_of(path):
@@ -93,10 +99,25 @@ def compare(rows):
     return wrong
 
 
+def count(path, rows):
+    counters = {k["kernel"]: k for k in json.load(open(path))}
+    wrong = []
+    for name in sorted({r[0] for r in rows if any(c in r[0] for c in COUNTED)}):
+        if name not in counters:
+            wrong.append(f"{name}: has not run in the emulator")
+            continue
+        for what, most in MOST.items():
+            now, ideal = counters[name][what], counters[name][what + "_ideal"]
+            if now > most * ideal:
+                wrong.append(f"{name}: {what} {now / max(ideal, 1):.3f} of the ideal, over {most}")
+    return wrong
+
+
 def main():
     write = "--write" in sys.argv
     rows, wrong = [], []
-    for path in [a for a in sys.argv[1:] if not a.startswith("-")]:
+    paths = [a for a in sys.argv[1:] if not a.startswith("-")]
+    for path in [p for p in paths if p.endswith(".o")]:
         for text in ptx_of(path):
             arch = re.search(r"\.target\s+(\w+)", text).group(1)
             wrong += lint(arch, text)
@@ -108,6 +129,8 @@ def main():
             f.writelines(" ".join(map(str, r)) + "\n" for r in rows)
     else:
         wrong += compare(rows)
+    for path in [p for p in paths if p.endswith(".json")]:
+        wrong += count(path, rows)
     for line in wrong:
         print("cuda-gates:", line)
     print(f"cuda-gates: {len(rows)} kernels by architecture, {len(wrong)} worse")
