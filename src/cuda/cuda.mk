@@ -32,6 +32,7 @@ $(B)/src/cuda/%.cu.o: src/cuda/%.cu
 
 # Tests: linked with the backend; run with a GPU, or with build/cusim in LD_LIBRARY_PATH.
 CUDA_TESTS = $(patsubst tests/cuda/%.c,$(B)/cuda/%,$(sort $(wildcard tests/cuda/*_test.c)))
+CUDA_TESTS += $(B)/cuda/roofline
 cuda-tests: $(CUDA_TESTS)
 $(CUDA_TESTS): $(B)/cuda/%: $(B)/tests/cuda/%.o $(B)/tests/cuda/peek.o $(CUDA_C) $(CUDA_CU) \
 		$(COMMON) $(MODEL) $(KV) $(ENGINE)
@@ -46,7 +47,11 @@ $(CUDA_COUNTERS): $(B)/cuda/backend_test | cusim
 	$(Q)mv $@.new $@
 cuda-gates: $(CUDA_CU) $(CUDA_COUNTERS)
 	$(Q)CUDA_HOME=$(CUDA_HOME) python3 tests/cuda/gates.py $(if $(WRITE),--write) $^
+# The kernels' bounds on known GPUs, calculated from counts in emulation (minutes).
+cuda-roofline: $(B)/cuda/roofline | cusim
+	$(Q)python3 tests/cuda/roofline.py $(B) > $(B)/cuda/roofline.md
+	$(Q)mv $(B)/cuda/roofline.md perf/results/cuda-roofline.md
 # For machines with GPUs: the same tests on the real libraries, with times; a report to paste.
 gpu-check: all cuda-tests
 	@tests/cuda/gpu_check.sh $(B)
-.PHONY: cuda-tests cuda-gates gpu-check
+.PHONY: cuda-tests cuda-gates cuda-roofline gpu-check

@@ -1,4 +1,4 @@
-/* cuda/rows.cu - kernels over single rows: embedding, RMSNorm, rotation with norms (Qwen3), argmax. */
+/* cuda/rows.cu - kernels over single rows: embedding, RMSNorm, rotation with norms, argmax. */
 #include "cuda/device.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32 };

@@ -120,7 +120,7 @@ static void test_first_layers(void **state)
     const char *path = getenv("RANKSERVE_TEST_MODEL");
     if (!path || !*path) skip();
     struct gguf *g;
-    struct model *m;
+    struct model *m = NULL;
     struct why why = { "" };
     if (gguf_open(&g, path, &why) || model_open(&m, g, &why)) fail_msg("%s", why.text);
     assert_true(m->h.layers > LAYERS && m->h.vocab > WORDS && m->h.tied_output);
