@@ -104,6 +104,8 @@ struct sched {
     bool rated;                       /* EV_RATES has come: requests wait here, planned */
     uint32_t plan_count;
     uint64_t planned[(WORKER_COUNT_MAX + 64) / 64];   /* by rank: something is planned there */
+    uint32_t kept_rank;               /* its next room to decode is for kept_slot; 0: nobody's */
+    uint16_t kept_slot;               /* planned somewhere */
     uint64_t steal_ns;                /* no earlier than this is it worth to look for a move */
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
     double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
@@ -168,6 +170,8 @@ bool policy_can_plan(const struct sched *s, const struct request *r, uint32_t ra
 /* The worker that generates what `prefill` computes; NO_WORKER: none has room. */
 int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill,
                        uint64_t now_ns);
+/* The worker with the most free blocks that could ever generate r, with room now or not; 0: none. */
+uint32_t policy_emptiest(const struct sched *s, const struct request *r);
 
 #define TTFT_TARGET_NS UINT64_C(2000000000)   /* unless the configuration says */
 /* sched/cost.c: the cost model, in ns.  Needs s->held. */
@@ -212,6 +216,8 @@ uint64_t plan_key_of(const struct request *r, double own_ns);
 void plan_waiting(struct sched *s, uint64_t now_ns);
 /* The next request whose worker should have it now, with that worker's partner; NULL: none. */
 struct request *plan_due(struct sched *s, uint64_t now_ns, int32_t *prefill, int32_t *decode);
+/* Is the next room of this worker to decode kept for another request, of no lower priority? */
+bool plan_kept_from(const struct sched *s, const struct request *r, uint32_t rank);
 /* When plan_due may find another though nothing happened. */
 uint64_t plan_wake_ns(const struct sched *s);
 

@@ -8,12 +8,16 @@
  * The turn: by priority, then by user (fair.c), then by arrival + AGING times the time its prompt
  * takes; with a target of its own, by when it must begin to meet it.  Short prompts
  * pass long ones, and nobody is passed by what arrived AGING times its own length later.
+ *
+ * What has waited for KEEP_NS, and now for nothing but room to decode in, would be passed by all
+ * that need less of it: from then on a decode worker's room is kept for it, one request at a time.
  */
 #include "sched/books.h"
 
 #define AHEAD_NS UINT64_C(30000000)   /* a worker has at least this much work in hand          */
 #define STEAL_GAIN_NS 5e6             /* less is not worth a move */
 #define STEAL_EVERY_NS UINT64_C(20000000)
+#define KEEP_NS UINT64_C(5000000000)
 enum { AGING = 6, STEAL_LOOK = 8, STEAL_MAX = 4 };
 
 uint64_t plan_key_of(const struct request *r, double own_ns)
@@ -75,6 +79,7 @@ void plan_remove(struct sched *s, struct request *r)
     s->plan_count--;
     mark(s, r->plan);
     r->plan = NO_WORKER;
+    if (s->kept_slot == r->id.slot) s->kept_rank = 0;
 }
 
 void plan_all_away(struct sched *s, int32_t rank)
@@ -135,7 +140,7 @@ static uint32_t best_thief(struct sched *s, struct request *r, double ahead, uin
     for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
         const struct worker *w = &s->workers[rank];
         if (w->plan_head != NO_SLOT || !needs_work(w, now_ns)) continue;
-        if (!policy_can_take(s, w, r)) continue;
+        if (plan_kept_from(s, r, rank) || !policy_can_take(s, w, r)) continue;
         double own = cost_prefill_ns(s, r, rank), more = own - (double)r->work_ns;
         double gain = ahead - (1 + COST_OTHERS) * more - cost_harm_ns(s, w, own);
         if (gain <= *best_gain) continue;
@@ -182,15 +187,38 @@ static void rebalance(struct sched *s, uint64_t now_ns)
 
 /* -- handing out ------------------------------------------------------------------------------ */
 
+bool plan_kept_from(const struct sched *s, const struct request *r, uint32_t rank)
+{
+    const struct request *other = &s->requests[s->kept_slot];
+    return s->kept_rank == rank && other != r && r->priority >= other->priority;
+}
+
+static void keep_room(struct sched *s, const struct request *r, uint64_t now_ns)
+{
+    if (s->kept_rank || now_ns < r->arrived_ns + KEEP_NS) return;
+    s->kept_rank = policy_emptiest(s, r);
+    s->kept_slot = r->id.slot;
+}
+
+/* Whose turn it is on a worker where something is planned: who has room kept is not passed there. */
+static struct request *turn_of(struct sched *s, uint32_t rank)
+{
+    struct request *r = fair_planned(s, &s->workers[rank]), *kept = &s->requests[s->kept_slot];
+    bool here = s->kept_rank && kept->plan == (int32_t)rank;
+    return here && kept->priority <= r->priority ? kept : r;
+}
+
 static struct request *due_of(struct sched *s, uint32_t rank, uint64_t now_ns, int32_t *decode)
 {
     const struct worker *w = &s->workers[rank];
     if (!needs_work(w, now_ns)) return NULL;
-    struct request *r = fair_planned(s, w);
-    if (!policy_can_take(s, w, r)) return NULL;
+    struct request *r = turn_of(s, rank);
+    if (plan_kept_from(s, r, rank) || !policy_can_take(s, w, r)) return NULL;
     policy_match(s, r);
     *decode = policy_partner(s, r, (int32_t)rank, now_ns);
-    return *decode == NO_WORKER ? NULL : r;
+    if (*decode != NO_WORKER) return r;
+    keep_room(s, r, now_ns);
+    return NULL;
 }
 
 struct request *plan_due(struct sched *s, uint64_t now_ns, int32_t *prefill, int32_t *decode)

@@ -162,6 +162,7 @@ static int32_t best_now(struct sched *s, const struct request *r, enum part part
     for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
         const struct worker *w = &s->workers[rank];
         if (part == PART_DECODE && !takes_in_time(s, w, prefill)) continue;
+        if (part == PART_DECODE && plan_kept_from(s, r, rank)) continue;
         bool may = does(s, w, part) || (part == PART_WHOLE && holds_beginning(s, w, rank));
         if (may && policy_can_take(s, w, r)) c.ranks[c.count++] = (uint16_t)rank;
     }
@@ -225,6 +226,17 @@ int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill
     double score;
     if (role_now(s, &s->workers[prefill]) != ROLE_PREFILL || r->max_tokens == 1) return prefill;
     return best_now(s, r, PART_DECODE, prefill, now_ns, &score);
+}
+
+uint32_t policy_emptiest(const struct sched *s, const struct request *r)
+{
+    uint32_t best = 0;
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
+        const struct worker *w = &s->workers[rank];
+        if (!does(s, w, PART_DECODE) || !policy_can_ever_take(s, w, r)) continue;
+        if (!best || blocks_free(w) > blocks_free(&s->workers[best])) best = rank;
+    }
+    return best;
 }
 
 bool policy_fits(const struct sched *s, uint32_t prompt_tokens)

@@ -248,6 +248,7 @@ static void on_lost(struct sched *s, int32_t rank)
     CHECK(w->prompts_charged == 0 && w->work_charged_ns == 0 && w->plan_blocks == 0);
     CHECK(w->handing_blocks == 0);
     w->alive = false;
+    if (s->kept_rank == (uint32_t)rank) s->kept_rank = 0;
     policy_roles(s);
     s->lost_wait_ns = s->now_ns + LOST_WAIT_NS;
 }

@@ -398,6 +398,57 @@ static void attempts_end_before_their_numbers_do(void **state)
     world_free(w);
 }
 
+struct running { uint16_t slots[16], count; };
+
+/* Notes what the last step placed; was `slot` among it? */
+static bool placed(const struct world *w, struct running *run, uint16_t slot)
+{
+    bool found = false;
+    for (size_t i = 0; i < w->count; i++) {
+        if (w->out[i].type != ACT_RUN && w->out[i].type != ACT_PAIR) continue;
+        found |= w->out[i].req.slot == slot;
+        run->slots[run->count++] = w->out[i].req.slot;
+    }
+    return found;
+}
+
+static void end_oldest(struct world *w, struct running *run)
+{
+    uint16_t slot = run->slots[0];
+    int32_t prefill = w->s->requests[slot].prefill, decode = w->s->requests[slot].decode;
+    memmove(run->slots, run->slots + 1, --run->count * sizeof *run->slots);
+    about(w, EV_FIRST, slot, 0);
+    about(w, EV_FINISHED, slot, 0);
+    about(w, EV_GONE, slot, prefill);
+    if (decode != prefill) about(w, EV_GONE, slot, decode);
+}
+
+/* Small requests follow one another through the other prefill worker, and take what room there is
+ * for decoding as soon as there is some: a large one must come to its turn all the same. */
+static void a_large_request_is_not_kept_from_decoding_by_small_ones(void **state)
+{
+    (void)state;
+    enum { LARGE = 100, ROUNDS = 90 };
+    struct world *w = world_make(true);
+    struct running run = { .count = 0 };
+    for (int32_t rank = 1; rank < 3; rank++) up(w, rank, ROLE_PREFILL, 1000, 64);
+    up(w, 3, ROLE_DECODE, 60, 64);
+    bool found = false;
+    for (uint16_t round = 0; round < ROUNDS && !found; round++) {
+        struct sched_event e = request(round == 4 ? LARGE : round, 0);
+        if (round == 4) e.prompt_tokens = 800; /* 54 blocks of the 60; a small one takes ten */
+        tell(w, e);
+        found = placed(w, &run, LARGE);
+        wait_ns(w, UINT64_C(1000000000));
+        found = placed(w, &run, LARGE) || found;
+        if (found || round < 5 || run.count == 0) continue;
+        end_oldest(w, &run);
+        found = placed(w, &run, LARGE);
+    }
+    assert_true(found);
+    world_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -415,6 +466,7 @@ int main(void)
         cmocka_unit_test(what_kills_whoever_runs_it_is_ended),
         cmocka_unit_test(those_who_are_left_do_both),
         cmocka_unit_test(what_nobody_left_can_take_ends_after_a_while),
+        cmocka_unit_test(a_large_request_is_not_kept_from_decoding_by_small_ones),
         cmocka_unit_test(attempts_end_before_their_numbers_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
