@@ -4,6 +4,7 @@
  *   worker_seq.c   sequences from first message to GONE
  *   worker_push.c  KV to the decode rank while later layers compute
  *   worker_pull.c  KV of a prefix from a worker that holds it
+ *   link_meter.c   how fast KV leaves, from both
  *   worker_blocks.c  which blocks can be found here, told to rank 0 (blocks.h)
  *
  * Always true: for each (request, attempt) that rank 0 sent here there is exactly one REFUSE or
@@ -16,6 +17,7 @@
 #include "engine/engine.h"
 #include "mpi/blocks.h"
 #include "mpi/job.h"
+#include "mpi/link_meter.h"
 #include "mpi/loop.h"
 #include "mpi/port.h"
 #include "mpi/weights.h"
@@ -56,7 +58,7 @@ struct worker {
     bool leaving;
     int exit_code;
     uint64_t stale, kv_sent, kv_received, pulls_late;
-    struct { int peer; uint64_t since_ns, bytes; double bytes_s; int measured; } link;
+    struct link_meter link;
     uint64_t ping_ns;
 };
 
@@ -100,9 +102,6 @@ void push_first_token(struct wseq *s, const struct token_record *record);
 void push_close(struct worker *w, struct wseq *s);
 /* Sends whatever is complete and has room. */
 void push_all(struct worker *w);
-/* After sends to this peer: the link's speed is taken from when it first has no room for more until
- * nothing waits for it. */
-void push_measure(struct worker *w, int peer, bool held_up);
 
 /* worker_pull.c */
 /* Begins the pull that the message asks for; false: there is none to begin.  When it is over, one

@@ -230,7 +230,7 @@ static void send_some(struct worker *w, struct export *x)
     m->first = x->first, m->count = count;
     CHECK(engine_kv_read(w->engine, x->id, m->layer, layers, m->first, count, m + 1));
     w->kv_sent += payload;
-    w->link.bytes += payload;
+    link_meter_sent(&w->link, x->to, payload);
     port_send(w->port, x->to, PORT_DATA, m);
     x->first += count;
     if (x->first < x->end) return;
@@ -254,7 +254,7 @@ void exports_turn(struct worker *w)
         next = x->next;
         bool room = true;
         while (x->layer < layers && (room = port_has_room(w->port, x->to))) send_some(w, x);
-        push_measure(w, x->to, !room);
+        link_meter_look(&w->link, x->to, !room, clock_now_ns());
         if (x->layer < layers) continue;
         say_end(w, x->id, x->to);
         export_close(w, x);

@@ -17,7 +17,6 @@
 #include "mpi/worker.h"
 
 #define READY_NS (10 * NS_PER_S)
-enum { MEASURED_BYTES = 2 << 20 };    /* less says nothing about a link */
 
 struct push {
     struct push *next;
@@ -107,33 +106,16 @@ static bool send_range(struct worker *w, struct push *p)
     CHECK(engine_kv_read(w->engine, m->req, layer, layers, m->first, count, m + 1));
     for (uint32_t i = layer; i < layer + layers; i++) p->sent[i] += count;
     w->kv_sent += payload;
-    w->link.bytes += payload;
+    link_meter_sent(&w->link, p->seq->peer, payload);
     port_send(w->port, p->seq->peer, PORT_DATA, m);
     return true;
-}
-
-void push_measure(struct worker *w, int peer, bool held_up)
-{
-    uint64_t now = clock_now_ns();
-    if (held_up && w->link.since_ns == 0) {
-        w->link.peer = peer;
-        w->link.since_ns = now;
-        w->link.bytes = 0;
-    } else if (!held_up && w->link.since_ns && w->link.peer == peer) {
-        bool enough = w->link.bytes >= MEASURED_BYTES && now > w->link.since_ns;
-        if (enough) {
-            w->link.bytes_s = (double)w->link.bytes / (double)(now - w->link.since_ns) * 1e9;
-            w->link.measured = peer;
-        }
-        w->link.since_ns = 0;
-    }
 }
 
 static void send_all(struct worker *w, struct push *p)
 {
     bool room;
     while ((room = port_has_room(w->port, p->seq->peer)) && send_range(w, p)) { }
-    push_measure(w, p->seq->peer, !room);
+    link_meter_look(&w->link, p->seq->peer, !room, clock_now_ns());
 }
 
 static bool sent_all(const struct push *p)
