@@ -170,7 +170,7 @@ bool policy_can_plan(const struct sched *s, const struct request *r, uint32_t ra
 /* The worker that generates what `prefill` computes; NO_WORKER: none has room. */
 int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill,
                        uint64_t now_ns);
-/* The worker with the most free blocks that could ever generate r, with room now or not; 0: none. */
+/* The worker with most free blocks that could ever generate r, with room now or not; 0: none. */
 uint32_t policy_emptiest(const struct sched *s, const struct request *r);
 
 #define TTFT_TARGET_NS UINT64_C(2000000000)   /* unless the configuration says */

@@ -200,7 +200,7 @@ static void keep_room(struct sched *s, const struct request *r, uint64_t now_ns)
     s->kept_slot = r->id.slot;
 }
 
-/* Whose turn it is on a worker where something is planned: who has room kept is not passed there. */
+/* Whose turn it is on a worker where something is planned: who has room kept is not passed. */
 static struct request *turn_of(struct sched *s, uint32_t rank)
 {
     struct request *r = fair_planned(s, &s->workers[rank]), *kept = &s->requests[s->kept_slot];
