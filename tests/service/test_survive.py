@@ -165,8 +165,9 @@ def test_l6_l9_kv_that_comes_after_a_cancel_touches_nobodys_blocks():
                      temperature=n % 2) for n in (60, 121, 33)]
         want = [c.generate(**a, timeout=60).ids for a in some]
         for turn in range(20 if LONG else 6):
-            victim = c.request([r.randrange(3, 40000) for _ in range(240)], max_tokens=40)
-            c.pump(r.random() * 0.5)
+            victim = c.request([r.randrange(3, 40000) for _ in range(240)], max_tokens=250,
+                               flags=link.IGNORE_EOS)
+            c.until(lambda: len(c.answers[victim].ids) >= 20, r.random() * 0.5)
             c.cancel(victim)
             streams = [c.request(**a) for a in some]
             assert [a.ids for a in c.wait(streams, 60)] == want, turn
