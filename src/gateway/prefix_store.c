@@ -8,8 +8,10 @@
 #include "common/hash.h"
 
 enum {
-    CHUNK_LEAST = 48,                 /* shorter text is tokenized faster than it is found */
-    CHUNK_BYTES = 512,                /* a piece is cut at the first chance after so many   */
+    CHUNK_LEAST = 48,                 /* shorter text is tokenized faster than it is found    */
+    CHUNK_BYTES = 512,                /* a chunk has at least so many where it may be cut ... */
+    CHUNK_CHANCES = 16,               /* and ends at one of so many places, by what is there  */
+    CHUNK_BYTES_MOST = 4096,          /* behind these at any                                  */
     SLOTS = 1 << 16,
 };
 
@@ -23,7 +25,6 @@ struct chunk {
 
 struct prefix_store {
     const struct tokenizer *tokenizer;
-    bool cuts_lines;
     struct hash_secret secret;
     size_t bytes_max;
     pthread_mutex_t lock;             /* of all below */
@@ -36,7 +37,6 @@ struct prefix_store *prefix_store_open(const struct tokenizer *t, size_t bytes_m
 {
     struct prefix_store *s = mem_alloc(sizeof *s);
     s->tokenizer = t;
-    s->cuts_lines = tokenizer_cuts_lines(t);
     s->bytes_max = bytes_max;
     secret_random(&s->secret, sizeof s->secret);
     pthread_mutex_init(&s->lock, NULL);
@@ -128,7 +128,7 @@ static bool take(struct prefix_store *s, uint64_t hash, const char *text, size_t
         ring_remove(s, c);
         ring_add(s, c);
         s->stats.found += c->id_count;
-        for (uint32_t i = 0; i < c->id_count; i++) token_list_add(out, c->ids[i]);
+        token_list_append(out, c->ids, c->id_count);
     }
     pthread_mutex_unlock(&s->lock);
     return c;
@@ -136,21 +136,21 @@ static bool take(struct prefix_store *s, uint64_t hash, const char *text, size_t
 
 /* -- text ------------------------------------------------------------------------------------- */
 
-static bool is_letter(char c)
+/* Does a chunk end at this place?  The bytes just before it say so: a text that comes back behind
+ * another beginning soon has the chunks it had. */
+static bool ends_here(const char *place)
 {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+    uint64_t before;
+    memcpy(&before, place - sizeof before, sizeof before);
+    return before * UINT64_C(0x9e3779b97f4a7c15) >> 32 < (UINT64_C(1) << 32) / CHUNK_CHANCES;
 }
 
 /* Where the chunk that begins at text[0] ends. */
 static size_t chunk_end(const struct prefix_store *s, const char *text, size_t bytes)
 {
-    if (!s->cuts_lines) return bytes;
-    for (size_t at = CHUNK_BYTES; at + 1 < bytes;) {
-        const char *line = memchr(text + at, '\n', bytes - at - 1);
-        if (!line) break;
-        bool cut = line[-1] > ' ' && line[-1] < 0x7f && is_letter(line[1]);
-        at = (size_t)(line + 1 - text);
-        if (cut) return at;
+    for (size_t at = CHUNK_BYTES; at < bytes; at++) {
+        at = tokenizer_cut(s->tokenizer, text, bytes, at);
+        if (at == bytes || at >= CHUNK_BYTES_MOST || ends_here(text + at)) return at;
     }
     return bytes;
 }

@@ -1,9 +1,10 @@
 /* gateway/prefix_store.h - ids of text that was tokenized before: a conversation's history, once.
  *
  * Text comes in pieces between special tokens, whose ids depend on nothing around them.  A long
- * piece is cut further where its tokenizer cuts in any case (tokenizer_cuts_lines), by a rule that
- * depends only on what is before the cut: so a text that begins like an earlier one has the same
- * chunks.  A chunk's ids are found by its bytes, which are compared, not just hashed.
+ * piece is cut into chunks where its tokenizer cuts in any case (tokenizer_cut), at places chosen
+ * by the bytes just before them: so a text has the chunks it had before, behind the same beginning
+ * and, but for its first, behind another one.  A chunk's ids are found by its bytes, which are
+ * compared, not just hashed.
  * Always true: the ids are those of tokenizer_encode over the whole piece.  Memory is bounded;
  * the chunk that was not used for longest goes first.  Any thread may call.
  */

@@ -11,6 +11,7 @@
 
 #include "common/limits.h"
 #include "model/tokenizer_bpe.h"
+#include "model/tokenizer_cut.h"
 #include "model/tokenizer_special.h"
 #include "model/tokenizer_split.h"
 #include "model/tokenizer_utf8.h"
@@ -24,6 +25,7 @@ struct tokenizer {
     struct splitter splitter;
     struct special_set always;        /* user-defined tokens: found in any text       */
     struct special_set all;           /* and control tokens: found by parse_special   */
+    struct cut_rules cuts;
     int32_t bos, eos;
     bool add_bos;
     int32_t end_ids[END_IDS_MAX];
@@ -112,6 +114,7 @@ static enum err parts_open(struct tokenizer *t, const struct gguf *g, struct why
     if (e != OK) return e;
     special_open(&t->always, &t->vocab, false);
     special_open(&t->all, &t->vocab, true);
+    cut_rules_open(&t->cuts, t->splitter.family, &t->always);
     return ids_read(t, g, why);
 }
 
@@ -154,6 +157,16 @@ void token_list_add(struct token_list *l, int32_t id)
         l->ids = mem_resize(l->ids, l->room, sizeof *l->ids);
     }
     l->ids[l->count++] = id;
+}
+
+void token_list_append(struct token_list *l, const int32_t *ids, size_t count)
+{
+    if (count > l->room - l->count) {
+        l->room = 2 * l->room > l->count + count ? 2 * l->room : l->count + count;
+        l->ids = mem_resize(l->ids, l->room, sizeof *l->ids);
+    }
+    if (count) memcpy(l->ids + l->count, ids, count * sizeof *ids);
+    l->count += count;
 }
 
 /* One call of tokenizer_encode. */
@@ -231,21 +244,12 @@ enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t by
     return e;
 }
 
-static bool has_line_in_it(const struct special_text *s)
+size_t tokenizer_cut(const struct tokenizer *t, const char *text, size_t bytes, size_t from)
 {
-    for (uint32_t i = 0; i + 1 < s->bytes; i++) {
-        unsigned char c = s->text[i + 1] | 0x20;
-        if (s->text[i] == '\n' && c >= 'a' && c <= 'z') return true;
+    for (size_t at = from ? from : 1; at < bytes; at++) {
+        if (cut_allowed(&t->cuts, text, bytes, at)) return at;
     }
-    return false;
-}
-
-bool tokenizer_cuts_lines(const struct tokenizer *t)
-{
-    bool cuts = t->splitter.family->cuts_lines;
-    for (uint32_t i = 0; cuts && i < t->always.count; i++)
-        cuts = !has_line_in_it(&t->always.texts[i]);
-    return cuts;
+    return bytes;
 }
 
 static bool is_known(const struct tokenizer *t, int32_t id)

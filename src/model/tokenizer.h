@@ -28,6 +28,7 @@ struct token_list {
 };
 void token_list_release(struct token_list *l);
 void token_list_add(struct token_list *l, int32_t id);
+void token_list_append(struct token_list *l, const int32_t *ids, size_t count);
 
 /* Appends the ids of `text` (any bytes: invalid UTF-8 is tokenized byte by byte) to out.  With
  * `parse_special` the text of control tokens becomes their id (a rendered chat template); without
@@ -36,10 +37,11 @@ void token_list_add(struct token_list *l, int32_t id);
 enum err tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
                           bool parse_special, size_t count_max, struct token_list *out);
 
-/* Is plain text always cut between "x\n" and "y", for x any printable ASCII and y an ASCII letter,
- * so that the ids of both sides, each by itself, are those of the whole?  (Proven for the families
- * that say so, and no special text of the file spans such a place.) */
-bool tokenizer_cuts_lines(const struct tokenizer *t);
+/* The first place at or behind text[from], but not before text[1], where plain text may be cut: the
+ * ids of both sides, each by itself, are those of the whole, whatever they hold.  Where a place is
+ * depends on three bytes before and behind it; tokenizer_cut.h has the rules and their proof.
+ * `bytes` when there is none. */
+size_t tokenizer_cut(const struct tokenizer *t, const char *text, size_t bytes, size_t from);
 
 /* The bytes of one token: may be part of a character; special tokens give their text when
  * `show_special`, else nothing.  `*bytes_out` = 0 for unknown ids. */

@@ -85,14 +85,12 @@ static const struct pre_family families[] = {
     { "default", { PUNCTUATION, GPT2, DIGITS, THREE_DIGITS } },
     { "gpt-2 phi-2 mpt olmo jais gigachat a.x-4.0 mellum exaone4 trillion granite-docling "
       "jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe modern-bert",
-      { GPT2 }, .cuts_lines = true },
-    { "smollm starcoder refact command-r codeshell exaone minerva-7b", { DIGIT, GPT2 },
-      .cuts_lines = true },
+      { GPT2 } },
+    { "smollm starcoder refact command-r codeshell exaone minerva-7b", { DIGIT, GPT2 } },
     { "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
-      { GPT4("\\p{N}{1,3}") }, .ignore_merges = true, .cuts_lines = true, .add_bos = true },
-    { "dbrx smaug-bpe chatglm-bpe glm4", { GPT4("\\p{N}{1,3}") }, .cuts_lines = true },
-    { "qwen2 stablelm2 hunyuan megrez deepseek-r1-qwen kormo grok-2", { GPT4("\\p{N}") },
-      .cuts_lines = true },
+      { GPT4("\\p{N}{1,3}") }, .ignore_merges = true, .add_bos = true },
+    { "dbrx smaug-bpe chatglm-bpe glm4", { GPT4("\\p{N}{1,3}") } },
+    { "qwen2 stablelm2 hunyuan megrez deepseek-r1-qwen kormo grok-2", { GPT4("\\p{N}") } },
     { "qwen35", { QWEN35 } },
     { "seed-coder", { SEED_CODER } },
     { "bailingmoe bailingmoe2 llada-moe", { BAILING } },
@@ -101,7 +99,7 @@ static const struct pre_family families[] = {
     { "falcon", { PUNCTUATION_FALCON, GPT2, THREE_DIGITS } },
     { "deepseek-v3 hunyuan-dense", { "\\p{N}{1,3}", CJK_DEEPSEEK3, DEEPSEEK3 } },
     { "deepseek-llm", { LINE_BREAK, CASED_DEEPSEEK, PUNCTUATION_DEEPSEEK, SPACES_LAST,
-                        CJK_DEEPSEEK, DIGITS } },
+                        CJK_DEEPSEEK, DIGITS }, .keeps_uncased = true },
     { "deepseek-coder", { LINE_BREAK, SPACE "?\\p{L}+", SPACE "?\\p{P}+", CJK_DEEPSEEK, DIGIT } },
     { "poro-chat bloom gpt3-finnish", { BLOOM } },
     { "viking", { BLOOM, DIGIT } },
@@ -110,6 +108,11 @@ enum { FAMILY_COUNT = sizeof families / sizeof families[0] };
 
 /* The expressions are ours and need few steps a character: these only bound a mistake in them. */
 enum { MATCH_STEPS_MAX = 1 << 30, MATCH_DEPTH_MAX = 10000, MATCH_HEAP_KIB_MAX = 64 << 10 };
+
+const char *splitter_families(size_t n)
+{
+    return n < FAMILY_COUNT ? families[n].names : NULL;
+}
 
 static bool has_name(const char *names, struct gguf_text name)
 {

@@ -24,9 +24,8 @@ struct pre_family {
     const char *names;                        /* separated by spaces */
     const char *patterns[SPLIT_PATTERNS_MAX]; /* up to the first NULL */
     bool ignore_merges;                       /* a piece that is a token is taken whole */
-    bool cuts_lines;                          /* always between x\n and y: x any printable ASCII,
-                                                 y an ASCII letter; what is before does not
-                                                 matter behind it, nor what follows before it */
+    bool keeps_uncased;                       /* letters without case, and the spaces between
+                                                 them, may be one piece (tokenizer_cut.h) */
     bool add_bos;                             /* where tokenizer.ggml.add_bos_token is absent */
 };
 
@@ -40,6 +39,8 @@ struct splitter {
 /* `name` as in the file.  An unknown one is refused with the list of those that are known. */
 enum err splitter_open(struct splitter *s, struct gguf_text name, struct why *why);
 void splitter_release(struct splitter *s);
+/* The names of the nth family, separated by spaces; NULL past the last. */
+const char *splitter_families(size_t n);
 
 /* Gets each piece in turn; anything but OK ends the splitting. */
 typedef enum err split_piece_fn(void *owner, const char *piece, size_t bytes);
