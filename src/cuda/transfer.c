@@ -2,7 +2,8 @@
  *
  * Called by the control thread while a step runs.  A read waits (on the device) for the layers it
  * reads; the next step waits for what was written.  The staging memory holds the sequence's blocks
- * in front and the bytes behind; more than fits goes in several turns.
+ * in front and the bytes behind; more than fits goes in several turns.  On the wire a layer is K
+ * (count, K*S), then V (count, K*S), elements as stored.
  */
 #include <string.h>
 

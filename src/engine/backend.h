@@ -113,9 +113,10 @@ struct backend {
     void (*close)(void *self);
     enum err (*step)(void *self, const struct step *s);
     enum err (*sample)(void *self, struct sample_job *jobs, uint32_t count);
-    /* KV of positions first .. first+count-1 of a sequence, in layers layer .. layer+layers-1.
-     * Bytes are, per layer: K (count, K*S) then V (count, K*S), elements as stored; then, of 8-bit
-     * types, the floats that scale them: K's (count, K), V's (count, K). */
+    /* KV of positions first .. first+count-1 of a sequence, in layers layer .. layer+layers-1:
+     * layers * count * token_bytes.  Their order is the backend's own (cpu/kv.c, cuda/transfer.c):
+     * what was read with some `first`, `count`, `layers` is written with the same `count` and
+     * `layers`, and a `first` that lies as far into a block. */
     void (*kv_read)(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,
                     uint32_t first, uint32_t count, void *out);
     void (*kv_write)(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,

@@ -281,30 +281,55 @@ static void every_path_agrees_with_the_plain_one(void **state)
     }
 }
 
+/* Moves positions 13 .. 112 out of the pool and back, `step` at a time. */
+static void move_in_pieces(struct run *r, uint32_t step, uint8_t *bytes)
+{
+    uint64_t token = r->shape.token_bytes * r->shape.layers;
+    for (uint32_t turn = 0; turn < 3; turn++) {
+        if (turn == 1) {
+            uint8_t *zeros = mem_alloc(100 * token);
+            backend_cpu.kv_write(r->self, r->blocks[0], 0, r->shape.layers, 13, 100, zeros);
+            free(zeros);
+            continue;
+        }
+        for (uint32_t at = 13, n; at < 113; at += n) {
+            n = 113 - at < step ? 113 - at : step;
+            uint8_t *piece = bytes + (at - 13) * token;
+            if (turn == 0)
+                backend_cpu.kv_read(r->self, r->blocks[0], 0, r->shape.layers, at, n, piece);
+            else
+                backend_cpu.kv_write(r->self, r->blocks[0], 0, r->shape.layers, at, n, piece);
+        }
+    }
+}
+
 static void kv_that_is_written_is_read_back(void **state)
 {
     (void)state;
-    struct tiny t;
-    struct run r;
-    struct trial c = { .threads = 1, .block_tokens = 16, .seed = 8 };
-    tiny_open(&t, &plans[1]);
-    open_run(&r, &t, &plans[1], &c);
-    uint64_t bytes = r.shape.token_bytes * 100 * r.shape.layers, seed = 4;
-    uint8_t *in = mem_alloc(bytes), *out = mem_alloc(bytes);
-    for (uint64_t i = 0; i < bytes; i++) in[i] = (uint8_t)tiny_random(&seed);
-    backend_cpu.kv_write(r.self, r.blocks[0], 0, r.shape.layers, 13, 100, in);
-    backend_cpu.kv_read(r.self, r.blocks[0], 0, r.shape.layers, 13, 100, out);
-    assert_memory_equal(in, out, bytes);
-    /* Keys lie before values, tokens one after another: what one token's read gives. */
-    uint64_t half = r.shape.token_bytes / 2, layer = 100 * r.shape.token_bytes;
-    backend_cpu.kv_read(r.self, r.blocks[0], 1, 1, 13 + 40, 1, out);
-    assert_memory_equal(out, in + layer + 40 * half, half);
-    assert_memory_equal(out + half, in + layer + (100 + 40) * half, half);
-    free(in);
-    free(out);
-    for (uint32_t s = 0; s < SEQS; s++) free(r.out.scores[s]);
-    backend_cpu.close(r.self);
-    tiny_close(&t);
+    for (uint32_t i = 0; i < 4; i++) {
+        struct tiny t;
+        struct run r;
+        struct trial c = { .threads = 1, .block_tokens = 8u << i, .seed = 8,
+                           .kv_type = KV_F16 + i };
+        tiny_open(&t, &plans[1]);
+        open_run(&r, &t, &plans[1], &c);
+        uint64_t bytes = r.shape.token_bytes * 100 * r.shape.layers, seed = 4;
+        uint8_t *in = mem_alloc(bytes), *out = mem_alloc(bytes), *pieces = mem_alloc(bytes);
+        for (uint64_t k = 0; k < bytes; k++) in[k] = (uint8_t)tiny_random(&seed);
+        backend_cpu.kv_write(r.self, r.blocks[0], 0, r.shape.layers, 13, 100, in);
+        static const uint32_t steps[] = { 100, 1, 16, 19, 64 };
+        for (uint32_t k = 0; k < sizeof steps / sizeof *steps; k++) {
+            move_in_pieces(&r, steps[k], pieces);
+            backend_cpu.kv_read(r.self, r.blocks[0], 0, r.shape.layers, 13, 100, out);
+            assert_memory_equal(in, out, bytes);
+        }
+        free(in);
+        free(out);
+        free(pieces);
+        for (uint32_t s = 0; s < SEQS; s++) free(r.out.scores[s]);
+        backend_cpu.close(r.self);
+        tiny_close(&t);
+    }
 }
 
 static void packed_weights_are_checked_and_shared(void **state)

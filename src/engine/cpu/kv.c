@@ -2,7 +2,11 @@
  *
  * Order: layer, block, kv head, then K and V of the block's tokens, then (8-bit types) K's scales
  * and V's, a float a token.  K is (tokens/lanes, S, lanes) so that a vector holds one dimension of
- * `lanes` neighbouring positions; V is (tokens, S).  The wire form is in backend.h.
+ * `lanes` neighbouring positions; V is (tokens, S).
+ *
+ * On the wire, of each layer: the range cut at the borders of blocks.  A whole block is as it lies
+ * in the pool; a part of n tokens is K (n, K*S), V (n, K*S) and, of 8-bit types, the floats that
+ * scale them: K's (n, K), V's (n, K).
  */
 #include <inttypes.h>
 #include <string.h>
@@ -133,23 +137,42 @@ static void wire_head(const struct place *p, const struct kv_view *kv, struct pl
     spread(p->value_scale, 1, wire.value_scale, 1, 4, to_pool);
 }
 
+/* Some tokens of a block in one layer. */
+static void wire_tokens(struct cpu *u, const uint32_t *blocks, uint32_t layer, uint32_t first,
+                        uint32_t count, uint8_t *wire, bool to_pool)
+{
+    const struct hparams *h = &u->model->h;
+    uint64_t head = (uint64_t)h->head_dim * kv_element_bytes(u->c.kv_type);
+    uint64_t part = count * head * h->kv_heads, scales = 4ull * count * h->kv_heads;
+    for (uint32_t i = 0; i < h->kv_heads; i++) {
+        struct kv_view kv = kv_view(u, layer, i, blocks, 0);
+        for (uint32_t t = 0; t < count; t++) {
+            struct place p = place_of(&kv, first + t);
+            uint64_t at = (uint64_t)t * h->kv_heads + i;
+            uint8_t *scale = wire + 2 * part + 4 * at;
+            wire_head(&p, &kv, (struct place){ wire + at * head, wire + part + at * head,
+                                               scale, scale + scales }, to_pool);
+        }
+    }
+}
+
+/* A whole block in one layer, as it lies there: most of what is moved. */
+static void wire_block(struct cpu *u, uint32_t block, uint32_t layer, uint8_t *wire, bool to_pool)
+{
+    uint8_t *at = u->kv + ((uint64_t)layer * u->shape.block_count + block) * block_bytes(u);
+    memcpy(to_pool ? at : wire, to_pool ? wire : at, block_bytes(u));
+}
+
 static void transfer(struct cpu *u, const uint32_t *blocks, uint32_t layer, uint32_t layers,
                      uint32_t first, uint32_t count, uint8_t *wire, bool to_pool)
 {
-    const struct hparams *h = &u->model->h;
-    CHECK(layer < h->layers && layers <= h->layers - layer);
-    uint64_t head = (uint64_t)h->head_dim * kv_element_bytes(u->c.kv_type);
-    uint64_t part = count * head * h->kv_heads, scales = 4ull * count * h->kv_heads;
-    for (uint32_t y = 0; y < layers; y++, wire += count * u->shape.token_bytes) {
-        for (uint32_t i = 0; i < h->kv_heads; i++) {
-            struct kv_view kv = kv_view(u, layer + y, i, blocks, 0);
-            for (uint32_t t = 0; t < count; t++) {
-                struct place p = place_of(&kv, first + t);
-                uint64_t at = (uint64_t)t * h->kv_heads + i;
-                uint8_t *scale = wire + 2 * part + 4 * at;
-                wire_head(&p, &kv, (struct place){ wire + at * head, wire + part + at * head,
-                                                   scale, scale + scales }, to_pool);
-            }
+    uint32_t size = u->c.block_tokens, end = first + count;
+    CHECK(layer < u->model->h.layers && layers <= u->model->h.layers - layer);
+    for (uint32_t y = layer; y < layer + layers; y++) {
+        for (uint32_t at = first, n; at < end; at += n, wire += n * u->shape.token_bytes) {
+            n = size - at % size < end - at ? size - at % size : end - at;
+            if (n == size) wire_block(u, blocks[at / size], y, wire, to_pool);
+            else wire_tokens(u, blocks, y, at, n, wire, to_pool);
         }
     }
 }
