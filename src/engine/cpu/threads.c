@@ -11,7 +11,6 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -125,12 +124,10 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-/* On Linux both are the calling thread's own.  A refusal only costs fairness. */
+/* On Linux it is the calling thread's own.  A refusal only costs fairness. */
 void pool_lower_priority(int nice)
 {
     if (nice <= 0) return;
-    const struct sched_param none = { 0 };
-    pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
     id_t self = (id_t)syscall(SYS_gettid);
     errno = 0;
     int now = getpriority(PRIO_PROCESS, self);

@@ -17,8 +17,8 @@ struct pool *pool_open(uint32_t threads, int nice);
 void pool_close(struct pool *p);
 uint32_t pool_threads(const struct pool *p);
 
-/* Adds to the nice value of the calling thread (the caller of pool_run), and lets it wait its turn
- * when it wakes (SCHED_BATCH), as pool_open does for the others. */
+/* Adds to the nice value of the calling thread (the caller of pool_run), as pool_open does for the
+ * others. */
 void pool_lower_priority(int nice);
 
 /* `worker` is below pool_threads, and no two calls with the same worker overlap. */
