@@ -94,11 +94,16 @@ void exec_atom_close(struct grid *g);
         LOOP_IS_SAFE                                                                             \
         for (int l = 0; l < LANES; l++) { __VA_ARGS__; }                                         \
     } else {                                                                                     \
-        for (uint32_t rest = lanes; rest; rest &= rest - 1) {                                    \
-            int l = __builtin_ctz(rest);                                                         \
-            __VA_ARGS__;                                                                         \
-        }                                                                                        \
+        FOR_LANES(l, lanes) { __VA_ARGS__; }                                                     \
     }
+#define FOR_LANES(l, lanes) for (int l = -1; (l = next_lane(lanes, l)) < LANES;)
+
+static inline int next_lane(uint32_t lanes, int l)
+{
+    uint64_t rest = (uint64_t)lanes >> (l + 1);
+    return rest ? l + 1 + __builtin_ctzll(rest) : LANES;
+}
+
 #define REGISTER(type, k) ((type *)(w->file + i->o[k]))
 
 static inline uint32_t predicate(const struct warp *w, uint32_t slot)
@@ -155,39 +160,20 @@ static inline uint32_t to_f16(float f)
     return sign | (size + 0xfff + (size >> 13 & 1) - (112u << 23)) >> 13;
 }
 
-uint32_t to_fp8(float f, bool e5m2);        /* to nearest, to the largest number when over */
-float from_fp8(uint32_t bits, bool e5m2);
-
-/* The instructions that are not arithmetic, by file. */
-exec_fn exec_load, exec_store, exec_load_param;                             /* exec_mem.c */
-exec_fn exec_async, exec_async_commit, exec_async_wait, exec_async_wait_all;
-exec_fn exec_atomic, exec_fence, exec_nothing, exec_isspacep;               /* exec_atom.c */
-exec_fn exec_shfl, exec_vote, exec_redux, exec_syncwarp, exec_match;        /* exec_warp.c */
-exec_fn exec_activemask, exec_ldmatrix, exec_mma, exec_mma_int, exec_movmatrix;
-exec_fn exec_cvt, exec_cvt_pack, exec_cvt_fp8_pack, exec_cvt_fp8_unpack;    /* exec_cvt.c */
-exec_fn exec_setp_u16, exec_setp_s16, exec_setp_u32, exec_setp_s32, exec_setp_u64, exec_setp_s64;
-exec_fn exec_setp_f16, exec_setp_bf16, exec_setp_f32, exec_setp_f64;
-exec_fn exec_pack, exec_unpack;                                             /* exec_mem.c */
+/* What redux and atomics do, by the names in the opcode. */
+#define FOLDS "add min max and or xor"
+enum fold { FOLD_ADD, FOLD_MIN, FOLD_MAX, FOLD_AND, FOLD_OR, FOLD_XOR, FOLD_EXCH, FOLD_CAS,
+            FOLD_INC, FOLD_DEC };
+uint64_t fold(enum fold how, enum type t, uint64_t old, uint64_t v);        /* all but CAS */
 
 /* The bytes of one lane's access; every check has been made. */
 uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t address,
                       uint32_t bytes, enum touch touch);
 /* Counts an access of these lanes to global or shared memory. */
-void exec_count(struct warp *w, const struct ins *i, enum space space, const uint64_t *address,
-                uint32_t lanes, uint32_t bytes);
-void exec_addresses(struct warp *w, const struct ins *i, uint32_t k, int64_t offset,
-                    uint32_t lanes, uint64_t *address);
-
-/* Modes, as the decoder sets them in ins.mode. */
-enum { SHFL_UP, SHFL_DOWN, SHFL_BFLY, SHFL_IDX };
-enum { VOTE_ALL, VOTE_ANY, VOTE_UNI, VOTE_BALLOT };
-enum { FOLD_ADD, FOLD_MIN, FOLD_MAX, FOLD_AND, FOLD_OR, FOLD_XOR, ATOM_EXCH, ATOM_CAS, ATOM_INC,
-       ATOM_DEC };
-enum { ATOM_NO_RESULT = 0x40, ATOM_ORDERED = 0x80 };        /* red; release or acquire */
-enum { ROUND_DEFAULT, ROUND_NEAREST, ROUND_ZERO, ROUND_DOWN, ROUND_UP, ROUND_MASK = 7,
-       CVT_SATURATE = 8 };
-enum { CMP_EQ, CMP_NE, CMP_LT, CMP_LE, CMP_GT, CMP_GE, CMP_NUM, CMP_NAN, CMP_OR_NAN = 16 };
-enum { CMP_AND = 1, CMP_OR, CMP_XOR, CMP_NOT = 4 };          /* in ins.count */
-enum { BAR_SYNC, BAR_POPC, BAR_AND, BAR_OR, BAR_NOT = 4 };
+void exec_count(struct warp *w, enum space space, const uint64_t *address, uint32_t lanes,
+                uint32_t bytes);
+/* Of operand ADDRESS or ADDRESS2. */
+void exec_addresses(struct warp *w, const struct ins *i, uint32_t k, uint32_t lanes,
+                    uint64_t *address);
 
 #endif

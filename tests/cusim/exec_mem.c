@@ -9,6 +9,11 @@ static uint32_t thread_of(const struct warp *w, int lane)
     return w->id * LANES + (uint32_t)lane;
 }
 
+static _Noreturn void misaligned(uint32_t bytes, uint64_t address)
+{
+    report(MISALIGNED, "%u bytes at %#llx", bytes, (unsigned long long)address);
+}
+
 static uint8_t *shared_at(struct warp *w, uint64_t offset, uint32_t bytes, enum touch touch,
                           uint32_t thread)
 {
@@ -65,12 +70,9 @@ static uint8_t *local_at(struct warp *w, uint64_t offset, uint32_t bytes, int la
 uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t address,
                       uint32_t bytes, enum touch touch)
 {
-    uint32_t thread = thread_of(w, lane);
+    uint32_t thread = place.thread = thread_of(w, lane);
     enum space space = i->space;
-    place.thread = thread;
-    if (address & (bytes - 1)) {
-        report(MISALIGNED, "%u bytes at %#llx", bytes, (unsigned long long)address);
-    }
+    if (address & (bytes - 1)) misaligned(bytes, address);
     if (space == SPACE_GENERIC) {
         if (address >> 40 == SHARED_WINDOW >> 40) {
             return shared_at(w, address - SHARED_WINDOW, bytes, touch, thread);
@@ -92,9 +94,10 @@ uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t ad
     return global_at(w, address, bytes, touch, thread);
 }
 
-void exec_addresses(struct warp *w, const struct ins *i, uint32_t k, int64_t offset,
-                    uint32_t lanes, uint64_t *address)
+void exec_addresses(struct warp *w, const struct ins *i, uint32_t k, uint32_t lanes,
+                    uint64_t *address)
 {
+    int64_t offset = i->offset[k - ADDRESS];
     if (i->bits64 >> k & 1) {
         const uint64_t *base = REGISTER(uint64_t, k);
         EACH_LANE(address[l] = base[l] + (uint64_t)offset)
@@ -110,8 +113,7 @@ static uint32_t distinct_sectors(const uint64_t *address, uint32_t lanes, uint32
 {
     uint64_t sectors[8 * LANES];
     uint32_t n = 0;
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        int l = __builtin_ctz(rest);
+    FOR_LANES(l, lanes) {
         for (uint64_t s = address[l] / 32; s <= (address[l] + bytes - 1) / 32; s++) {
             uint32_t k = n;
             while (k && sectors[k - 1] != s) k--;
@@ -125,8 +127,7 @@ static uint32_t distinct_sectors(const uint64_t *address, uint32_t lanes, uint32
 static uint32_t bank_depth(const uint64_t *address, uint32_t lanes, uint32_t bytes)
 {
     uint32_t words[LANES][LANES], depth[LANES] = {0}, most = 0;
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        int l = __builtin_ctz(rest);
+    FOR_LANES(l, lanes) {
         for (uint32_t k = 0; k < (bytes + 3) / 4; k++) {
             uint32_t word = (uint32_t)(address[l] / 4) + k, bank = word % LANES, at = 0;
             while (at < depth[bank] && words[bank][at] != word) at++;
@@ -137,14 +138,13 @@ static uint32_t bank_depth(const uint64_t *address, uint32_t lanes, uint32_t byt
     return most;
 }
 
-void exec_count(struct warp *w, const struct ins *i, enum space space, const uint64_t *address,
-                uint32_t lanes, uint32_t bytes)
+void exec_count(struct warp *w, enum space space, const uint64_t *address, uint32_t lanes,
+                uint32_t bytes)
 {
     struct kernel_stats *s = w->b->g->stats;
     if (!s || !lanes) return;
     uint64_t first = address[__builtin_ctz(lanes)];
     uint64_t total = (uint64_t)__builtin_popcount(lanes) * bytes;
-    (void)i;
     if (space == SPACE_GENERIC) {
         space = is_device(first) ? SPACE_GLOBAL
                 : first >> 40 == SHARED_WINDOW >> 40 ? SPACE_SHARED : SPACE_LOCAL;
@@ -166,8 +166,6 @@ void exec_count(struct warp *w, const struct ins *i, enum space space, const uin
     }
 }
 
-/* ins: o[0 .. count) the values, o[count] the address; type gives the size of one. */
-
 static uint64_t widen(uint64_t v, enum type t)
 {
     if (t == T_S8) return (uint32_t)(int8_t)v;
@@ -177,12 +175,8 @@ static uint64_t widen(uint64_t v, enum type t)
 
 static void load_lane(struct warp *w, const struct ins *i, int l, const uint8_t *from)
 {
-    uint32_t size = (uint32_t)type_bytes(i->type);
+    uint32_t size = type_bytes(i->type);
     for (uint32_t k = 0; k < i->count; k++, from += size) {
-        if (size == 4 && !(i->bits64 >> k & 1)) {
-            memcpy(&REGISTER(uint32_t, k)[l], from, 4);
-            continue;
-        }
         uint64_t v = 0;
         memcpy(&v, from, size);
         if (!(i->bits64 >> k & 1)) REGISTER(uint32_t, k)[l] = (uint32_t)widen(v, i->type);
@@ -192,56 +186,43 @@ static void load_lane(struct warp *w, const struct ins *i, int l, const uint8_t 
 
 /* Four-byte words into four-byte registers, of shared or global memory: most loads are this. */
 static void load_words(struct warp *w, const struct ins *i, uint32_t lanes,
-                       const uint64_t *address, bool shared)
+                       const uint64_t *address)
 {
     uint32_t bytes = 4u * i->count;
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        int l = __builtin_ctz(rest);
-        uint32_t thread = thread_of(w, l);
-        place.thread = thread;
-        if (address[l] & (bytes - 1)) {
-            report(MISALIGNED, "%u bytes at %#llx", bytes, (unsigned long long)address[l]);
-        }
-        const uint8_t *from = shared ? shared_at(w, address[l], bytes, TOUCH_READ, thread)
-                                     : global_at(w, address[l], bytes, TOUCH_READ, thread);
+    FOR_LANES(l, lanes) {
+        uint32_t thread = place.thread = thread_of(w, l);
+        if (address[l] & (bytes - 1)) misaligned(bytes, address[l]);
+        const uint8_t *from = i->space == SPACE_SHARED
+                                  ? shared_at(w, address[l], bytes, TOUCH_READ, thread)
+                                  : global_at(w, address[l], bytes, TOUCH_READ, thread);
         for (uint32_t k = 0; k < i->count; k++) memcpy(&REGISTER(uint32_t, k)[l], from + 4 * k, 4);
     }
 }
 
-void exec_load(struct warp *w, const struct ins *i, uint32_t lanes)
+static void load(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint64_t address[LANES];
-    uint32_t bytes = (uint32_t)type_bytes(i->type) * i->count;
-    exec_addresses(w, i, i->count, i->offset, lanes, address);
-    exec_count(w, i, i->space, address, lanes, bytes);
+    uint32_t bytes = type_bytes(i->type) * i->count;
+    exec_addresses(w, i, ADDRESS, lanes, address);
+    exec_count(w, i->space, address, lanes, bytes);
     bool words = bytes == 4u * i->count && !(i->bits64 & ((1u << i->count) - 1));
     bool all_device = i->space == SPACE_GLOBAL && is_device(address[__builtin_ctz(lanes)]);
     if (words && (i->space == SPACE_SHARED || all_device)) {
-        load_words(w, i, lanes, address, i->space == SPACE_SHARED);
+        load_words(w, i, lanes, address);
         return;
     }
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        int l = __builtin_ctz(rest);
+    FOR_LANES(l, lanes) {
         load_lane(w, i, l, exec_address(w, i, l, address[l], bytes, TOUCH_READ));
     }
 }
 
-/* Parameters are the same for every lane. */
-void exec_load_param(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    uint32_t size = (uint32_t)type_bytes(i->type);
-    const uint8_t *from = param_at(w, (uint64_t)i->offset, size * i->count);
-    EACH_LANE(load_lane(w, i, l, from))
-}
-
-void exec_store(struct warp *w, const struct ins *i, uint32_t lanes)
+static void store(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint64_t address[LANES];
-    uint32_t size = (uint32_t)type_bytes(i->type), bytes = size * i->count;
-    exec_addresses(w, i, i->count, i->offset, lanes, address);
-    exec_count(w, i, i->space, address, lanes, bytes);
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        int l = __builtin_ctz(rest);
+    uint32_t size = type_bytes(i->type), bytes = size * i->count;
+    exec_addresses(w, i, ADDRESS, lanes, address);
+    exec_count(w, i->space, address, lanes, bytes);
+    FOR_LANES(l, lanes) {
         uint8_t *to = exec_address(w, i, l, address[l], bytes, TOUCH_WRITE);
         for (uint32_t k = 0; k < i->count; k++, to += size) {
             if (i->bits64 >> k & 1) memcpy(to, &REGISTER(uint64_t, k)[l], size);
@@ -250,10 +231,21 @@ void exec_store(struct warp *w, const struct ins *i, uint32_t lanes)
     }
 }
 
-/* mov between one register and its parts; ins.type is the whole, o[0] or o[count] is it. */
-void exec_pack(struct warp *w, const struct ins *i, uint32_t lanes)
+/* Between generic addresses and those of a space. */
+static void cvta(struct warp *w, const struct ins *i, uint32_t lanes)
 {
-    uint32_t part = (uint32_t)type_bytes(i->type) * 8 / i->count;
+    uint64_t *d = REGISTER(uint64_t, 0);
+    const uint64_t *a = REGISTER(uint64_t, 1);
+    uint64_t window = i->space == SPACE_SHARED ? SHARED_WINDOW
+                      : i->space == SPACE_LOCAL ? LOCAL_WINDOW : 0;
+    if (i->option) window = 0 - window;                         /* .to */
+    EACH_LANE(d[l] = a[l] + window)
+}
+
+/* mov between one register, of ins.type, and its parts. */
+static void pack(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint32_t part = type_bytes(i->type) * 8 / i->count;
     uint64_t mask = part == 64 ? ~0ull : (1ull << part) - 1;
     EACH_LANE(uint64_t v = 0;
               for (uint32_t k = 0; k < i->count; k++) {
@@ -265,9 +257,9 @@ void exec_pack(struct warp *w, const struct ins *i, uint32_t lanes)
               else REGISTER(uint32_t, 0)[l] = (uint32_t)v)
 }
 
-void exec_unpack(struct warp *w, const struct ins *i, uint32_t lanes)
+static void unpack(struct warp *w, const struct ins *i, uint32_t lanes)
 {
-    uint32_t n = i->count, part = (uint32_t)type_bytes(i->type) * 8 / n;
+    uint32_t n = i->count, part = type_bytes(i->type) * 8 / n;
     uint64_t mask = part == 64 ? ~0ull : (1ull << part) - 1;
     EACH_LANE(uint64_t v = i->bits64 >> n & 1 ? REGISTER(uint64_t, n)[l]
                                               : REGISTER(uint32_t, n)[l];
@@ -277,8 +269,7 @@ void exec_unpack(struct warp *w, const struct ins *i, uint32_t lanes)
               })
 }
 
-/* cp.async: o[0] shared address, o[1] global address, o[2] bytes to fetch; ins.count is the size.
- * */
+/* cp.async of ins.count bytes, of which the operand's number comes from memory. */
 
 static void async_add(struct async_queue *q, struct async_copy c)
 {
@@ -291,23 +282,19 @@ static void async_add(struct async_queue *q, struct async_copy c)
     q->items[q->count++] = c;
 }
 
-void exec_async(struct warp *w, const struct ins *i, uint32_t lanes)
+static void async_begin(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint64_t to[LANES], from[LANES];
     struct block *b = w->b;
-    exec_addresses(w, i, 0, i->offset, lanes, to);
-    exec_addresses(w, i, 1, i->offset2, lanes, from);
-    const uint32_t *fetch = REGISTER(uint32_t, 2);
-    exec_count(w, i, SPACE_SHARED, to, lanes, i->count);
-    exec_count(w, i, SPACE_GLOBAL, from, lanes, i->count);
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        int l = __builtin_ctz(rest);
-        uint32_t thread = thread_of(w, l), at = (uint32_t)to[l];
-        place.thread = thread;
-        if ((to[l] | from[l]) & (i->count - 1u)) {
-            report(MISALIGNED, "cp.async of %u bytes from %#llx to %#llx", i->count,
-                   (unsigned long long)from[l], (unsigned long long)to[l]);
-        }
+    exec_addresses(w, i, ADDRESS, lanes, to);
+    exec_addresses(w, i, ADDRESS2, lanes, from);
+    const uint32_t *fetch = REGISTER(uint32_t, 0);
+    exec_count(w, SPACE_SHARED, to, lanes, i->count);
+    exec_count(w, SPACE_GLOBAL, from, lanes, i->count);
+    FOR_LANES(l, lanes) {
+        uint32_t thread = place.thread = thread_of(w, l), at = (uint32_t)to[l];
+        if (to[l] & (i->count - 1u)) misaligned(i->count, to[l]);
+        if (from[l] & (i->count - 1u)) misaligned(i->count, from[l]);
         if (fetch[l] > i->count) report(BAD_PTX, "cp.async fetches more than it writes");
         shared_at(w, at, i->count, TOUCH_WRITE, thread);
         if (b->g->check) {
@@ -335,21 +322,37 @@ static void arrive(struct warp *w, int lane, uint32_t groups_left)
     }
 }
 
-void exec_async_commit(struct warp *w, const struct ins *i, uint32_t lanes)
+static void async_commit(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     (void)i;
     EACH_LANE(w->async[l].group++)
 }
 
-/* Waits until at most o[0] committed groups are under way. */
-void exec_async_wait(struct warp *w, const struct ins *i, uint32_t lanes)
+/* Waits until at most so many committed groups are under way. */
+static void async_wait(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint32_t left = *REGISTER(uint32_t, 0);
     EACH_LANE(arrive(w, l, left))
 }
 
-void exec_async_wait_all(struct warp *w, const struct ins *i, uint32_t lanes)
+static void async_wait_all(struct warp *w, const struct ins *i, uint32_t lanes)
 {
-    exec_async_commit(w, i, lanes);
+    async_commit(w, i, lanes);
     EACH_LANE(arrive(w, l, 0))
 }
+
+#define NUMBERS "b8 u8 s8 b16 u16 s16 f16 b32 u32 s32 f32 b64 u64 s64 f64"
+#define SPACES "global shared shared::cta local param "
+#define CACHES "nc ca cg cs cv lu wb wt volatile weak relaxed gpu sys cta v2 v4 v8"
+const struct row memory_rows[] = {
+    {"ld", NUMBERS, "Va", load, .ignored = SPACES CACHES},
+    {"st", NUMBERS, "aV", store, .ignored = SPACES CACHES},
+    {"mov", "b32 b64", "v{", pack},
+    {"mov", "b32 b64", "{v", unpack},
+    {"cvta", "u64", "88", cvta, .options = "to", .ignored = SPACES},
+    {"cp async", "", "aan?4", async_begin, .ignored = "ca cg shared shared::cta global"},
+    {"cp async commit_group", "", "", async_commit},
+    {"cp async wait_group", "", "4", async_wait},
+    {"cp async wait_all", "", "", async_wait_all},
+    {NULL},
+};

@@ -69,8 +69,7 @@ static bool meet_warp(struct warp *w, const struct ins *i, uint32_t lanes, uint3
     const uint32_t *mask = (const uint32_t *)(w->file + i->members);
     uint32_t first = mask[__builtin_ctz(lanes)];
     bool all = true;
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        int l = __builtin_ctz(rest);
+    FOR_LANES(l, lanes) {
         if (mask[l] != first || mask[l] != lanes) check_members(w, mask[l], l);
         if (mask[l] & ~lanes || mask[l] != first) all = false;
     }
@@ -132,15 +131,6 @@ static void end_lanes(struct warp *w, uint32_t lanes, uint32_t pc)
     w->exited |= lanes;
 }
 
-/* A switch: every lane its own target. */
-static void jump_by_table(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    const uint32_t *table = w->b->g->launch->kernel->tables[i->target];
-    const uint32_t *index = REGISTER(uint32_t, 0);
-    EACH_LANE(if (index[l] >= table[0]) report(BAD_PTX, "brx.idx beyond its table");
-              w->pc[l] = table[1 + index[l]])
-}
-
 /* An instruction that decides who goes on: true when `lanes` do, together, at *pc. */
 static bool run_flow(struct warp *w, const struct ins *i, uint32_t lanes, uint32_t now,
                      uint32_t *pc)
@@ -169,7 +159,6 @@ static bool run_flow(struct warp *w, const struct ins *i, uint32_t lanes, uint32
     switch ((enum flow)i->flow) {
     case FLOW_WARP: return meet_warp(w, i, now, here);
     case FLOW_BRANCH: put_lanes(w, now, i->target); break;
-    case FLOW_TABLE: jump_by_table(w, i, now); break;
     case FLOW_EXIT: end_lanes(w, now, here); break;
     default:
         put_lanes(w, now, here);
@@ -230,33 +219,25 @@ static enum turn run_warp(struct warp *w)
 /* Barriers.  All threads of the block must come to the same one; with a count, as many as it says.
  * */
 
-static void fold_barrier(struct block *b, const struct ins *i, uint32_t pc)
-{
-    uint32_t yes = 0, all = 0;
-    for (uint32_t n = 0; n < b->warp_count; n++) {
-        struct warp *w = &b->warps[n];
-        uint32_t lanes = lanes_at(w, pc, LANE_BARRIER), p = predicate(w, i->o[3]);
-        if (i->mode & BAR_NOT) p = ~p;
-        yes += (uint32_t)__builtin_popcount(p & lanes);
-        all += (uint32_t)__builtin_popcount(lanes);
-    }
-    int mode = i->mode & 3;
-    uint32_t answer = (mode == BAR_AND ? yes == all : yes > 0) ? ~0u : 0;
-    for (uint32_t n = 0; n < b->warp_count; n++) {
-        struct warp *w = &b->warps[n];
-        uint32_t lanes = lanes_at(w, pc, LANE_BARRIER);
-        if (mode == BAR_POPC) EACH_LANE(REGISTER(uint32_t, 2)[l] = yes)
-        else set_predicate(w, i->o[2], answer, lanes);
-    }
-}
+/* Operands: the result, the barrier, the count of threads, the predicate; bar.red counts where the
+ * predicate holds. */
+enum { BAR_RESULT, BAR_NUMBER, BAR_COUNT, BAR_PREDICATE };
 
 static void open_barrier(struct block *b, uint32_t pc)
 {
     const struct ins *i = &b->g->launch->kernel->code[pc];
-    if (i->mode & 3) fold_barrier(b, i, pc);
+    uint32_t yes = 0;
+    for (uint32_t n = 0; n < b->warp_count && i->type; n++) {
+        const struct warp *w = &b->warps[n];
+        uint32_t p = predicate(w, i->o[BAR_PREDICATE]);
+        yes += (uint32_t)__builtin_popcount((i->negated ? ~p : p) & lanes_at(w, pc, LANE_BARRIER));
+    }
     for (uint32_t n = 0; n < b->warp_count; n++) {
         struct warp *w = &b->warps[n];
         uint32_t lanes = lanes_at(w, pc, LANE_BARRIER);
+        if (i->type) {
+            EACH_LANE(REGISTER(uint32_t, BAR_RESULT)[l] = yes)
+        }
         put_lanes(w, lanes, pc + 1);
         set_state(w, lanes, LANE_RUN);
     }
@@ -276,7 +257,7 @@ static void meet_block(struct block *b)
                 waiting += (uint32_t)__builtin_popcount(lanes_at(&b->warps[k], pc, LANE_BARRIER));
             }
             const struct ins *i = &code[pc];
-            uint32_t count = ((const uint32_t *)(w->file + i->o[1]))[l];
+            uint32_t count = ((const uint32_t *)(w->file + i->o[BAR_COUNT]))[l];
             place.instruction = i->text;
             if (waiting == (count ? count : b->thread_count)) {
                 open_barrier(b, pc);
@@ -428,3 +409,38 @@ void exec_launch(const struct launch *launch, op_id op, const struct clock *cloc
     exec_atom_close(&g);
     place.instruction = NULL;
 }
+
+/* Instructions that do little but decide who goes on. */
+
+static void nothing(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    (void)w, (void)i, (void)lanes;
+}
+
+static void fence(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    (void)i, (void)lanes;
+    w->b->fenced = true;
+}
+
+static void trap(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    (void)i;
+    place.thread = w->id * LANES + (uint32_t)__builtin_ctz(lanes);
+    report(BAD_LAUNCH, "the kernel trapped");
+}
+
+const struct row flow_rows[] = {
+    {"bra", "", "L", nothing, .ignored = "uni", .flow = FLOW_BRANCH},
+    {"ret", "", "", nothing, .flow = FLOW_EXIT},
+    {"exit", "", "", nothing, .flow = FLOW_EXIT},
+    {"bar sync", "", "-40", nothing, .ignored = "cta aligned", .flow = FLOW_BARRIER},
+    {"bar sync", "", "-44", nothing, .ignored = "cta aligned", .flow = FLOW_BARRIER},
+    {"bar red popc", "u32", "440P", nothing, .ignored = "cta aligned", .flow = FLOW_BARRIER},
+    {"membar", "", "", fence, .ignored = "gl sys"},
+    {"membar cta", "", "", nothing},
+    {"fence", "", "", fence, .ignored = "sc acq_rel gpu sys"},
+    {"fence cta", "", "", nothing, .ignored = "sc acq_rel"},
+    {"trap", "", "", trap},
+    {NULL},
+};

@@ -8,7 +8,9 @@ static void inactive_source(struct warp *w, int lane, int from)
     report(WRONG_MASK, "lane %d reads lane %d, which does not take part", lane, from);
 }
 
-void exec_shfl(struct warp *w, const struct ins *i, uint32_t lanes)
+enum { SHFL_UP, SHFL_DOWN, SHFL_BFLY, SHFL_IDX };
+
+static void shfl(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint32_t *d = REGISTER(uint32_t, 0), value[LANES], in_range = 0;
     const uint32_t *a = REGISTER(uint32_t, 1), *b = REGISTER(uint32_t, 2);
@@ -30,187 +32,129 @@ void exec_shfl(struct warp *w, const struct ins *i, uint32_t lanes)
         in_range |= (uint32_t)ok << l;
     }
     EACH_LANE(d[l] = value[l])
-    if (i->count) set_predicate(w, i->o[5], in_range, lanes);
+    if (i->second) set_predicate(w, i->second, in_range, lanes);
 }
 
-void exec_vote(struct warp *w, const struct ins *i, uint32_t lanes)
+enum { VOTE_ALL, VOTE_ANY, VOTE_UNI };
+
+static void vote(struct warp *w, const struct ins *i, uint32_t lanes)
 {
-    uint32_t p = predicate(w, i->o[1]);
-    if (i->count) p = ~p;                           /* a negated operand */
-    p &= lanes;
-    if (i->mode == VOTE_BALLOT) {
-        uint32_t *d = REGISTER(uint32_t, 0);
-        EACH_LANE(d[l] = p)
-        return;
-    }
+    uint32_t p = (i->negated ? ~predicate(w, i->o[1]) : predicate(w, i->o[1])) & lanes;
     bool yes = i->mode == VOTE_ALL ? p == lanes : i->mode == VOTE_ANY ? p : !p || p == lanes;
     set_predicate(w, i->o[0], yes ? ~0u : 0, lanes);
 }
 
-void exec_redux(struct warp *w, const struct ins *i, uint32_t lanes)
+static void ballot(struct warp *w, const struct ins *i, uint32_t lanes)
 {
-    uint32_t *d = REGISTER(uint32_t, 0), r = 0;
-    const uint32_t *a = REGISTER(uint32_t, 1);
-    bool first = true, is_signed = i->type == T_S32;
-    for (uint32_t rest = lanes; rest; rest &= rest - 1, first = false) {
-        uint32_t x = a[__builtin_ctz(rest)];
-        bool less = is_signed ? (int32_t)x < (int32_t)r : x < r;
-        switch (i->mode) {
-        case FOLD_ADD: r += x; break;
-        case FOLD_MIN: r = first || less ? x : r; break;
-        case FOLD_MAX: r = first || !less ? x : r; break;
-        case FOLD_AND: r = first ? x : r & x; break;
-        case FOLD_OR: r |= x; break;
-        default: r ^= x; break;
-        }
-    }
-    EACH_LANE(d[l] = r)
+    uint32_t p = (i->negated ? ~predicate(w, i->o[1]) : predicate(w, i->o[1])) & lanes;
+    uint32_t *d = REGISTER(uint32_t, 0);
+    EACH_LANE(d[l] = p)
 }
 
-void exec_syncwarp(struct warp *w, const struct ins *i, uint32_t lanes)
+static void redux(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    uint32_t *d = REGISTER(uint32_t, 0), rest = lanes & (lanes - 1);
+    const uint32_t *a = REGISTER(uint32_t, 1);
+    uint64_t r = a[__builtin_ctz(lanes)];
+    FOR_LANES(l, rest) r = fold(i->mode, i->type, r, a[l]);
+    EACH_LANE(d[l] = (uint32_t)r)
+}
+
+static void syncwarp(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     (void)i, (void)lanes;
     w->tick++;
 }
 
-void exec_match(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    uint32_t *d = REGISTER(uint32_t, 0), same[LANES];
-    EACH_LANE(
-        same[l] = 0;
-        for (uint32_t m = lanes; m; m &= m - 1) {
-            int k = __builtin_ctz(m);
-            bool equal = i->bits64 & 2 ? REGISTER(uint64_t, 1)[l] == REGISTER(uint64_t, 1)[k]
-                                       : REGISTER(uint32_t, 1)[l] == REGISTER(uint32_t, 1)[k];
-            same[l] |= (uint32_t)equal << k;
-        })
-    EACH_LANE(d[l] = same[l])
-}
-
-void exec_activemask(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    uint32_t *d = REGISTER(uint32_t, 0);
-    EACH_LANE(d[l] = lanes)
-}
-
-/* Lane 8 m + r gives the address of row r (16 bytes) of matrix m; register m of lane l gets the two
- * halves at row l / 4, columns 2 (l % 4) and the next; transposed, the roles of both change. */
-void exec_ldmatrix(struct warp *w, const struct ins *i, uint32_t lanes)
+/* Lane 8 m + r gives the address of row r (16 bytes) of matrix m.  A register, seen as 8 x 8
+ * halves, is a matrix. */
+static void ldmatrix(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint16_t rows[32][8];
     uint64_t address[LANES];
     int rows_used = 8 * i->count;
     uint32_t readers = rows_used == LANES ? ~0u : (1u << rows_used) - 1;
-    exec_addresses(w, i, i->count, i->offset, lanes, address);
-    exec_count(w, i, SPACE_SHARED, address, readers, 16);
+    exec_addresses(w, i, ADDRESS, lanes, address);
+    exec_count(w, SPACE_SHARED, address, readers, 16);
     for (int l = 0; l < rows_used; l++) {
         memcpy(rows[l], exec_address(w, i, l, address[l], 16, TOUCH_READ), 16);
     }
-    for (uint32_t m = 0; m < i->count; m++) {
-        uint32_t *d = REGISTER(uint32_t, m);
-        for (uint32_t l = 0; l < LANES; l++) {
-            uint32_t r = l >> 2, c = 2 * (l & 3);
-            uint32_t low = i->mode ? rows[8 * m + c][r] : rows[8 * m + r][c];
-            uint32_t high = i->mode ? rows[8 * m + c + 1][r] : rows[8 * m + r][c + 1];
-            d[l] = low | high << 16;
+    for (int m = 0; m < i->count; m++) {
+        uint16_t *d = REGISTER(uint16_t, m);
+        for (int k = 0; k < 64; k++) {
+            d[k] = i->option ? rows[8 * m + k % 8][k / 8] : rows[8 * m + k / 8][k % 8];
         }
     }
 }
 
-void exec_movmatrix(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    uint16_t m[8][8];
-    uint32_t *d = REGISTER(uint32_t, 0);
-    const uint32_t *a = REGISTER(uint32_t, 1);
-    (void)lanes;
-    for (int l = 0; l < LANES; l++) memcpy(&m[l >> 2][2 * (l & 3)], &a[l], 4);
-    for (int l = 0; l < LANES; l++) {
-        d[l] = m[2 * (l & 3)][l >> 2] | (uint32_t)m[2 * (l & 3) + 1][l >> 2] << 16;
-    }
-}
+/* D (16, 8) = A (16, K) B (K, 8) + C: registers 0 to 3 are D, then 4 of A, 2 of B, 4 of C.  A
+ * register of A holds 8 rows, one of B 8 columns, each of K / 2 numbers side by side; C and D are
+ * parted into even and odd columns.  Real hardware adds in another order and cuts; results differ
+ * in the last bits. */
+enum { A_AT = 4, B_AT = 8, C_AT = 10 };
+#define PLACE_OF_C(r, s) [(r) % 8 * 4 + (s) / 2]
 
-static inline float half_of(uint32_t pair, int k, bool is_bf16)
-{
-    uint32_t h = k ? pair >> 16 : pair & 0xffff;
-    return is_bf16 ? from_bf16(h) : from_f16(h);
-}
-
-/* D (16, 8) = A (16, K) B (K, 8) + C, in floats.  The registers of lane l = 4 g + q hold rows g
- * and g + 8, columns 2 q and 2 q + 1 of each 8 by 8 part.  ins.count is K.  Real hardware adds in
- * another order and cuts; results differ in the last bits. */
-void exec_mma(struct warp *w, const struct ins *i, uint32_t lanes)
+static inline void multiply(struct warp *w, const struct ins *i, float (*half)(uint32_t))
 {
     float a[16][16], b[16][8], c[16][8];
-    const int depth = i->count, a_regs = depth / 4, b_regs = depth / 8;
-    const bool is_bf16 = i->type == T_BF16;
-    const uint32_t c_at = 4 + (uint32_t)(a_regs + b_regs);
-    (void)lanes;
-    if (w->b->g->stats) w->b->g->stats->mma++;
-    for (int k = 0; k < a_regs; k++) {
-        const uint32_t *r = REGISTER(uint32_t, 4 + k);
-        for (int l = 0; l < LANES; l++) {
-            float *at = &a[(l >> 2) + 8 * (k & 1)][2 * (l & 3) + 8 * (k >> 1)];
-            at[0] = half_of(r[l], 0, is_bf16), at[1] = half_of(r[l], 1, is_bf16);
+    for (int k = 0; k < 16; k++) {
+        for (int r = 0; r < 16; r++) {
+            a[r][k] = half(REGISTER(uint16_t, A_AT + r / 8 + k / 8 * 2)[r % 8 * 8 + k % 8]);
         }
-    }
-    for (int k = 0; k < b_regs; k++) {
-        const uint32_t *r = REGISTER(uint32_t, 4 + a_regs + k);
-        for (int l = 0; l < LANES; l++) {
-            float (*at)[8] = &b[2 * (l & 3) + 8 * k];
-            at[0][l >> 2] = half_of(r[l], 0, is_bf16), at[1][l >> 2] = half_of(r[l], 1, is_bf16);
+        for (int s = 0; s < 8; s++) {
+            b[k][s] = half(REGISTER(uint16_t, B_AT + k / 8)[s * 8 + k % 8]);
         }
-    }
-    for (int k = 0; k < 4; k++) {
-        const float *r = REGISTER(float, c_at + (uint32_t)k);
-        for (int l = 0; l < LANES; l++) c[(l >> 2) + 8 * (k >> 1)][2 * (l & 3) + (k & 1)] = r[l];
     }
     for (int r = 0; r < 16; r++) {
-        for (int k = 0; k < depth; k++) {
+        for (int s = 0; s < 8; s++) {
+            c[r][s] = REGISTER(float, C_AT + r / 8 * 2 + s % 2) PLACE_OF_C(r, s);
+        }
+        for (int k = 0; k < 16; k++) {
             for (int s = 0; s < 8; s++) c[r][s] = __builtin_fmaf(a[r][k], b[k][s], c[r][s]);
         }
-    }
-    for (int k = 0; k < 4; k++) {
-        float *d = REGISTER(float, k);
-        for (int l = 0; l < LANES; l++) d[l] = c[(l >> 2) + 8 * (k >> 1)][2 * (l & 3) + (k & 1)];
+        for (int s = 0; s < 8; s++) {
+            REGISTER(float, r / 8 * 2 + s % 2) PLACE_OF_C(r, s) = c[r][s];
+        }
     }
 }
 
-static int32_t byte_of(uint32_t four, int k, bool is_signed)
+static void mma(struct warp *w, const struct ins *i, uint32_t lanes)
 {
-    return is_signed ? (int8_t)(four >> 8 * k) : (int32_t)(four >> 8 * k & 255);
-}
-
-/* The same with bytes and 32-bit sums: four columns a register.  K is 16 or 32. */
-void exec_mma_int(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    int32_t a[16][32], b[32][8], c[16][8];
-    const int depth = i->count, a_regs = depth / 8, b_regs = depth / 16;
-    const bool a_signed = i->type == T_S8, b_signed = i->from == T_S8;
-    const uint32_t c_at = 4 + (uint32_t)(a_regs + b_regs);
     (void)lanes;
     if (w->b->g->stats) w->b->g->stats->mma++;
-    for (int l = 0; l < LANES; l++) {
-        int g = l >> 2, q = l & 3;
-        for (int j = 0; j < 4; j++) {
-            for (int k = 0; k < a_regs; k++) {
-                a[g + 8 * (k & 1)][4 * q + j + 16 * (k >> 1)] =
-                    byte_of(REGISTER(uint32_t, 4 + k)[l], j, a_signed);
-            }
-            for (int k = 0; k < b_regs; k++) {
-                b[4 * q + j + 16 * k][g] =
-                    byte_of(REGISTER(uint32_t, 4 + a_regs + k)[l], j, b_signed);
-            }
-            c[g + 8 * (j >> 1)][2 * q + (j & 1)] = REGISTER(int32_t, c_at + (uint32_t)j)[l];
-        }
-    }
-    for (int r = 0; r < 16; r++) {
-        for (int k = 0; k < depth; k++) {
-            for (int s = 0; s < 8; s++) c[r][s] += a[r][k] * b[k][s];
-        }
-    }
-    for (int l = 0; l < LANES; l++) {
-        for (int j = 0; j < 4; j++) {
-            REGISTER(int32_t, j)[l] = c[(l >> 2) + 8 * (j >> 1)][2 * (l & 3) + (j & 1)];
-        }
-    }
+    if (i->from == T_BF16) multiply(w, i, from_bf16);
+    else multiply(w, i, from_f16);
 }
+
+/* The same with bytes and 32-bit sums. */
+static void mma_bytes(struct warp *w, const struct ins *i, uint32_t lanes)
+{
+    int32_t d[4][LANES];
+    (void)lanes;
+    if (w->b->g->stats) w->b->g->stats->mma++;
+    for (int r = 0; r < 16; r++) {
+        for (int s = 0; s < 8; s++) {
+            int part = r / 8 * 2 + s % 2;
+            int32_t sum = REGISTER(int32_t, C_AT + part) PLACE_OF_C(r, s);
+            for (int k = 0; k < 32; k++) {
+                sum += REGISTER(int8_t, A_AT + r / 8 + k / 16 * 2)[r % 8 * 16 + k % 16] *
+                       REGISTER(int8_t, B_AT + k / 16)[s * 16 + k % 16];
+            }
+            d[part] PLACE_OF_C(r, s) = sum;
+        }
+    }
+    for (int part = 0; part < 4; part++) memcpy(REGISTER(int32_t, part), d[part], sizeof d[part]);
+}
+
+const struct row warp_rows[] = {
+    {"shfl sync", "b32", "4444m", shfl, "up down bfly idx", .flow = FLOW_WARP},
+    {"vote sync", "pred", "pPm", vote, "all any uni", .flow = FLOW_WARP},
+    {"vote sync ballot", "b32", "4Pm", ballot, .flow = FLOW_WARP},
+    {"redux sync", "b32 u32 s32", "44m", redux, FOLDS, .flow = FLOW_WARP},
+    {"bar warp sync", "", "m", syncwarp, .flow = FLOW_WARP},
+    {"ldmatrix sync aligned m8n8", "b16", "Va", ldmatrix, "x1 x2 x4", "trans",
+     "shared shared::cta", FLOW_ALIGNED},
+    {"mma sync aligned m16n8k16 row col", "f32 f16 bf16", "V4V4V2V4", mma, .flow = FLOW_ALIGNED},
+    {"mma sync aligned m16n8k32 row col", "s32 s8", "V4V4V2V4", mma_bytes, .flow = FLOW_ALIGNED},
+    {NULL},
+};

@@ -65,7 +65,7 @@ static char *text_of(const struct fat_entry *e)
     return text;
 }
 
-static struct module *load(const struct fat_header *h, int capability)
+static struct kernel *load(const struct fat_header *h, int capability)
 {
     const uint8_t *at = (const uint8_t *)h + h->header_bytes, *end = at + h->bytes;
     char *best = NULL;
@@ -87,9 +87,9 @@ static struct module *load(const struct fat_header *h, int capability)
         }
     }
     if (!best) return NULL;
-    struct module *m = ptx_parse(best, "");
+    struct kernel *kernels = ptx_parse(best);
     free(best);
-    return m;
+    return kernels;
 }
 
 void **__cudaRegisterFatBinary(void *wrapper);
@@ -135,11 +135,11 @@ static struct function *function_of(const void *host)
 void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name,
                             int limit, void *tid, void *bid, dim3 *block, dim3 *grid, int *warp)
 {
-    struct module *m = *handle;
+    struct kernel *k = *handle;
+    bool fits = k != NULL;
     (void)device, (void)limit, (void)tid, (void)bid, (void)block, (void)grid, (void)warp;
-    struct kernel *k = m ? m->kernels : NULL;
     while (k && strcmp(k->name, name)) k = k->next;
-    if (m && !k) report(BAD_PTX, "the kernel %s is not in its module", name);
+    if (fits && !k) report(BAD_PTX, "the kernel %s is not in its module", name);
     *function_of(host) = (struct function){host, k};
 }
 

@@ -3,637 +3,427 @@
  * The text comes from nvcc, so what is not understood is not skipped: it is a finding at load, with
  * the line.  Names in nested braces (inline assembly) replace outer ones of another width.
  */
+#include "ptx_parse.h"
+
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "memory.h"
-#include "ptx_parse.h"
 #include "report.h"
-#include "shadow.h"
 
-struct label {
-    char name[96];
-    uint32_t at;
-};
+#define UNKNOWN UINT32_MAX
 
-/* What one kernel's body is read with, beyond what the decoder sees. */
-struct body {
-    struct builder b;
-    struct label *labels, *jumps, *tables;      /* jumps: instruction `at` goes to `name` */
-    uint32_t label_count, jump_count, table_count;
-};
+/* Words, numbers and punctuation. */
 
-static void bad(const struct lexer *x, const char *what)
+void bad_ptx(const struct reader *r, const char *what, const char *text)
 {
-    report(BAD_PTX, "PTX line %u: %s near '%s'", x->line, what, x->text);
+    uint32_t line = 1;
+    for (const char *at = r->start; at < r->at; at++) line += *at == '\n';
+    report(BAD_PTX, "PTX line %u: %s: %.200s, in %s", line, what, text,
+           r->k ? r->k->name : "the module");
 }
 
-_Noreturn void bad_ptx(const struct builder *b, const char *what, const char *text)
+static char next_char(struct reader *r)
 {
-    report(BAD_PTX, "PTX line %u: %s: %s, in %s", b->x->line, what, text, b->k->name);
+    for (;;) {
+        r->at += strspn(r->at, " \t\r\n");
+        if (strncmp(r->at, "//", 2)) return *r->at;
+        r->at += strcspn(r->at, "\n");
+    }
 }
 
-static bool is_punct(const struct lexer *x, char c)
+static bool accept(struct reader *r, char c)
 {
-    return x->kind == TOK_PUNCT && x->punct == c;
-}
-
-static bool accept(struct lexer *x, char c)
-{
-    if (!is_punct(x, c)) return false;
-    lex_next(x);
+    if (next_char(r) != c) return false;
+    r->at++;
     return true;
 }
 
-static void expect(struct lexer *x, char c)
+static void expect(struct reader *r, char c)
 {
     char what[] = "expected ' '";
     what[10] = c;
-    if (!accept(x, c)) bad(x, what);
+    if (!accept(r, c)) bad_ptx(r, what, r->at);
 }
 
-static bool accept_word(struct lexer *x, const char *word)
+static bool in_word(const char *at)
 {
-    if (x->kind != TOK_WORD || strcmp(x->text, word)) return false;
-    lex_next(x);
-    return true;
+    return isalnum((unsigned char)*at) || (*at && strchr("_$%.", *at)) || !strncmp(at, "::", 2) ||
+           (*at == ':' && at[-1] == ':');
 }
 
-static void take_word(struct lexer *x, char *into, size_t size)
+static const char *take_word(struct reader *r)
 {
-    if (x->kind != TOK_WORD || strlen(x->text) >= size) bad(x, "expected a name");
-    strcpy(into, x->text);
-    lex_next(x);
+    size_t n = 0;
+    next_char(r);
+    for (const char *start = r->at; in_word(r->at); r->at++) {
+        if (n + 1 == sizeof r->word) bad_ptx(r, "a very long word", start);
+        r->word[n++] = *r->at;
+    }
+    r->word[n] = 0;
+    if (!n) bad_ptx(r, "expected a word", r->at);
+    return r->word;
 }
 
-static uint64_t number_of(const struct lexer *x)
+static bool is_number(struct reader *r)
 {
-    const char *t = x->text;
-    if (t[0] == '0' && t[1] && strchr("fFdD", t[1])) return strtoull(t + 2, NULL, 16);
-    return *t == '-' ? (uint64_t)strtoll(t, NULL, 0) : strtoull(t, NULL, 0);
+    char c = next_char(r);
+    return isdigit((unsigned char)c) || (c == '-' && isdigit((unsigned char)r->at[1]));
 }
 
-static uint64_t take_number(struct lexer *x)
+/* 12, -5, 0x1f; 0f3f800000 and 0d... are the bits of a float and of a double. */
+static uint64_t take_number(struct reader *r)
 {
-    if (x->kind != TOK_NUMBER) bad(x, "expected a number");
-    uint64_t n = number_of(x);
-    lex_next(x);
+    char *end;
+    if (!is_number(r)) bad_ptx(r, "expected a number", r->at);
+    bool bits = r->at[0] == '0' && r->at[1] && strchr("fFdD", r->at[1]);
+    uint64_t n = bits ? strtoull(r->at + 2, &end, 16)
+                 : *r->at == '-' ? (uint64_t)strtoll(r->at, &end, 0) : strtoull(r->at, &end, 0);
+    r->at = end + (*end == 'U');
     return n;
 }
 
-static char *copy_text(const char *text)
-{
-    char *copy = must_alloc(strlen(text) + 1);
-    return strcpy(copy, text);
-}
+/* Names and their places. */
 
-/* Registers and other operands. */
-
-uint32_t new_slot(struct builder *b, uint32_t bytes)
+uint32_t new_slot(struct kernel *k, uint32_t bytes)
 {
-    uint32_t slot = b->k->file_bytes;
-    b->k->file_bytes += bytes == 8 ? SLOT8 : bytes ? SLOT4 : SLOT_ALIGN;
+    uint32_t slot = k->file_bytes;
+    k->file_bytes += bytes == 8 ? SLOT8 : bytes ? SLOT4 : SLOT_ALIGN;
     return slot;
 }
 
-uint32_t constant_slot(struct builder *b, uint32_t bytes, uint64_t value)
+/* What `text` names; NEW when it was not known. */
+static struct name *name_of(struct reader *r, const char *text)
 {
-    struct kernel *k = b->k;
-    if (bytes < 8) value = (uint32_t)value;
-    for (uint32_t i = 0; i < k->constant_count; i++) {
-        const struct constant *c = &k->constants[i];
-        if (c->bytes == bytes && c->value == value) return c->slot;
+    uint32_t hash = 5381;
+    for (const char *at = text; *at; at++) hash = hash * 33 + (unsigned char)*at;
+    struct name **bucket = &r->names[hash % BUCKETS], *n = *bucket;
+    while (n && strcmp(n->text, text)) n = n->next;
+    if (n) return n;
+    n = must_alloc(sizeof *n);
+    *n = (struct name){.text = strdup(text), .next = *bucket};
+    return *bucket = n;
+}
+
+static void name_register(struct reader *r, const char *text, enum type type)
+{
+    uint8_t bytes = type == T_PRED ? 0 : type_bytes(type) == 8 ? 8 : 4;
+    struct name *n = name_of(r, text);
+    if (n->meaning == REGISTER && n->bytes == bytes) return;
+    n->meaning = REGISTER;
+    n->bytes = bytes;
+    n->value = new_slot(r->k, bytes);
+}
+
+static const struct name *take_register(struct reader *r)
+{
+    const struct name *n = name_of(r, take_word(r));
+    if (n->meaning != REGISTER) bad_ptx(r, "unknown register", n->text);
+    return n;
+}
+
+static struct name *label_named(struct reader *r, const char *text)
+{
+    struct name *n = name_of(r, text);
+    if (n->meaning == LABEL) return n;
+    if (n->meaning != NEW) bad_ptx(r, "unknown name", text);
+    n->meaning = LABEL;
+    n->value = r->label_count;
+    r->labels = must_grow(r->labels, r->label_count, sizeof *r->labels);
+    r->labels[r->label_count++] = UNKNOWN;
+    return n;
+}
+
+static uint32_t round_up(uint32_t bytes, uint32_t align)
+{
+    return (bytes + align - 1) / align * align;
+}
+
+/* Operands. */
+
+static void read_operand(struct reader *r, struct operand *o)
+{
+    o->negated = accept(r, '!');
+    if (is_number(r)) {
+        o->meaning = NUMBER;
+        o->number = take_number(r);
+        return;
     }
-    k->constants = must_grow(k->constants, k->constant_count, sizeof *k->constants);
-    struct constant *c = &k->constants[k->constant_count++];
-    *c = (struct constant){new_slot(b, bytes), (uint8_t)bytes, value};
-    return c->slot;
-}
-
-static uint32_t hash_name(const char *name)
-{
-    uint32_t h = 5381;
-    while (*name) h = h * 33 + (unsigned char)*name++;
-    return h % REG_BUCKETS;
-}
-
-static struct reg *find_reg(struct builder *b, const char *name)
-{
-    for (struct reg *r = b->regs[hash_name(name)]; r; r = r->next) {
-        if (!strcmp(r->name, name)) return r;
+    take_word(r);
+    if (strcmp(r->word, "_")) {
+        const struct name *n = name_of(r, r->word);
+        if (n->meaning == NEW) n = label_named(r, r->word);
+        o->meaning = n->meaning;
+        o->name = n;
+        o->number = n->value;
+        if (n->meaning == DYNAMIC_SHARED) {     /* it lies behind the static arrays */
+            o->meaning = NUMBER;
+            o->number = r->k->shared_bytes = round_up(r->k->shared_bytes, (uint32_t)n->value);
+        }
     }
-    return NULL;
+    if (accept(r, '|')) o->second = take_register(r);
 }
 
-static void add_reg(struct builder *b, const char *name, enum type type)
+static void read_arg(struct reader *r, struct arg *a)
 {
-    uint32_t bytes = type == T_PRED ? 0 : type_bytes(type) == 8 ? 8 : 4;
-    if (type_bytes(type) > 8) bad_ptx(b, "registers of this type are not known", name);
-    struct reg *r = find_reg(b, name);
-    if (r && r->bytes == bytes) return;
-    r = must_alloc(sizeof *r);
-    snprintf(r->name, sizeof r->name, "%s", name);
-    r->slot = new_slot(b, bytes);
-    r->bytes = (uint8_t)bytes;
-    r->next = b->regs[hash_name(name)];
-    b->regs[hash_name(name)] = r;
-}
-
-uint32_t arg_bytes(const struct arg *a, uint32_t otherwise)
-{
-    if (a->kind == ARG_REGISTER) return a->reg->bytes;
-    return a->kind == ARG_SYMBOL ? 8 : otherwise;
-}
-
-uint32_t arg_slot(struct builder *b, const struct arg *a, uint32_t bytes)
-{
-    switch (a->kind) {
-    case ARG_NONE: return bytes == 8 ? b->junk8 : b->junk4;
-    case ARG_NUMBER: return constant_slot(b, bytes, bytes ? a->number : a->number ? ~0ull : 0);
-    case ARG_SYMBOL:
-        if (!a->symbol) bad_ptx(b, "unknown name", a->label);
-        return constant_slot(b, bytes, a->symbol->value);
-    case ARG_REGISTER:
-        if (a->reg->bytes != bytes) bad_ptx(b, "a register of another width", a->reg->name);
-        return a->reg->slot;
-    default: bad_ptx(b, "an operand that is not expected here", a->label);
+    if (accept(r, '{')) {
+        a->shape = '{';
+        do {
+            if (a->count == ITEMS_MAX) bad_ptx(r, "a vector of very many", r->at);
+            read_operand(r, &a->item[a->count++]);
+        } while (accept(r, ','));
+        expect(r, '}');
+        return;
     }
-}
-
-static const struct symbol *find_symbol(const struct builder *b, const char *name)
-{
-    for (const struct symbol *s = b->symbols; s; s = s->next) {
-        if (!strcmp(s->name, name)) return s;
-    }
-    for (const struct symbol *s = b->m->symbols; s; s = s->next) {
-        if (!strcmp(s->name, name)) return s;
-    }
-    return NULL;
-}
-
-static void read_word_arg(struct builder *b, struct arg *a)
-{
-    struct lexer *x = b->x;
-    take_word(x, a->label, sizeof a->label);
-    a->kind = ARG_REGISTER;
-    if (!strcmp(a->label, "_")) {
-        a->kind = ARG_NONE;
-    } else if (!(a->reg = find_reg(b, a->label))) {
-        if (a->label[0] == '%') bad_ptx(b, "unknown register", a->label);
-        a->kind = ARG_SYMBOL;
-        a->symbol = find_symbol(b, a->label);
-    }
-    if (accept(x, '|')) {
-        char name[96];
-        take_word(x, name, sizeof name);
-        a->reg2 = find_reg(b, name);
-        if (!a->reg2) bad_ptx(b, "unknown register", name);
-    }
-}
-
-static void read_arg(struct builder *b, struct arg *a);
-
-static void read_vector(struct builder *b, struct arg *a)
-{
-    a->kind = ARG_VECTOR;
-    a->items = must_alloc(8 * sizeof *a->items);
-    do {
-        if (a->item_count == 8) bad_ptx(b, "a vector of more than 8", b->x->text);
-        read_arg(b, &a->items[a->item_count++]);
-    } while (accept(b->x, ','));
-    expect(b->x, '}');
-}
-
-static void read_address(struct builder *b, struct arg *a)
-{
-    struct lexer *x = b->x;
-    read_arg(b, a);
-    if (a->kind == ARG_VECTOR || a->kind == ARG_NONE) bad_ptx(b, "not an address", x->text);
-    if (a->kind == ARG_SYMBOL && !a->symbol) bad_ptx(b, "unknown name", a->label);
-    if (accept(x, '+')) a->offset = (int64_t)take_number(x);
-    else if (x->kind == TOK_NUMBER && x->text[0] == '-') a->offset = (int64_t)take_number(x);
-    expect(x, ']');
-    if (a->kind == ARG_SYMBOL) {
-        a->offset += (int64_t)a->symbol->value;
-        a->number = 0;
-    }
-    a->kind = ARG_ADDRESS;
-}
-
-static void read_arg(struct builder *b, struct arg *a)
-{
-    struct lexer *x = b->x;
-    if (accept(x, '!')) a->negated = true;
-    if (accept(x, '{')) read_vector(b, a);
-    else if (accept(x, '[')) read_address(b, a);
-    else if (x->kind == TOK_NUMBER) {
-        a->kind = ARG_NUMBER;
-        a->number = take_number(x);
-    } else {
-        read_word_arg(b, a);
-    }
+    if (accept(r, '[')) a->shape = '[';
+    read_operand(r, &a->item[a->count++]);
+    if (a->shape != '[') return;
+    if (accept(r, '+') || is_number(r)) a->offset = (int64_t)take_number(r);
+    expect(r, ']');
 }
 
 /* Declarations. */
 
-static void skip_initialiser(struct lexer *x, enum type type, uint8_t *into, uint64_t bytes)
-{
-    uint64_t size = (uint64_t)type_bytes(type), at = 0;
-    bool braces = accept(x, '{');
-    do {
-        if (x->kind != TOK_NUMBER) bad(x, "an initial value that is not a number");
-        uint64_t value = take_number(x);
-        if (at + size > bytes) bad(x, "more initial values than room");
-        if (into) memcpy(into + at, &value, size);
-        at += size;
-    } while (braces && accept(x, ','));
-    if (braces) expect(x, '}');
-}
-
 struct variable {
-    char name[96];
-    enum type type;
-    uint64_t bytes, align;
+    const char *name;
+    uint32_t bytes, align;
     bool open;                          /* name[] */
 };
 
-/* [.align N] .type name[count]; the initialiser is left to the caller. */
-static struct variable read_variable(struct lexer *x)
+/* [.align N] .type [.ptr .space .align N] name[count] */
+static struct variable read_variable(struct reader *r)
 {
     struct variable v = {.align = 1};
-    for (; x->kind == TOK_WORD && x->text[0] == '.'; lex_next(x)) {
-        if (!strcmp(x->text, ".align")) {
-            lex_next(x);
-            if (x->kind != TOK_NUMBER) bad(x, "expected an alignment");
-            v.align = number_of(x);
-        } else if (!strcmp(x->text, ".ptr")) {      /* .ptr .global .align 1 */
-            lex_next(x);
-            if (strcmp(x->text, ".align")) lex_next(x);
-            lex_next(x);
-        } else if (!(v.type = type_named(x->text + 1))) {
-            bad(x, "unknown type");
+    bool pointer = false;
+    for (take_word(r); r->word[0] == '.'; take_word(r)) {
+        enum type type = type_named(r->word + 1);
+        if (!strcmp(r->word, ".align")) {
+            uint32_t align = (uint32_t)take_number(r);
+            if (!pointer) v.align = align;
+        } else if (!strcmp(r->word, ".ptr")) {
+            pointer = true;
+        } else if (type) {
+            v.bytes = type_bytes(type);
+        } else if (!pointer) {
+            bad_ptx(r, "unknown type", r->word);
         }
     }
-    if (!v.type) bad(x, "a variable without a type");
-    take_word(x, v.name, sizeof v.name);
-    v.bytes = (uint64_t)type_bytes(v.type);
-    while (accept(x, '[')) {
-        v.open = is_punct(x, ']');
-        if (!v.open) v.bytes *= take_number(x);
-        expect(x, ']');
+    if (!v.bytes) bad_ptx(r, "a variable without a type", r->word);
+    v.name = name_of(r, r->word)->text;
+    if (v.align < v.bytes) v.align = v.bytes;
+    while (accept(r, '[')) {
+        v.open = next_char(r) == ']';
+        if (!v.open) v.bytes *= (uint32_t)take_number(r);
+        expect(r, ']');
     }
-    if (v.align < (uint64_t)type_bytes(v.type)) v.align = (uint64_t)type_bytes(v.type);
     return v;
 }
 
-static uint32_t place_in(uint32_t *total, const struct variable *v)
+/* A variable behind the others of its space; returns where. */
+static struct variable place_variable(struct reader *r, uint32_t *total)
 {
-    uint32_t at = (uint32_t)((*total + v->align - 1) / v->align * v->align);
-    *total = at + (uint32_t)v->bytes;
-    return at;
+    struct variable v = read_variable(r);
+    struct name *n = name_of(r, v.name);
+    if (v.open) {
+        n->meaning = DYNAMIC_SHARED;
+        n->value = v.align > 16 ? v.align : 16;
+    } else {
+        n->meaning = NUMBER;
+        n->value = round_up(*total, v.align);
+        *total = (uint32_t)n->value + v.bytes;
+    }
+    return v;
 }
 
-static struct symbol *add_symbol(struct symbol **list, const char *name, enum space space,
-                                 uint64_t value)
+static void read_registers(struct reader *r)
 {
-    struct symbol *s = must_alloc(sizeof *s);
-    *s = (struct symbol){copy_text(name), space, false, value, *list};
-    return *list = s;
-}
-
-static void global_variable(struct module *m, struct lexer *x, enum space space)
-{
-    struct variable v = read_variable(x);
-    uint64_t at = memory_constant(v.bytes);
-    add_symbol(&m->symbols, v.name, space, at);
-    if (accept(x, '=')) skip_initialiser(x, v.type, device_bytes(at), v.bytes);
-    struct clock none = {{0}};
-    struct toucher loader = {.clock = &none, .device = ANY_DEVICE};
-    shadow_bulk(&loader, at, v.bytes, TOUCH_WRITE);
-}
-
-/* A dynamic array starts behind the static ones; its place is known when all have been read, and
- * until then the symbol holds a mark that finish_dynamic replaces. */
-#define DYNAMIC_MARK 0x7fff0000u
-
-static void shared_variable(struct symbol **list, uint32_t *total, struct lexer *x)
-{
-    struct variable v = read_variable(x);
-    if (v.open) add_symbol(list, v.name, SPACE_SHARED, DYNAMIC_MARK)->dynamic = true;
-    else add_symbol(list, v.name, SPACE_SHARED, place_in(total, &v));
-}
-
-static void reg_declaration(struct builder *b)
-{
-    struct lexer *x = b->x;
-    enum type type = T_NO_TYPE;
-    if (x->kind == TOK_WORD) type = type_named(x->text + 1);
-    if (!type) bad(x, "unknown type of register");
-    lex_next(x);
+    enum type type = type_named(take_word(r) + 1);
+    if (!type) bad_ptx(r, "unknown type of register", r->word);
     do {
-        char name[80], full[96];
-        take_word(x, name, sizeof name);
-        if (!accept(x, '<')) {
-            add_reg(b, name, type);
-            continue;
+        char base[80], full[96];
+        snprintf(base, sizeof base, "%s", take_word(r));
+        uint64_t n = 0;
+        if (accept(r, '<')) {
+            n = take_number(r);
+            expect(r, '>');
+        } else {
+            name_register(r, base, type);
         }
-        uint64_t n = take_number(x);
-        for (uint64_t i = 0; i < n; i++) {
-            snprintf(full, sizeof full, "%s%llu", name, (unsigned long long)i);
-            add_reg(b, full, type);
+        for (uint64_t k = 0; k < n; k++) {
+            snprintf(full, sizeof full, "%s%llu", base, (unsigned long long)k);
+            name_register(r, full, type);
         }
-        expect(x, '>');
-    } while (accept(x, ','));
-    expect(x, ';');
+    } while (accept(r, ','));
+}
+
+static void read_directive(struct reader *r)
+{
+    struct kernel *k = r->k;
+    if (!strcmp(r->word, ".loc")) r->at += strcspn(r->at, "\n");
+    else if (!strcmp(r->word, ".pragma")) r->at += strcspn(r->at, ";");
+    else if (!strcmp(r->word, ".reg")) read_registers(r);
+    else if (!strcmp(r->word, ".local")) place_variable(r, &k->local_bytes);
+    else if (strcmp(r->word, ".shared")) bad_ptx(r, "unknown directive", r->word);
+    else if (k->code_count) bad_ptx(r, "shared memory declared after code", r->at);
+    else place_variable(r, &k->shared_bytes);
 }
 
 /* Statements. */
 
-static void split_opcode(struct builder *b, struct opcode *op)
-{
-    take_word(b->x, op->text, sizeof op->text);
-    char *parts = copy_text(op->text);
-    for (char *p = parts; p; op->parts++) {
-        if (op->parts == PARTS_MAX) bad_ptx(b, "an opcode of many parts", op->text);
-        op->part[op->parts] = p;
-        p = strchr(p, '.');
-        if (p) *p++ = 0;
-    }
-}
-
-static struct label *add_label(struct label **list, uint32_t *count, const char *name, uint32_t at)
-{
-    *list = must_grow(*list, *count, sizeof **list);
-    struct label *l = &(*list)[(*count)++];
-    snprintf(l->name, sizeof l->name, "%s", name);
-    l->at = at;
-    return l;
-}
-
+/* Without the blanks of inline assembly, for messages. */
 static const char *statement_text(const char *start, const char *end)
 {
-    while (start < end && strchr(" \t\n", *start)) start++;
     char *copy = must_alloc((size_t)(end - start) + 1), *to = copy;
     for (; start < end; start++) {
-        char c = strchr("\t\n", *start) ? ' ' : *start;
-        if (c != ' ' || (to > copy && to[-1] != ' ')) *to++ = c;
+        if (*start >= ' ' && !(*start == ' ' && to > copy && to[-1] == ' ')) *to++ = *start;
     }
     return copy;
 }
 
-/* Opcode and operands are at the lexer; `start` is where the statement begins in the text. */
-static void read_instruction(struct body *body, struct reg *guard, bool guard_not,
-                             const char *start)
+/* The opcode was taken; `start` is where its statement begins in the text. */
+static void read_instruction(struct reader *r, const struct ins *guard, const char *start)
 {
-    struct builder *b = &body->b;
-    struct kernel *k = b->k;
-    k->code = must_grow(k->code, k->code_count, sizeof *k->code);
-    struct ins *i = &k->code[k->code_count];
-    *i = (struct ins){.guard = guard ? guard->slot : NO_GUARD, .guard_not = guard_not};
+    struct kernel *k = r->k;
+    char parts[sizeof r->word], *rest = parts;
     struct opcode op = {.parts = 0};
-    split_opcode(b, &op);
     struct arg args[ARGS_MAX] = {0};
     uint32_t n = 0;
-    while (!is_punct(b->x, ';')) {
-        if (n == ARGS_MAX) bad_ptx(b, "too many operands", op.text);
-        read_arg(b, &args[n++]);
-        if (!accept(b->x, ',') && !is_punct(b->x, ';')) bad(b->x, "expected ',' or ';'");
+    strcpy(parts, r->word);
+    for (char *p; (p = strsep(&rest, ".")); op.part[op.parts++] = p) {
+        if (op.parts == PARTS_MAX) bad_ptx(r, "an opcode of many parts", r->word);
     }
-    i->text = statement_text(start, b->x->at - 1);
-    lex_next(b->x);
-    decode(b, i, &op, args, n);
-    if (i->flow == FLOW_BRANCH) {
-        add_label(&body->jumps, &body->jump_count, args[0].label, k->code_count);
+    if (next_char(r) != ';') {
+        do {
+            if (n == ARGS_MAX) bad_ptx(r, "too many operands", r->word);
+            read_arg(r, &args[n++]);
+        } while (accept(r, ','));
     }
-    if (i->flow == FLOW_TABLE) {
-        add_label(&body->jumps, &body->jump_count, args[1].label, k->code_count);
-    }
-    k->code_count++;
-    for (uint32_t a = 0; a < n; a++) free(args[a].items);
+    if (next_char(r) != ';') bad_ptx(r, "expected ',' or ';'", r->at);
+    k->code = must_grow(k->code, k->code_count, sizeof *k->code);
+    struct ins *i = &k->code[k->code_count++];
+    *i = *guard;
+    i->text = statement_text(start, r->at);
+    decode(r, i, &op, args, n);
 }
 
-/* name: .branchtargets A, B; */
-static void read_targets(struct body *body, const char *name)
+static void read_statement(struct reader *r)
 {
-    struct kernel *k = body->b.k;
-    k->tables = must_grow(k->tables, k->table_count, sizeof *k->tables);
-    add_label(&body->labels, &body->label_count, name, k->table_count);
-    uint32_t n = 0;
-    do {
-        char target[96];
-        take_word(body->b.x, target, sizeof target);
-        if (n == 63) bad_ptx(&body->b, "a switch of more than 63 cases", name);
-        struct label *l = add_label(&body->tables, &body->table_count, target, 0);
-        l->at = k->table_count * 64 + ++n;
-    } while (accept(body->b.x, ','));
-    k->tables[k->table_count++][0] = n;
-    expect(body->b.x, ';');
-}
-
-static void read_directive(struct body *body)
-{
-    struct builder *b = &body->b;
-    struct lexer *x = b->x;
-    if (!strcmp(x->text, ".loc")) {
-        lex_skip_line(x);
-    } else if (accept_word(x, ".reg")) {
-        reg_declaration(b);
-    } else if (accept_word(x, ".pragma")) {
-        lex_next(x);
-        expect(x, ';');
-    } else if (accept_word(x, ".shared")) {
-        shared_variable(&b->symbols, &b->k->shared_bytes, x);
-        expect(x, ';');
-    } else if (accept_word(x, ".local")) {
-        struct variable v = read_variable(x);
-        add_symbol(&b->symbols, v.name, SPACE_LOCAL, place_in(&b->k->local_bytes, &v));
-        expect(x, ';');
+    const char *start = r->at;
+    struct ins guard = {.guard = NO_PREDICATE};
+    if (accept(r, '@')) {
+        guard.guard_not = accept(r, '!');
+        guard.guard = (uint32_t)take_register(r)->value;
+    }
+    take_word(r);
+    if (r->word[0] == '.') {
+        read_directive(r);
+    } else if (!accept(r, ':')) {
+        read_instruction(r, &guard, start);
     } else {
-        bad(x, "unknown directive");
+        uint64_t label = label_named(r, r->word)->value;
+        if (r->labels[label] != UNKNOWN) bad_ptx(r, "a label that stands twice", r->word);
+        r->labels[label] = r->k->code_count;
     }
 }
 
-static void read_statement(struct body *body)
+static void read_body(struct reader *r)
 {
-    struct builder *b = &body->b;
-    struct lexer *x = b->x;
-    const char *start = x->at - strlen(x->text);
-    struct reg *guard = NULL;
-    bool guard_not = false;
-    if (accept(x, '@')) {
-        guard_not = accept(x, '!');
-        guard = x->kind == TOK_WORD ? find_reg(b, x->text) : NULL;
-        if (!guard) bad(x, "unknown predicate");
-        lex_next(x);
-    }
-    if (x->kind != TOK_WORD) bad(x, "expected an instruction");
-    if (x->text[0] == '.') {
-        read_directive(body);
-        return;
-    }
-    struct lexer ahead = *x;
-    lex_next(&ahead);
-    if (!is_punct(&ahead, ':')) {
-        read_instruction(body, guard, guard_not, start);
-        return;
-    }
-    char name[96];
-    take_word(x, name, sizeof name);
-    lex_next(x);
-    if (accept_word(x, ".branchtargets")) read_targets(body, name);
-    else add_label(&body->labels, &body->label_count, name, b->k->code_count);
-}
-
-static uint32_t label_at(struct body *body, const char *name)
-{
-    const struct label *found = NULL;
-    for (uint32_t i = 0; i < body->label_count; i++) {
-        if (strcmp(body->labels[i].name, name)) continue;
-        if (found) bad_ptx(&body->b, "a label that stands twice", name);
-        found = &body->labels[i];
-    }
-    if (!found) bad_ptx(&body->b, "unknown label", name);
-    return found->at;
-}
-
-static void resolve(struct body *body)
-{
-    struct kernel *k = body->b.k;
-    for (uint32_t i = 0; i < body->jump_count; i++) {
-        k->code[body->jumps[i].at].target = label_at(body, body->jumps[i].name);
-    }
-    for (uint32_t i = 0; i < body->table_count; i++) {
-        uint32_t at = body->tables[i].at;
-        k->tables[at / 64][at % 64] = label_at(body, body->tables[i].name);
-    }
-    k->shared_bytes = (k->shared_bytes + 15) / 16 * 16;
-    for (uint32_t i = 0; i < k->constant_count; i++) {
-        struct constant *c = &k->constants[i];
-        uint64_t past = c->value - DYNAMIC_MARK;
-        if (c->bytes && past < 0x10000) c->value = k->shared_bytes + past;
-    }
-    for (uint32_t i = 0; i < k->code_count; i++) {
-        uint64_t past = (uint64_t)k->code[i].offset - DYNAMIC_MARK;
-        if (past < 0x10000) k->code[i].offset = k->shared_bytes + (int64_t)past;
-    }
-}
-
-static void read_body(struct module *m, struct kernel *k, struct lexer *x, struct symbol *params)
-{
-    struct body body = {.b = {.k = k, .m = m, .x = x, .symbols = params}};
-    struct builder *b = &body.b;
+    struct kernel *k = r->k;
 #define X(name, text) text,
     static const char *const special[] = {SPECIAL_LIST(X)};
 #undef X
-    for (int i = 0; i < SPECIAL_COUNT; i++) add_reg(b, special[i], T_B32);
-    b->junk4 = new_slot(b, 4);
-    b->junk8 = new_slot(b, 8);
-    expect(x, '{');
+    for (int i = 0; i < SPECIAL_COUNT; i++) name_register(r, special[i], T_B32);
+    r->junk = new_slot(k, 8);
+    expect(r, '{');
     for (int depth = 1; depth;) {
-        if (x->kind == TOK_END) bad(x, "a kernel that does not end");
-        if (accept(x, '{')) depth++;
-        else if (accept(x, '}')) depth--;
-        else if (!accept(x, ';')) read_statement(&body);
+        if (!next_char(r)) bad_ptx(r, "a kernel that does not end", k->name);
+        if (accept(r, '{')) depth++;
+        else if (accept(r, '}')) depth--;
+        else if (!accept(r, ';')) read_statement(r);
     }
-    resolve(&body);
-    for (int i = 0; i < REG_BUCKETS; i++) {
-        for (struct reg *r = b->regs[i], *next; r; r = next) {
-            next = r->next;
-            free(r);
-        }
+    for (uint32_t i = 0; i < k->code_count; i++) {
+        struct ins *at = &k->code[i];
+        if (at->flow != FLOW_BRANCH) continue;
+        at->target = r->labels[at->target];
+        if (at->target == UNKNOWN) bad_ptx(r, "a branch to nowhere", at->text);
     }
-    free(body.labels);
-    free(body.jumps);
-    free(body.tables);
+    k->shared_bytes = round_up(k->shared_bytes, 16);
 }
 
-static void read_params(struct kernel *k, struct lexer *x, struct symbol **symbols)
+static void read_params(struct reader *r)
 {
-    expect(x, '(');
-    while (!accept(x, ')')) {
-        if (!accept_word(x, ".param")) bad(x, "expected a parameter");
-        struct variable v = read_variable(x);
-        uint32_t at = place_in(&k->param_bytes, &v);
+    struct kernel *k = r->k;
+    while (!accept(r, ')')) {
+        if (strcmp(take_word(r), ".param")) bad_ptx(r, "expected a parameter", r->word);
+        struct variable v = place_variable(r, &k->param_bytes);
         k->params = must_grow(k->params, k->param_count, sizeof *k->params);
-        k->params[k->param_count++] = (struct param){at, (uint32_t)v.bytes};
-        add_symbol(symbols, v.name, SPACE_PARAM, at);
-        if (!accept(x, ',') && !is_punct(x, ')')) bad(x, "expected ',' or ')'");
+        k->params[k->param_count++] = (struct param){k->param_bytes - v.bytes, v.bytes};
+        accept(r, ',');
     }
 }
 
 /* .maxntid X, Y, Z and its like stand between the parameters and the body. */
-static void read_bounds(struct kernel *k, struct lexer *x)
+static void read_bounds(struct reader *r)
 {
-    while (x->kind == TOK_WORD) {
-        bool threads = !strcmp(x->text, ".maxntid") || !strcmp(x->text, ".reqntid");
-        if (!threads && strcmp(x->text, ".minnctapersm") && strcmp(x->text, ".maxnreg") &&
-            strcmp(x->text, ".pragma")) {
-            bad(x, "unknown directive of a kernel");
+    while (next_char(r) != '{') {
+        take_word(r);
+        bool threads = !strcmp(r->word, ".maxntid") || !strcmp(r->word, ".reqntid");
+        if (!threads && strcmp(r->word, ".minnctapersm") && strcmp(r->word, ".maxnreg")) {
+            bad_ptx(r, "unknown directive of a kernel", r->word);
         }
         uint64_t product = 1;
-        do {
-            lex_next(x);
-            product *= x->kind == TOK_NUMBER ? number_of(x) : 1;
-            lex_next(x);
-        } while (is_punct(x, ','));
-        accept(x, ';');
-        if (threads) k->max_threads = (uint32_t)product;
+        do product *= take_number(r);
+        while (accept(r, ','));
+        if (threads) r->k->max_threads = (uint32_t)product;
     }
 }
 
-static void read_kernel(struct module *m, struct lexer *x)
+/* The kernel's names lie in front of the module's, which stay. */
+static struct kernel *read_kernel(struct reader *r)
 {
-    struct kernel *k = must_alloc(sizeof *k);
-    struct symbol *params = NULL;
-    k->name = copy_text(x->text);
-    k->module = m;
-    lex_next(x);
-    k->shared_bytes = m->shared_bytes;
-    if (is_punct(x, '(')) read_params(k, x, &params);
-    read_bounds(k, x);
-    read_body(m, k, x, params);
-    k->next = m->kernels;
-    m->kernels = k;
-}
-
-static void read_module_item(struct module *m, struct lexer *x)
-{
-    if (accept_word(x, ".version") || accept_word(x, ".address_size")) {
-        lex_next(x);
-    } else if (accept_word(x, ".target")) {
-        do lex_next(x);
-        while (accept(x, ','));
-    } else if (!strcmp(x->text, ".file") || !strcmp(x->text, ".loc")) {
-        lex_skip_line(x);
-    } else if (accept_word(x, ".section")) {
-        lex_next(x);
-        lex_skip_braces(x);
-    } else if (accept_word(x, ".visible") || accept_word(x, ".weak") ||
-               accept_word(x, ".extern") || accept_word(x, ".common")) {
-        return;
-    } else if (accept_word(x, ".entry")) {
-        read_kernel(m, x);
-    } else if (accept_word(x, ".global")) {
-        global_variable(m, x, SPACE_GLOBAL);
-        expect(x, ';');
-    } else if (accept_word(x, ".const")) {
-        global_variable(m, x, SPACE_CONST);
-        expect(x, ';');
-    } else if (accept_word(x, ".shared")) {
-        shared_variable(&m->symbols, &m->shared_bytes, x);
-        expect(x, ';');
-    } else {
-        bad(x, ".func: a function that was not inlined, or another thing cusim does not know,");
+    struct name *outer[BUCKETS];
+    struct kernel *k = r->k = must_alloc(sizeof *k);
+    memcpy(outer, r->names, sizeof outer);
+    k->name = strdup(take_word(r));
+    k->shared_bytes = r->shared_bytes;
+    if (accept(r, '(')) read_params(r);
+    read_bounds(r);
+    read_body(r);
+    for (uint32_t i = 0; i < BUCKETS; i++) {
+        for (struct name *n; (n = r->names[i]) != outer[i];) {
+            r->names[i] = n->next;
+            free((char *)n->text);
+            free(n);
+        }
     }
+    free(r->labels);
+    r->labels = NULL;
+    r->label_count = 0;
+    r->k = NULL;
+    return k;
 }
 
-struct module *ptx_parse(const char *text, const char *file)
+struct kernel *ptx_parse(const char *text)
 {
-    struct module *m = must_alloc(sizeof *m);
-    m->file = file;
-    struct lexer x;
-    lex_open(&x, text);
-    while (x.kind != TOK_END) read_module_item(m, &x);
-    return m;
+    struct reader r = {.start = text, .at = text};
+    struct kernel *kernels = NULL;
+    while (next_char(&r)) {
+        take_word(&r);
+        if (!strcmp(r.word, ".version") || !strcmp(r.word, ".target") ||
+            !strcmp(r.word, ".address_size") || !strcmp(r.word, ".file")) {
+            r.at += strcspn(r.at, "\n");
+        } else if (!strcmp(r.word, ".entry")) {
+            struct kernel *k = read_kernel(&r);
+            k->next = kernels;
+            kernels = k;
+        } else if (!strcmp(r.word, ".shared")) {
+            place_variable(&r, &r.shared_bytes);
+            expect(&r, ';');
+        } else if (strcmp(r.word, ".visible") && strcmp(r.word, ".extern") &&
+                   strcmp(r.word, ".weak")) {
+            bad_ptx(&r, "a function that was not inlined, a variable, or another thing", r.word);
+        }
+    }
+    return kernels;
 }

@@ -1,77 +1,56 @@
-/* tests/cusim/ptx_parse.h - between the lexer, the parser and the decoder. */
+/* tests/cusim/ptx_parse.h - between the parser and the decoder. */
 #ifndef CUSIM_PTX_PARSE_H
 #define CUSIM_PTX_PARSE_H
 
 #include "ptx.h"
 
-enum token { TOK_END, TOK_WORD, TOK_NUMBER, TOK_STRING, TOK_PUNCT };
+enum { ARGS_MAX = 8, ITEMS_MAX = 8, PARTS_MAX = 16, BUCKETS = 1024 };
 
-struct lexer {
-    const char *at;
-    uint32_t line;
-    enum token kind;
-    char punct;
-    char text[512];
+/* What a word of the text stands for. */
+enum meaning { NEW, REGISTER, NUMBER, DYNAMIC_SHARED, LABEL };
+
+struct name {
+    const char *text;
+    enum meaning meaning;
+    uint8_t bytes;                      /* REGISTER; 0: a predicate */
+    uint64_t value;                     /* its place; NUMBER: an address; LABEL: in `labels` */
+    struct name *next;
 };
-void lex_open(struct lexer *x, const char *text);
-void lex_next(struct lexer *x);
-/* Past the end of this line (.loc, .file), or to just behind the closing brace. */
-void lex_skip_line(struct lexer *x);
-void lex_skip_braces(struct lexer *x);
 
-enum operand_kind { ARG_NONE, ARG_REGISTER, ARG_NUMBER, ARG_SYMBOL, ARG_VECTOR, ARG_ADDRESS };
-
-struct reg {
-    char name[96];
-    uint32_t slot;
-    uint8_t bytes;                      /* 0: a predicate */
-    struct reg *next;
+struct operand {
+    enum meaning meaning;               /* NEW: _, a result that nobody wants */
+    bool negated;
+    const struct name *name, *second;   /* second: the q of p|q */
+    uint64_t number;
 };
 
 struct arg {
-    enum operand_kind kind;
-    bool negated;
-    struct reg *reg, *reg2;             /* reg2: the p of d|p */
-    uint64_t number;
-    const struct symbol *symbol;
-    char label[96];                     /* a word that is neither register nor symbol */
-    int64_t offset;                     /* ADDRESS; base in reg, symbol or number */
-    struct arg *items;                  /* VECTOR */
-    uint32_t item_count;
+    char shape;                         /* 0, '{' a vector, '[' an address */
+    uint32_t count;
+    struct operand item[ITEMS_MAX];     /* of an address: its base */
+    int64_t offset;                     /* of an address */
 };
 
-enum { PARTS_MAX = 16, ARGS_MAX = 8, REG_BUCKETS = 1024 };
-
 struct opcode {
-    char text[128];
     const char *part[PARTS_MAX];
     uint32_t parts;
 };
-bool has_part(const struct opcode *op, const char *name);
-/* The next part that names a type, from *at on; NO_TYPE at the end. */
-enum type next_type(const struct opcode *op, uint32_t *at);
 
-struct builder {
-    struct kernel *k;
-    struct module *m;
-    struct lexer *x;
-    struct reg *regs[REG_BUCKETS];
-    struct symbol *symbols;             /* of this kernel */
-    uint32_t junk4, junk8;              /* where `_` writes */
+struct reader {
+    const char *start, *at;             /* of the module's text */
+    char word[512];                     /* the last one taken */
+    struct kernel *k;                   /* NULL between kernels */
+    struct name *names[BUCKETS];
+    uint32_t shared_bytes;              /* static ones of the module */
+    uint32_t *labels, label_count;      /* instructions; UNKNOWN until they are read */
+    uint32_t junk;                      /* where `_` writes */
 };
 
-uint32_t new_slot(struct builder *b, uint32_t bytes);
-uint32_t constant_slot(struct builder *b, uint32_t bytes, uint64_t value);
-/* The place of an operand of `bytes` (0: predicate); a number gets one; a register must fit. */
-uint32_t arg_slot(struct builder *b, const struct arg *a, uint32_t bytes);
-uint32_t arg_bytes(const struct arg *a, uint32_t otherwise);
+_Noreturn void bad_ptx(const struct reader *r, const char *what, const char *text);
+uint32_t new_slot(struct kernel *k, uint32_t bytes);
 
-_Noreturn void bad_ptx(const struct builder *b, const char *what, const char *text);
-void decode(struct builder *b, struct ins *i, const struct opcode *op, struct arg *args,
+/* Fills in `i` from the rows; its opcode is one of them, or it is a finding. */
+void decode(struct reader *r, struct ins *i, const struct opcode *op, const struct arg *args,
             uint32_t count);
-
-/* Families of the decoder: true when the opcode was theirs. */
-bool decode_alu(struct builder *b, struct ins *i, const struct opcode *op, struct arg *a,
-                uint32_t n);
 
 #endif
