@@ -69,6 +69,7 @@ struct worker {
     uint32_t prompts_charged;                 /* how many those are                           */
     uint32_t handing_blocks;                  /* of prompts that are done and not all here yet */
     uint32_t refused_blocks;                  /* no room for so many; 0: since its last GONE */
+    uint64_t filled;                          /* blocks it was given to fill; ties go by it */
     struct sched_rates rates;
     uint16_t plan_head;                       /* requests planned here, by plan_key           */
     uint32_t plan_count, plan_blocks;

@@ -21,7 +21,7 @@
 static const struct policy_row {
     const char *name;
     policy_score *prefill, *decode;
-    bool lots, compares;              /* ties are drawn; scores need score_prepare */
+    bool lots, compares;              /* ties are drawn, not filled's; scores need score_prepare */
 } table[POLICY_COUNT] = {
     [POLICY_COST] = { "cost", score_cost_prefill, score_cost_decode, false, false },
     [POLICY_CACHE_AWARE] = { "cache-aware", score_cached, score_cached, false, false },
@@ -110,7 +110,8 @@ static uint32_t blocks_free(const struct worker *w)
     return w->blocks_charged < w->blocks ? w->blocks - w->blocks_charged : 0;
 }
 
-/* The best of c->ranks, and its score. */
+/* The best of c->ranks, and its score.  Among equals the one that was given least to fill: so that
+ * all caches are used, and what is pushed out is what was left alone for longest. */
 static int32_t best_of(struct sched *s, struct choice *c, double *score_out)
 {
     const struct policy_row *p = row(s, c->part);
@@ -129,7 +130,7 @@ static int32_t best_of(struct sched *s, struct choice *c, double *score_out)
         if (best && x == c->least) {
             ties++;
             bool takes = p->lots ? (c->lot >> (ties % 32)) % (ties + 1) == 0
-                                 : blocks_free(&s->workers[rank]) > blocks_free(&s->workers[best]);
+                                 : s->workers[rank].filled < s->workers[best].filled;
             if (!takes) continue;
         } else {
             ties = 0;

@@ -105,7 +105,9 @@ void charge(struct sched *s, struct request *r, int32_t prefill, int32_t decode,
     p->busy_until_ns += r->work_ns;
     d->blocks_charged += r->decode_blocks;
     d->seqs_charged++;
+    d->filled += request_blocks(s, r->prompt_tokens) - s->held[decode];
     if (prefill == decode) return;
+    p->filled += r->prefill_blocks - s->held[prefill];
     p->blocks_charged += r->prefill_blocks;
     p->seqs_charged++;
 }
@@ -117,6 +119,7 @@ void charge_grown(struct sched *s, struct request *r)
     uint32_t need = request_blocks(s, held + 1);
     if (need <= r->decode_blocks) return;
     s->workers[r->decode].blocks_charged += need - r->decode_blocks;
+    s->workers[r->decode].filled += need - r->decode_blocks;
     r->decode_blocks = need;
 }
 

@@ -268,13 +268,26 @@ static void end_stranded(struct sched *s)
     }
 }
 
+/* Where a worker with an empty cache of so many blocks starts: behind the others by just that. */
+static uint64_t filled_of_empty(const struct sched *s, uint32_t blocks)
+{
+    uint64_t least = UINT64_MAX;
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
+        const struct worker *w = &s->workers[rank];
+        if (w->alive && w->filled < least) least = w->filled;
+    }
+    return least == UINT64_MAX || least < blocks ? 0 : least - blocks;
+}
+
 static void on_up(struct sched *s, const struct sched_event *e)
 {
     CHECK(e->worker > 0 && (uint32_t)e->worker < s->config.rank_count);
     CHECK(!s->workers[e->worker].alive && e->blocks > 0);
+    uint64_t filled = filled_of_empty(s, e->blocks);
     s->workers[e->worker] = (struct worker){
         .alive = true, .role = e->role, .blocks = e->blocks, .seqs = e->seqs,
         .tokens_max = e->max_tokens, .rates = s->workers[e->worker].rates, .plan_head = NO_SLOT,
+        .filled = filled,
     };
     policy_roles(s);
 }

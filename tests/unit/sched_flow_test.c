@@ -221,6 +221,33 @@ static void a_slow_decode_worker_keeps_a_part_of_prefills_blocks_at_most(void **
     world_free(w);
 }
 
+/* Nobody waits, nothing is cached: every worker would serve them alike. */
+static void idle_workers_fill_their_caches_alike(void **state)
+{
+    (void)state;
+    for (int rated = 0; rated < 2; rated++) {
+        struct world *w = world_make(rated);
+        up(w, 1, ROLE_BOTH, 1000, 8);
+        up(w, 2, ROLE_BOTH, 1000, 8);
+        uint32_t given[4] = { 0 };
+        for (uint16_t i = 0; i < 12; i++) {
+            if (i == 6) up(w, 3, ROLE_BOTH, 1000, 8); /* its cache is empty */
+            tell(w, request(i, 0));
+            assert_non_null(done(w, ACT_RUN));
+            int32_t worker = done(w, ACT_RUN)->worker;
+            given[worker]++;
+            about(w, EV_FIRST, i, worker);
+            about(w, EV_FINISHED, i, worker);
+            about(w, EV_GONE, i, worker);
+            wait_ns(w, UINT64_C(10000000000));
+        }
+        assert_int_equal(given[1], 4);
+        assert_int_equal(given[2], 4);
+        assert_int_equal(given[3], 4);
+        world_free(w);
+    }
+}
+
 /* -- ways out of each state -------------------------------------------------------------------- */
 
 enum where {
@@ -461,6 +488,7 @@ int main(void)
         cmocka_unit_test(output_is_charged_as_it_grows),
         cmocka_unit_test(who_had_no_room_is_asked_again_when_something_has_gone),
         cmocka_unit_test(a_slow_decode_worker_keeps_a_part_of_prefills_blocks_at_most),
+        cmocka_unit_test(idle_workers_fill_their_caches_alike),
         cmocka_unit_test(a_cancel_ends_it_in_every_state),
         cmocka_unit_test(a_lost_decode_worker_means_another_attempt_behind_what_was_emitted),
         cmocka_unit_test(what_kills_whoever_runs_it_is_ended),
