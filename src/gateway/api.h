@@ -1,7 +1,8 @@
 /* gateway/api.h - OpenAI's JSON on one side, plain structs on the other.
  *
- * api_parse.c (requests in) and api_chat.c (messages to a prompt) are the files that use jansson;
- * api_write.c writes answers.  Every number is range-checked here, every message names its field.
+ * api_json.c (text to values), api_parse.c (requests in) and api_chat.c (messages to a prompt) are
+ * the files that use jansson; api_write.c writes answers.  Every number is range-checked here,
+ * every message names its field.
  */
 #ifndef RANKSERVE_GATEWAY_API_H
 #define RANKSERVE_GATEWAY_API_H
@@ -85,8 +86,6 @@ bool api_parse_policy(const char *labels, const char *body, size_t bytes, struct
 
 /* Once, before any thread: jansson's hash seed. */
 void api_start(void);
-/* Is a JSON text nested more than JSON_DEPTH_MAX levels deep? */
-bool api_too_deep(const char *text, size_t bytes);
 
 /* -- answers ---------------------------------------------------------------------------------- */
 

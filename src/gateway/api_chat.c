@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "gateway/api_json.h"
 #include "gateway/guard.h"
 
 struct chat {
@@ -72,8 +73,8 @@ static void parse_arguments(json_t *message)
         if (!json_is_string(arguments)) continue;
         const char *text = json_string_value(arguments);
         size_t bytes = json_string_length(arguments);
-        if (api_too_deep(text, bytes)) continue;
-        json_t *object = json_loadb(text, bytes, JSON_ALLOW_NUL, NULL);
+        if (json_too_deep(text, bytes)) continue;
+        json_t *object = json_load(text, bytes, NULL);
         if (object) json_object_set_new(function, "arguments", object);
     }
 }

@@ -3,7 +3,6 @@
  * Types are strict ("temperature": "hot" is refused), unknown fields are ignored, as OpenAI's
  * clients send more every year.  Depth is checked before jansson sees the text.
  */
-#include <jansson.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,6 +11,7 @@
 
 #include "gateway/api.h"
 #include "gateway/api_chat.h"
+#include "gateway/api_json.h"
 #include "gateway/prefix_store.h"
 
 struct parse {
@@ -468,38 +468,18 @@ static bool get_messages(struct parse *p)
 
 /* -- a body ------------------------------------------------------------------------------------ */
 
-bool api_too_deep(const char *text, size_t bytes)
-{
-    unsigned depth = 0;
-    bool quoted = false;
-    for (size_t i = 0; i < bytes; i++) {
-        char c = text[i];
-        if (quoted) {
-            if (c == '\\') i++;
-            else if (c == '"') quoted = false;
-        } else if (c == '"') {
-            quoted = true;
-        } else if (c == '{' || c == '[') {
-            if (++depth > JSON_DEPTH_MAX) return true;
-        } else if ((c == '}' || c == ']') && depth) {
-            depth--;
-        }
-    }
-    return false;
-}
-
 static json_t *load(const char *body, size_t bytes, struct api_error *e)
 {
     if (!bytes) {
         api_fail(e, 400, NULL, "the request has no body: JSON is expected");
         return NULL;
     }
-    if (api_too_deep(body, bytes)) {
+    if (json_too_deep(body, bytes)) {
         api_fail(e, 400, NULL, "the JSON is nested more than %d levels deep", JSON_DEPTH_MAX);
         return NULL;
     }
     json_error_t error;
-    json_t *root = json_loadb(body, bytes, JSON_ALLOW_NUL, &error);
+    json_t *root = json_load(body, bytes, &error);
     if (!root) {
         api_fail(e, 400, NULL, "invalid JSON at line %d column %d: %s", error.line, error.column,
                  error.text);

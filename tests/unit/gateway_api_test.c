@@ -11,6 +11,7 @@
 #include <jansson.h>
 
 #include "common/clock.h"
+#include "gateway/api_json.h"
 #include "gateway/metrics.h"
 #include "gateway/slots.h"
 
@@ -68,17 +69,17 @@ static void depth_is_counted_outside_strings_only(void **state)
     (void)state;
     char text[2 * JSON_DEPTH_MAX + 8];
     memset(text, '[', sizeof text);
-    assert_false(api_too_deep(text, JSON_DEPTH_MAX));
-    assert_true(api_too_deep(text, JSON_DEPTH_MAX + 1));
+    assert_false(json_too_deep(text, JSON_DEPTH_MAX));
+    assert_true(json_too_deep(text, JSON_DEPTH_MAX + 1));
     text[0] = '"';
-    assert_false(api_too_deep(text, sizeof text));
+    assert_false(json_too_deep(text, sizeof text));
     text[1] = '\\';
     text[2] = '"';
-    assert_false(api_too_deep(text, sizeof text));
+    assert_false(json_too_deep(text, sizeof text));
     text[1] = '[';
-    assert_true(api_too_deep(text, sizeof text));
-    assert_false(api_too_deep("]]]]", 4));
-    assert_false(api_too_deep("\"\\", 2));
+    assert_true(json_too_deep(text, sizeof text));
+    assert_false(json_too_deep("]]]]", 4));
+    assert_false(json_too_deep("\"\\", 2));
 }
 
 static void histograms_are_cumulative_and_labels_are_escaped(void **state)
