@@ -99,12 +99,12 @@ else
     echo "skipped cusim: no nvcc"
 fi
 
-# The CUDA backend, in emulation; without nvcc it is not built.
+# The CUDA backend, in emulation; without nvcc it is not built.  counters.json is for cuda-gates.
 for source in tests/cuda/*_test.c; do
     name=$(basename "$source" .c)
     if [ -x "build/cuda/$name" ] && [ -e build/cusim/libcusim.so ]; then
-        CUSIM_STATS=build/cuda/counters.json LD_LIBRARY_PATH=$PWD/build/cusim unit_seconds=360 \
-            unit "build/cuda/$name" "cuda_$name"        # the counters are for cuda-gates
+        CUSIM_STATS=build/cuda/${name/backend_test/counters}.json unit_seconds=360 \
+            LD_LIBRARY_PATH=$PWD/build/cusim unit "build/cuda/$name" "cuda_$name"
     else
         skipped=$((skipped + 1))
         echo "skip   cuda_$name (no nvcc)"

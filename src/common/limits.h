@@ -31,6 +31,9 @@ enum {
     KV_TILE_TOKENS = 256,             /* attention's absolute tile, see DESIGN "same bits" */
     KV_BLOCK_COUNT_MAX = 1 << 24,     /* per rank */
     KV_BYTES_DEFAULT = 1 << 30,       /* per worker that computes on a CPU */
+    LANES_MAX = 16,                   /* ways from this GPU to others', each direction one */
+    LANE_QUEUE_MAX = 64,              /* transfers announced on one, and not arrived   */
+    LANE_PART_BYTES_MAX = 8 << 20,    /* one transfer                                  */
     INDEX_BLOCK_COUNT_MAX = 1 << 26,  /* in rank 0's index; 37 bytes each, when used */
 
     VIEW_TTL_S = 600,                 /* of an entry; less when --cache-ttl is      */

@@ -110,6 +110,7 @@ static void carve(struct cuda *u)
     u->logits = work_carve(u, u->logit_rows_max * each);
     u->best = work_carve(u, u->logit_rows_max * sizeof *u->best);
     u->stage = work_carve(u, STAGE_BYTES);
+    lanes_carve(u);
 }
 
 static void kv_sizes(struct cuda *u)
@@ -187,6 +188,7 @@ static enum err open_streams(struct cuda *u, struct why *why)
     for (uint32_t i = 0; i < u->model->h.layers; i++)
         TRY(cudaEventCreateWithFlags(&u->layer_event[i], flags));
     TRY(cudaMallocHost((void **)&u->stage_host, STAGE_BYTES));
+    TRY(lanes_host(u));
     if (u->tensor_attention) TRY(k_attend_prepare());
     return OK;
 }
@@ -199,6 +201,7 @@ static void cuda_close(void *self)
     struct cuda *u = self;
     if (!u) return;
     cudaSetDevice(u->device);
+    if (!lanes_close(u)) return;
     if (u->compute) cudaStreamSynchronize(u->compute);
     if (u->copy) cudaStreamSynchronize(u->copy);
     for (uint32_t i = 0; i < u->graph_count; i++) cudaGraphExecDestroy(u->graphs[i].exec);
@@ -230,7 +233,8 @@ static enum err open_all(struct cuda *u, struct why *why)
     u->tensor_attention = k_attend_fits((int)h->head_dim, group, u->kv_element, u->act);
     u->separate_rope = u->model->layers[0].q_norm || u->model->layers[0].k_norm;
     u->layers = mem_array(h->layers, sizeof *u->layers);
-    e = open_streams(u, why);
+    e = lanes_open(u, why);
+    if (!e) e = open_streams(u, why);
     if (!e) e = open_memory(u, why);
     if (!e) e = open_host(u, why);
     if (!e) e = weights_upload(u, why);
@@ -266,4 +270,5 @@ const struct backend backend_cuda = {
     .name = "cuda", .choose_device = cuda_choose_device, .open = cuda_open,
     .close = cuda_close, .step = cuda_step,
     .sample = cuda_sample, .kv_read = cuda_kv_read, .kv_write = cuda_kv_write,
+    .lanes = &cuda_lanes,
 };

@@ -8,10 +8,12 @@
  *   step.c      the kernels of a step in order; graphs of decode steps
  *   sample.c    logits to tokens
  *   transfer.c  KV in and out through pinned memory
+ *   lanes.c, nccl.c  KV to and from other ranks' GPUs
  *
- * Streams (all non-blocking): `compute` runs steps; `copy` runs kv_read and kv_write, called by the
- * control thread while a step runs.  Between the two stand events: `layer[i]` when a step's KV of
- * layer i is complete, `written` when imported KV is.
+ * Streams (all non-blocking): `compute` runs steps; `copy` moves KV into the pool and out of it,
+ * by the control thread while a step runs; each lane has one (lanes.h).  Between the first two
+ * stand events: `layer[i]` when a step's KV of layer i is complete, `written` when all that `copy`
+ * has begun so far is done.
  *
  * The device's memory is one allocation; nothing is allocated after open.  A failed CUDA call at
  * open is a line and an error.  Later it means a lost device: the rank says so and ends.
@@ -115,6 +117,7 @@ struct cuda {
     struct sampler *sampler;
 
     uint8_t *stage, *stage_host;      /* STAGE_BYTES each */
+    struct lanes *lanes;              /* NULL: none */
 };
 
 uint32_t pad_to(uint32_t n, uint32_t multiple);
@@ -145,6 +148,14 @@ void cuda_kv_read(void *self, const uint32_t *blocks, uint32_t layer, uint32_t l
                   uint32_t first, uint32_t count, void *out);
 void cuda_kv_write(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,
                    uint32_t first, uint32_t count, const void *in);
+
+extern const struct backend_lanes cuda_lanes;
+/* Decides whether there are lanes: u->lanes. */
+enum err lanes_open(struct cuda *u, struct why *why);
+void lanes_carve(struct cuda *u);
+cudaError_t lanes_host(struct cuda *u);
+/* False: something still uses the device's memory, which must stay. */
+bool lanes_close(struct cuda *u);
 
 /* A failed call while running: says so and ends this rank; the job goes on without it. */
 #define MUST(u, call) must((u), (call), #call)

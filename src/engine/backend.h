@@ -19,6 +19,7 @@
 
 #include "common/check.h"
 #include "common/sampling.h"
+#include "engine/lanes.h"
 #include "model/hparams.h"
 
 /* KV_FP8 is E4M3.  On CPUs the 8-bit types have a scale per token and head, and keys are stored
@@ -60,6 +61,7 @@ struct backend_config {
     int low_priority;                 /* nice increment for compute threads; 0: none         */
     int device;                       /* of a GPU backend                                    */
     float gpu_memory_utilization;
+    enum { LANES_NONE, LANES_IF_THERE, LANES_MUST } lanes;   /* to other ranks' devices        */
 };
 
 struct kv_shape {
@@ -125,6 +127,7 @@ struct backend {
      * nothing to pack); pack fills part `part` of `parts`, so that several ranks share the work. */
     uint64_t (*packed_bytes)(const struct model *m, enum isa isa);
     void (*pack)(const struct model *m, enum isa isa, void *out, uint32_t part, uint32_t parts);
+    const struct backend_lanes *lanes; /* NULL: KV goes through the host only */
 };
 
 extern const struct backend backend_cpu;

@@ -124,6 +124,14 @@ bool engine_kv_read(struct engine *e, struct req_id req, uint32_t layer, uint32_
  * not so, or byte_count is not layers * count * token_bytes.  ERR_STALE: none such loads here. */
 enum err engine_import(struct engine *e, struct req_id req, uint32_t layer, uint32_t layers,
                        uint32_t first, uint32_t count, const void *bytes, uint64_t byte_count);
+/* The backend's lanes, and what their calls take as `self`; NULL: there are none. */
+const struct backend_lanes *engine_lanes(const struct engine *e, void **self);
+/* As engine_kv_read, but out over a lane that has room. */
+bool engine_lane_send(struct engine *e, struct req_id req, struct lane *lane, uint32_t layer,
+                      uint32_t layers, uint32_t first, uint32_t count);
+/* As engine_import, of what has arrived on a lane, which is dropped when this fails. */
+enum err engine_lane_take(struct engine *e, struct req_id req, struct lane *lane, uint32_t layer,
+                          uint32_t layers, uint32_t first, uint32_t count);
 /* All KV is in place and this is the first token: the sequence starts to generate.  ERR_FORMAT: KV
  * is missing.  ERR_LIMIT: that token was the last allowed; nothing changed, drop it. */
 enum err engine_import_done(struct engine *e, struct req_id req, int32_t first_token);

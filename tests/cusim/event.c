@@ -100,6 +100,18 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
     return sim_error(cudaSuccess);
 }
 
+/* For tests of what may overlap: is the last thing enqueued on `s` behind `e`'s last recording? */
+bool cusim_behind(cudaStream_t s, cudaEvent_t e);
+bool cusim_behind(cudaStream_t s, cudaEvent_t e)
+{
+    bool behind = e->mark != NULL;
+    sim_lock();
+    for (int i = 0; behind && i < CLOCK_SLOTS; i++)
+        behind = s->clock.tick[i] >= e->mark->clock.tick[i];
+    sim_unlock();
+    return behind;
+}
+
 static void not_captured(cudaEvent_t e, const char *call)
 {
     event_check(e, call);
