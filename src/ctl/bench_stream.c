@@ -55,7 +55,7 @@ static void take_event(struct stream *s, const char *text, size_t bytes, uint64_
         s->done = true;
         return;
     }
-    json_t *event = json_loadb(text, bytes, 0, NULL);
+    json_t *event = json_loadb(text, bytes, JSON_ALLOW_NUL, NULL);
     const json_t *error = json_object_get(event, "error");
     const json_t *usage = json_object_get(event, "usage");
     const json_t *choice = json_array_get(json_object_get(event, "choices"), 0);

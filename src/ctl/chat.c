@@ -39,7 +39,7 @@ struct answer {
 static void take_event(struct answer *a, const char *line)
 {
     if (strncmp(line, "data:", 5) != 0) return;
-    json_t *event = json_loads(line + 5, 0, NULL);
+    json_t *event = json_loads(line + 5, JSON_ALLOW_NUL, NULL);
     json_t *choice = json_array_get(json_object_get(event, "choices"), 0);
     json_t *content = json_object_get(json_object_get(choice, "delta"), "content");
     const char *problem = json_string_value(
@@ -72,7 +72,7 @@ static bool on_data(void *context, const char *data, size_t bytes)
 
 static void print_refusal(const struct http_answer *h)
 {
-    json_t *o = json_loadb(h->body.data, h->body.size, 0, NULL);
+    json_t *o = json_loadb(h->body.data, h->body.size, JSON_ALLOW_NUL, NULL);
     const char *text = json_string_value(json_object_get(json_object_get(o, "error"), "message"));
     fprintf(stderr, "[%ld: %s]\n", h->status, text ? text : "refused");
     json_decref(o);

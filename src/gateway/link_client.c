@@ -205,7 +205,7 @@ static bool send_frame(struct link_client *c, struct conn *conn, const struct li
 {
     bool idle = conn->out.size == conn->out_at;
     if (!conn_send(conn, h)) return false;
-    if (idle) wake(c);
+    if (idle && conn->out.size != conn->out_at) wake(c);
     return true;
 }
 
@@ -339,22 +339,37 @@ static bool may_leave(const struct conn *c)
     return c->leaving && c->stream_count == 0 && (!c->up || c->out.size == c->out_at);
 }
 
-static void serve(struct link_client *c, struct conn *conn)
+static void leave(struct link_client *c, struct conn *conn)
 {
+    conn_drop(conn, "left");
     pthread_mutex_lock(&c->gw->lock);
-    bool used = conn->used, leave = used && may_leave(conn);
-    if (leave) conn->up = false;      /* its entry may come back now: nothing is sent any more */
+    conn->used = false;
     pthread_mutex_unlock(&c->gw->lock);
-    if (!used) return;
-    if (leave) {
-        conn_drop(conn, "left");
-        pthread_mutex_lock(&c->gw->lock);
-        conn->used = false;
-        pthread_mutex_unlock(&c->gw->lock);
-        return;
+}
+
+/* What each connection needs is seen under one lock, and done without it. */
+static void serve_all(struct link_client *c)
+{
+    bool used[JOBS_MAX], leaves[JOBS_MAX], writes[JOBS_MAX];
+    pthread_mutex_lock(&c->gw->lock);
+    for (uint32_t i = 0; i < JOBS_MAX; i++) {
+        struct conn *conn = &c->conns[i];
+        used[i] = conn->used;
+        writes[i] = conn->out.size != conn->out_at || conn->writing;
+        leaves[i] = used[i] && may_leave(conn);
+        if (leaves[i]) conn->up = false; /* its entry may come back now: nothing is sent any more */
     }
-    if (conn->phase == PHASE_UP) conn_write(conn);
-    conn_timers(conn, clock_now_ns());
+    pthread_mutex_unlock(&c->gw->lock);
+    for (uint32_t i = 0; i < JOBS_MAX; i++) {
+        struct conn *conn = &c->conns[i];
+        if (!used[i]) continue;
+        if (leaves[i]) {
+            leave(c, conn);
+            continue;
+        }
+        if (writes[i] && conn->phase == PHASE_UP) conn_write(conn);
+        conn_timers(conn, clock_now_ns());
+    }
 }
 
 static void tick(struct link_client *c)
@@ -382,16 +397,18 @@ static void *run(void *arg)
     for (bool stop = false; !stop;) {
         struct epoll_event events[JOBS_MAX];
         int count = epoll_wait(c->epoll, events, JOBS_MAX, wait_ms(c, clock_now_ns()));
+        bool hung_up = false;
         for (int i = 0; i < count; i++) {
             uint64_t of = events[i].data.u64;
+            hung_up |= of == EVENT_HUNG_UP;
             if (of == EVENT_WAKE) drain_wake(c);
             else if (of < JOBS_MAX) conn_event(&c->conns[of], events[i].events);
         }
         pthread_mutex_lock(&c->gw->lock);
-        watch_poll(c->watch);
+        if (hung_up) watch_poll(c->watch);
         stop = c->stop;
         pthread_mutex_unlock(&c->gw->lock);
-        for (uint32_t i = 0; i < JOBS_MAX; i++) serve(c, &c->conns[i]);
+        serve_all(c);
         say_ready(c);
         tick(c);
     }

@@ -26,12 +26,23 @@ enum {
     REFUSED_MAX = 3,                  /* closed right after our proof: it is wrong */
     FAILURES_SAID = 5,                /* tries in vain before a line about it */
     OUT_BYTES_MAX = 64 << 20,
+    AT_ONCE_BYTES_MAX = 16 << 10,     /* larger frames take longer than the lock is to be held */
 };
+
+/* What nothing waits before goes out from here, without waking the thread.  The thread writes only
+ * what is in `out`, and takes it out of there when it is written: so frames keep their order. */
+static size_t send_at_once(struct conn *c, const struct link_head *h)
+{
+    if (!c->up || c->out.size != c->out_at || h->bytes > AT_ONCE_BYTES_MAX) return 0;
+    ssize_t sent = send(c->socket, h, h->bytes, MSG_NOSIGNAL);
+    return sent > 0 ? (size_t)sent : 0; /* a broken socket is the thread's to find */
+}
 
 bool conn_send(struct conn *c, const struct link_head *h)
 {
     if (c->out.size - c->out_at + h->bytes > OUT_BYTES_MAX) return false;
-    return buf_add(&c->out, h, h->bytes);
+    size_t sent = send_at_once(c, h);
+    return sent == h->bytes || buf_add(&c->out, (const char *)h + sent, h->bytes - sent);
 }
 
 /* -- connecting -------------------------------------------------------------------------------- */
@@ -75,6 +86,7 @@ void conn_drop(struct conn *c, const char *reason)
     pthread_mutex_lock(&set->gw->lock);
     bool drained = !set->fixed && c->said.state == JOB_DRAINING && c->stream_count == 0;
     bool left = c->leaving || drained;
+    c->up = false;                    /* before the socket is closed: nobody sends on it */
     pthread_mutex_unlock(&set->gw->lock);
     if (c->phase == PHASE_UP && left) log_info("job=%s left", c->to.name);
     else if (c->phase == PHASE_UP) log_warn("link lost job=%s reason=\"%s\"", c->to.name, reason);
@@ -89,7 +101,6 @@ void conn_drop(struct conn *c, const char *reason)
     retry_later(c);
 
     pthread_mutex_lock(&set->gw->lock);
-    c->up = false;
     c->said = (struct link_state){ 0 };
     buf_release(&c->out);
     c->out_at = 0;
@@ -275,23 +286,33 @@ static const char *take_up(struct conn *c, const struct link_head *h)
     return NULL;
 }
 
+static const char *not_ours = "not the link's protocol";
+
+/* All that have come under one lock: whom they wake does not wait for the next one. */
+static const char *take_all_up(struct conn *c)
+{
+    const struct link_head *h = NULL;
+    const char *wrong = NULL;
+    pthread_mutex_lock(&c->set->gw->lock);
+    do {
+        if (link_reader_next(&c->reader, &h) != OK) wrong = not_ours;
+        else if (h) wrong = take_up(c, h);
+    } while (h && !wrong);
+    pthread_mutex_unlock(&c->set->gw->lock);
+    return wrong;
+}
+
 static const char *take_frames(struct conn *c)
 {
     const struct link_head *h;
-    for (;;) {
-        if (link_reader_next(&c->reader, &h) != OK) return "not the link's protocol";
+    while (c->phase != PHASE_UP) {
+        if (link_reader_next(&c->reader, &h) != OK) return not_ours;
         if (!h) return NULL;
-        const char *wrong = NULL;
-        switch (c->phase) {
-        case PHASE_CHALLENGE: wrong = take_challenge(c, h); break;
-        case PHASE_WELCOME: wrong = take_welcome(c, h); break;
-        default:
-            pthread_mutex_lock(&c->set->gw->lock);
-            wrong = take_up(c, h);
-            pthread_mutex_unlock(&c->set->gw->lock);
-        }
+        const char *wrong = c->phase == PHASE_CHALLENGE ? take_challenge(c, h)
+                                                        : take_welcome(c, h);
         if (wrong) return wrong;
     }
+    return take_all_up(c);
 }
 
 static void read_link(struct conn *c)
