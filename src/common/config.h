@@ -47,6 +47,7 @@ struct config {
     uint64_t block_size;
     uint64_t kv_cache_memory_bytes;   /* per worker; 0: auto                                   */
     const char *kv_cache_dtype;       /* auto (f16), f16, f32, int8, fp8 and other names      */
+    const char *kv_connector;         /* auto | nccl | mpi                                    */
     uint64_t max_num_seqs;
     uint64_t max_num_batched_tokens;
     uint64_t long_prefill_token_threshold;

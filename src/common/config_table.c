@@ -82,6 +82,9 @@ static const struct option table[] = {
     { CHOICE("kv-cache-dtype", ENGINE, EVERY, kv_cache_dtype, "auto",
              "auto f16 float16 f32 float32 int8 fp8 fp8_e4m3"),
       .help = "how keys and values are stored; auto: f16" },
+    { CHOICE("kv-connector", ENGINE, JOB | CTL, kv_connector, "auto", "auto nccl mpi"),
+      .help = "how KV goes from worker to worker; auto: from GPU to GPU by NCCL where that is "
+              "possible, else through the host by MPI" },
     { COUNT("max-num-seqs", ENGINE, JOB | CTL, max_num_seqs, "128", 1, STEP_SEQS_MAX),
       .metavar = "N", .help = "sequences in one step" },
     { COUNT("max-num-batched-tokens", ENGINE, JOB | CTL, max_num_batched_tokens, "512", 1,

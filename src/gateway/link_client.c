@@ -142,6 +142,7 @@ static void add_state(struct link_state *sum, const struct link_state *s)
     sum->preemptions += s->preemptions;
     sum->stale_refused += s->stale_refused;
     sum->kv_bytes_sent += s->kv_bytes_sent;
+    sum->kv_bytes_lanes += s->kv_bytes_lanes;
     sum->step_ns_sum += s->step_ns_sum;
     sum->workers_lost += s->workers_lost;
     sum->requests_no_room += s->requests_no_room;

@@ -262,6 +262,8 @@ static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_
             s->requests_no_room);
     counter(w, "llm_d_kv_bytes_sent_total", "KV bytes pushed from prefill to decode.",
             s->kv_bytes_sent);
+    counter(w, "rankserve_kv_nccl_bytes_sent_total", "Of these: from GPU to GPU by NCCL.",
+            s->kv_bytes_lanes);
     counter(w, "llm_d_stale_refused_total", "Messages refused because they came too late.",
             s->stale_refused);
     counter(w, "rankserve_wakeups_total", "Times that a rank's control thread woke.", s->wakeups);

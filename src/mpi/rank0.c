@@ -99,6 +99,7 @@ static void keep_counters(struct rank0 *z, const struct msg_stats *s)
     z->past.output += s->output_tokens;
     z->past.preemptions += s->preemptions;
     z->past.kv += s->kv_bytes_sent;
+    z->past.lanes += s->kv_bytes_lanes;
     z->past.step_ns += s->step_ns_sum;
     z->past.stale += s->stale_refused;
     z->past.wakeups += s->wakeups;
@@ -138,6 +139,23 @@ static void live(struct rank0 *z)
              (double)(clock_now_ns() - z->job->started_ns) / 1e9);
 }
 
+/* A lane needs the same library at both ends; without, KV goes by MPI, if that may be. */
+static void compare_lanes(struct rank0 *z, int from)
+{
+    int mine = z->workers[from].about.lanes_version;
+    for (int i = 1; i < z->job->size; i++) {
+        int its = z->workers[i].about.lanes_version;
+        if (!z->workers[i].up || its == mine) continue;
+        if (strcmp(z->job->config.kv_connector, "nccl") == 0)
+            rank0_over(z, CODE_FAILED, "kv-connector nccl: rank %d has NCCL %d.%d.%d, rank %d has"
+                       " %d.%d.%d: all must have the same", i, its / 10000, its / 100 % 100,
+                       its % 100, from, mine / 10000, mine / 100 % 100, mine % 100);
+        else
+            log_warn("rank=%d nccl=%d rank=%d nccl=%d: their KV goes by MPI", i, its, from, mine);
+        return;
+    }
+}
+
 static void on_up(struct rank0 *z, int from, const struct msg_up *m)
 {
     struct peer_worker *w = &z->workers[from];
@@ -146,6 +164,7 @@ static void on_up(struct rank0 *z, int from, const struct msg_up *m)
     w->about = *m;
     if (z->max_model_len == 0 || m->max_model_len < z->max_model_len)
         z->max_model_len = m->max_model_len;
+    compare_lanes(z, from);
     policy_tell(z, from);
     if (!w->spare) employ(z, from, job_role_of(z->job, from));
     live(z);

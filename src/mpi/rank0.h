@@ -107,7 +107,9 @@ struct rank0 {
     uint64_t signal_ns, drain_end_ns, tick_ns, state_ns;
     uint64_t workers_lost, stale;
     uint64_t reuse_possible, reuse_captured; /* tokens, over all requests that ended          */
-    struct { uint64_t preemptions, prompt, cached, output, kv, step_ns, stale, wakeups; } past;
+    struct {
+        uint64_t preemptions, prompt, cached, output, kv, lanes, step_ns, stale, wakeups;
+    } past;
 };
 
 _Noreturn void rank0_run(struct job *j, struct port *port, const struct weights *w);

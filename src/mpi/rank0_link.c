@@ -91,6 +91,7 @@ static void fill_workers(struct rank0 *z, struct link_state *m)
     m->wakeups = z->loop->wakeups + z->past.wakeups;
     m->prompt_tokens = z->past.prompt, m->prompt_tokens_cached = z->past.cached;
     m->output_tokens = z->past.output, m->preemptions = z->past.preemptions;
+    m->kv_bytes_lanes = z->past.lanes;
     m->kv_bytes_sent = z->past.kv, m->step_ns_sum = z->past.step_ns;
     m->stale_refused += z->past.stale;
     for (int i = 1; i < z->job->size; i++) {
@@ -106,6 +107,7 @@ static void fill_workers(struct rank0 *z, struct link_state *m)
         m->output_tokens += s->output_tokens;
         m->preemptions += s->preemptions;
         m->kv_bytes_sent += s->kv_bytes_sent;
+        m->kv_bytes_lanes += s->kv_bytes_lanes;
         m->step_ns_sum += s->step_ns_sum;
         m->stale_refused += s->stale_refused;
         m->wakeups += s->wakeups;

@@ -45,6 +45,7 @@ static void send_stats(struct worker *w)
         .steps = e.steps, .preemptions = e.preemptions, .step_ns_sum = e.step_ns_sum,
         .prompt_tokens = e.prompt_tokens, .prompt_tokens_cached = e.prompt_tokens_cached,
         .output_tokens = e.output_tokens, .kv_bytes_sent = w->kv_sent,
+        .kv_bytes_lanes = w->kv_lanes,
         .kv_bytes_received = w->kv_received, .stale_refused = w->stale,
         .wakeups = w->loop->wakeups,
     };
@@ -108,11 +109,15 @@ static bool dispatch_peer(struct worker *w, int from, const void *data, size_t b
     const struct msg_kv *kv = msg_as_kv(data, bytes);
     const struct msg_kvend *end = msg_as_kvend(data, bytes);
     const struct msg_pull *pull = msg_as_pull(data, bytes);
+    const struct msg_lane *lane = msg_as_lane(data, bytes);
     switch (msg_type_of(data, bytes)) {
     case MSG_READY: return ready && (worker_on_ready(w, from, ready), true);
-    case MSG_KV: return kv && (worker_on_kv(w, from, kv), true);
+    case MSG_KV:
+        return kv && ((kv->lane ? ways_announced : worker_on_kv)(w, from, kv), true);
+    case MSG_LANE: return lane && (worker_on_lane(w, from, lane), true);
     case MSG_PULL: return pull && (worker_on_pull(w, from, pull), true);
-    case MSG_KVEND: return end && (worker_on_kvend(w, from, end), true);
+    case MSG_KVEND:
+        return end && (ways_hold_end(w, from, end) || (worker_on_kvend(w, from, end), true));
     default: return false;
     }
 }
@@ -190,9 +195,25 @@ static bool shares_host_with_decode(const struct job *j)
     return false;
 }
 
+static enum err lanes_of(const struct worker *w, int *out, struct why *why)
+{
+    const struct config *c = &w->job->config;
+    bool must = strcmp(c->kv_connector, "nccl") == 0;
+    *out = LANES_NONE;
+    if (must && !w->weights.table->lanes)
+        return why_set(why, ERR_UNSUPPORTED, "kv-connector nccl: backend %s has no GPU",
+                       w->weights.table->name);
+    if (w->job->size > 2 && strcmp(c->kv_connector, "mpi") != 0)
+        *out = must ? LANES_MUST : LANES_IF_THERE;
+    return OK;
+}
+
 static enum err open_engine(struct worker *w, struct why *why)
 {
     const struct config *c = &w->job->config;
+    int lanes;
+    enum err err = lanes_of(w, &lanes, why);
+    if (err) return err;
     const struct hparams *h = &w->weights.model->h;
     enum kv_type type = kv_type_named(c->kv_cache_dtype);
     uint32_t length = model_len(c, h, type);
@@ -209,7 +230,7 @@ static enum err open_engine(struct worker *w, struct why *why)
             .step_seqs_max = (uint32_t)c->max_num_seqs, .seq_tokens_max = length,
             .low_priority = modest ? PREFILL_NICE : 0,
             .gpu_memory_utilization = (float)c->gpu_memory_utilization,
-            .device = gpu_index(w->job),
+            .device = gpu_index(w->job), .lanes = lanes,
         },
         .table = w->weights.table, .kv_secret = w->job->kv_secret, .max_model_len = length,
         .max_num_seqs = (uint32_t)c->max_num_seqs,
@@ -223,8 +244,9 @@ static enum err open_engine(struct worker *w, struct why *why)
                                 .kv_progress = nothing, .stored = worker_stored,
                                 .dropped = worker_dropped };
     blocks_out_open(&w->blocks);
-    enum err err = engine_open(&w->engine, &e, &sink, why);
+    err = engine_open(&w->engine, &e, &sink, why);
     if (err) return err;
+    ways_open(w);
     struct cache_policy policy;
     cache_policy_of(c, &policy);
     keep_to(w, &policy);
@@ -234,6 +256,7 @@ static enum err open_engine(struct worker *w, struct why *why)
         .max_num_seqs = e.max_num_seqs, .max_model_len = length,
         .kv_token_bytes = shape->token_bytes * shape->layers,
         .model_digest = w->weights.model->digest, .kv_type = type,
+        .lanes_version = ways_version(w),
     };
     port_send_copy(w->port, 0, &up, MSG_UP, sizeof up);
     return OK;
@@ -301,6 +324,7 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
         wait_for_work(w, busy);
         port_poll(w->port);
         busy = engine_poll(w->engine);
+        ways_turn(w);
         push_all(w);
         pulls_turn(w, clock_now_ns());
         exports_turn(w);

@@ -4,6 +4,7 @@
  *   worker_seq.c   sequences from first message to GONE
  *   worker_push.c  KV to the decode rank while later layers compute
  *   worker_pull.c  KV of a prefix from a worker that holds it
+ *   worker_lane.c  what both send and receive through: lanes between GPUs, or messages
  *   link_meter.c   how fast KV leaves, from both
  *   worker_blocks.c  which blocks can be found here, told to rank 0 (blocks.h)
  *
@@ -25,6 +26,7 @@
 struct push;
 struct pull;
 struct export;
+struct ways;
 
 struct wseq {                         /* by slot */
     struct req_id req;                /* generation 0: nothing here */
@@ -49,6 +51,7 @@ struct worker {
     struct push *pushes;              /* all, in the order they are served */
     struct pull *pulls;
     struct export *exports;           /* what others pull from here */
+    struct ways *ways;                /* lanes to and from other ranks */
     struct blocks_out blocks;
     struct buf tokens;                /* records not sent yet */
     uint32_t token_count;
@@ -57,7 +60,7 @@ struct worker {
     bool rank_lost;                   /* some rank died: leave without MPI */
     bool leaving;
     int exit_code;
-    uint64_t stale, kv_sent, kv_received, pulls_late;
+    uint64_t stale, kv_sent, kv_lanes, kv_received, pulls_late;
     struct link_meter link;
     uint64_t ping_ns;
 };
@@ -88,6 +91,9 @@ void worker_give_up(struct worker *w, struct wseq *s, enum err e);
 /* Sends what the last calls left: tokens, then GONEs. */
 void worker_flush(struct worker *w);
 
+/* KV that was on its way to this sequence, or pull, from there is lost. */
+void worker_kv_failed(struct worker *w, int from, struct req_id req);
+
 /* worker_blocks.c */
 void worker_stored(void *ctx, struct hash128 key, struct hash128 parent);
 void worker_dropped(void *ctx, struct hash128 key);
@@ -110,6 +116,7 @@ bool pull_open(struct worker *w, struct wseq *s, const struct msg_seq *m);
 void pull_close(struct worker *w, struct wseq *s);
 void pull_on_kv(struct worker *w, int from, const struct msg_kv *m);
 void pull_on_kvend(struct worker *w, int from, const struct msg_kvend *m);
+void pull_on_kv_failed(struct worker *w, int from, struct req_id id);
 void worker_on_pull(struct worker *w, int from, const struct msg_pull *m);
 /* Starts sequences whose pull is late. */
 void pulls_turn(struct worker *w, uint64_t now_ns);
@@ -117,5 +124,26 @@ void pulls_turn(struct worker *w, uint64_t now_ns);
 uint64_t pulls_wake_ns(const struct worker *w);
 void exports_turn(struct worker *w);
 void pulls_on_lost(struct worker *w, int rank);
+
+/* worker_lane.c: after the engine is open. */
+void ways_open(struct worker *w);
+/* Of the library that carries lanes; 0: there are none. */
+int ways_version(const struct worker *w);
+/* There will soon be KV for this rank. */
+void kv_prepare(struct worker *w, int to);
+bool kv_has_room(struct worker *w, int to);
+/* The most KV that one kv_send may take now. */
+uint64_t kv_room_bytes(struct worker *w, int to);
+/* Sends what `range` says (all but its head, lane and number), which must be complete. */
+uint64_t kv_send(struct worker *w, int to, const struct msg_kv *range);
+/* engine_import, of what came with the message or over the lane it names. */
+enum err kv_import(struct worker *w, const struct msg_kv *m);
+void worker_on_lane(struct worker *w, int from, const struct msg_lane *m);
+/* A head came: its transfer will. */
+void ways_announced(struct worker *w, int from, const struct msg_kv *m);
+/* True: the KVEND waits for KV that was announced before it. */
+bool ways_hold_end(struct worker *w, int from, const struct msg_kvend *m);
+void ways_turn(struct worker *w);
+void ways_on_lost(struct worker *w, int rank);
 
 #endif

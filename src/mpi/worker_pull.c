@@ -139,14 +139,17 @@ void pull_on_kv(struct worker *w, int from, const struct msg_kv *m)
 {
     struct pull *p = pulling(w, m->req, from);
     if (!p) return;
-    uint64_t bytes = m->head.bytes - sizeof *m;
-    w->kv_received += bytes;
-    enum err e = engine_import(w->engine, m->req, m->layer, m->layers, m->first, m->count, m + 1,
-                               bytes);
+    enum err e = kv_import(w, m);
     if (e == OK) return;
     log_error("pull req=%u.%u from=%d failed err=\"%s\"", m->req.slot, m->req.generation, from,
               err_text(e));
     pull_over(w, p);
+}
+
+void pull_on_kv_failed(struct worker *w, int from, struct req_id id)
+{
+    struct pull *p = pulling(w, id, from);
+    if (p) pull_over(w, p);
 }
 
 void pull_on_kvend(struct worker *w, int from, const struct msg_kvend *m)
@@ -217,21 +220,14 @@ void worker_on_pull(struct worker *w, int from, const struct msg_pull *m)
 static void send_some(struct worker *w, struct export *x)
 {
     const struct kv_shape *shape = engine_kv_shape(w->engine);
-    uint64_t most = (PORT_BULK_BYTES - sizeof(struct msg_kv)) / shape->token_bytes;
+    uint64_t most = kv_room_bytes(w, x->to) / shape->token_bytes;
     if (most == 0) most = 1;
     uint32_t count = x->end - x->first, layers = 1;
     if (count > most) count = (uint32_t)most;
     if (x->first == x->begin && count == x->end - x->begin) layers = (uint32_t)(most / count);
     if (layers > shape->layers - x->layer) layers = shape->layers - x->layer;
-    uint64_t payload = layers * count * shape->token_bytes;
-    struct msg_kv *m = port_message(w->port, MSG_KV, sizeof *m + payload);
-    m->req = x->id;
-    m->layer = x->layer, m->layers = layers;
-    m->first = x->first, m->count = count;
-    CHECK(engine_kv_read(w->engine, x->id, m->layer, layers, m->first, count, m + 1));
-    w->kv_sent += payload;
-    link_meter_sent(&w->link, x->to, payload);
-    port_send(w->port, x->to, PORT_DATA, m);
+    kv_send(w, x->to, &(struct msg_kv){ .req = x->id, .layer = x->layer, .layers = layers,
+                                        .first = x->first, .count = count });
     x->first += count;
     if (x->first < x->end) return;
     x->layer += layers;
@@ -253,7 +249,7 @@ void exports_turn(struct worker *w)
     for (struct export *x = w->exports, *next; x; x = next) {
         next = x->next;
         bool room = true;
-        while (x->layer < layers && (room = port_has_room(w->port, x->to))) send_some(w, x);
+        while (x->layer < layers && (room = kv_has_room(w, x->to))) send_some(w, x);
         link_meter_look(&w->link, x->to, !room, clock_now_ns());
         if (x->layer < layers) continue;
         say_end(w, x->id, x->to);

@@ -42,6 +42,7 @@ void push_open(struct worker *w, struct wseq *s, uint32_t total)
     while (*at) at = &(*at)->next;
     *at = p;
     s->push = p;
+    kv_prepare(w, s->peer);
 }
 
 void push_close(struct worker *w, struct wseq *s)
@@ -69,11 +70,11 @@ void push_first_token(struct wseq *s, const struct token_record *record)
 }
 
 /* The next range to send: *layers is 0 when there is none. */
-static void next_range(const struct worker *w, const struct push *p, uint32_t *layer,
+static void next_range(struct worker *w, const struct push *p, uint32_t *layer,
                        uint32_t *layers, uint32_t *count)
 {
     uint64_t token_bytes = engine_kv_shape(w->engine)->token_bytes;
-    uint64_t room = PORT_BULK_BYTES - sizeof(struct msg_kv);
+    uint64_t room = kv_room_bytes(w, p->seq->peer);
     *layers = 0;
     for (uint32_t i = 0; i < p->layers; i++) {
         uint32_t have = engine_kv_tokens(w->engine, p->seq->req, i);
@@ -98,23 +99,17 @@ static bool send_range(struct worker *w, struct push *p)
     uint32_t layer = 0, layers, count = 0;
     next_range(w, p, &layer, &layers, &count);
     if (layers == 0) return false;
-    uint64_t payload = layers * count * engine_kv_shape(w->engine)->token_bytes;
-    struct msg_kv *m = port_message(w->port, MSG_KV, sizeof *m + payload);
-    m->req = p->seq->req;
-    m->layer = layer, m->layers = layers;
-    m->first = p->sent[layer], m->count = count;
-    CHECK(engine_kv_read(w->engine, m->req, layer, layers, m->first, count, m + 1));
+    kv_send(w, p->seq->peer, &(struct msg_kv){
+        .req = p->seq->req, .layer = layer, .layers = layers, .first = p->sent[layer],
+        .count = count });
     for (uint32_t i = layer; i < layer + layers; i++) p->sent[i] += count;
-    w->kv_sent += payload;
-    link_meter_sent(&w->link, p->seq->peer, payload);
-    port_send(w->port, p->seq->peer, PORT_DATA, m);
     return true;
 }
 
 static void send_all(struct worker *w, struct push *p)
 {
     bool room;
-    while ((room = port_has_room(w->port, p->seq->peer)) && send_range(w, p)) { }
+    while ((room = kv_has_room(w, p->seq->peer)) && send_range(w, p)) { }
     link_meter_look(&w->link, p->seq->peer, !room, clock_now_ns());
 }
 

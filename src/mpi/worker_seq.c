@@ -136,6 +136,7 @@ void worker_on_lost(struct worker *w, int rank)
 {
     w->rank_lost = true;
     port_abandon(w->port, rank);
+    ways_on_lost(w, rank);
     pulls_on_lost(w, rank);
     for (int i = 0; i < REQ_COUNT_MAX; i++) {
         struct wseq *s = &w->seqs[i];
@@ -187,11 +188,18 @@ void worker_on_kv(struct worker *w, int from, const struct msg_kv *m)
     }
     struct wseq *s = importing(w, m->req, from);
     if (!s) return;
-    uint64_t bytes = m->head.bytes - sizeof *m;
-    w->kv_received += bytes;
-    enum err e = engine_import(w->engine, m->req, m->layer, m->layers, m->first, m->count, m + 1,
-                               bytes);
+    enum err e = kv_import(w, m);
     if (e) import_failed(w, s, e);
+}
+
+void worker_kv_failed(struct worker *w, int from, struct req_id req)
+{
+    if (req.attempt & PULL_BIT) {
+        pull_on_kv_failed(w, from, req);
+        return;
+    }
+    struct wseq *s = importing(w, req, from);
+    if (s) import_failed(w, s, ERR_TIMEOUT);
 }
 
 void worker_on_kvend(struct worker *w, int from, const struct msg_kvend *m)

@@ -138,6 +138,7 @@ struct link_state {
                                                 those that were not computed again           */
     /* The shared view: 1 when Redis is connected; keys it took, keys lost, failures. */
     uint64_t redis_connected, redis_announced, redis_dropped, redis_errors;
+    uint64_t kv_bytes_lanes;          /* of kv_bytes_sent: from GPU to GPU by NCCL */
 };
 
 void link_head_set(struct link_head *h, enum link_type type, uint64_t stream, size_t bytes);

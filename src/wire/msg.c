@@ -18,6 +18,7 @@ static const char *const type_names[MSG_TYPE_COUNT] = {
     [MSG_SCORES] = "SCORES",   [MSG_REFUSE] = "REFUSE", [MSG_GONE] = "GONE",
     [MSG_BLOCKS] = "BLOCKS",   [MSG_STATS] = "STATS",   [MSG_FATAL] = "FATAL",
     [MSG_SNAPSHOT] = "SNAPSHOT", [MSG_PULL] = "PULL",   [MSG_POLICY] = "POLICY",
+    [MSG_LANE] = "LANE",
 };
 
 const char *msg_type_name(enum msg_type t)
@@ -158,6 +159,7 @@ const struct msg_kv *msg_as_kv(const void *data, size_t bytes)
     if (m->layers == 0 || m->layers > MODEL_LAYERS_MAX) return NULL;
     if (m->layer > MODEL_LAYERS_MAX - m->layers) return NULL;
     if (m->count == 0 || m->count > SEQ_TOKENS_MAX) return NULL;
+    if (m->lane ? m->number == 0 || bytes != sizeof *m : m->number != 0) return NULL;
     return m->first <= SEQ_TOKENS_MAX - m->count ? m : NULL;
 }
 
@@ -166,6 +168,12 @@ const struct msg_kvend *msg_as_kvend(const void *data, size_t bytes)
     const struct msg_kvend *m = exact(data, bytes, sizeof *m, MSG_KVEND, MSG_KVEND);
     if (!m || m->req.slot >= REQ_COUNT_MAX) return NULL;
     return m->first_token >= 0 && m->finish < FINISH_COUNT ? m : NULL;
+}
+
+const struct msg_lane *msg_as_lane(const void *data, size_t bytes)
+{
+    const struct msg_lane *m = exact(data, bytes, sizeof *m, MSG_LANE, MSG_LANE);
+    return m && m->lane && m->word && m->word < LANE_WORDS ? m : NULL;
 }
 
 const struct msg_up *msg_as_up(const void *data, size_t bytes)

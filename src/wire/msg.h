@@ -12,6 +12,7 @@
  *   decode  --READY--> prefill, rank 0 reserved; holds this prefix           (struct msg_ready)
  *   worker  --PULL---> worker          send me what you have of this     (struct msg_pull)
  *   prefill --KV-----> decode          layers x tokens, on the data communicator (struct msg_kv)
+ *   worker  --LANE---> worker          opening and ending a way for KV alone (struct msg_lane)
  *   prefill --KVEND--> decode          all sent; the first token             (struct msg_kvend)
  *   worker  --UP-----> rank 0          engine is open                        (struct msg_up)
  *   worker  --TOKENS-> rank 0          one per step, all its sequences       (struct msg_tokens)
@@ -62,6 +63,7 @@ enum msg_type {
     MSG_SNAPSHOT,
     MSG_PULL,
     MSG_POLICY,
+    MSG_LANE,
     MSG_TYPE_COUNT
 };
 
@@ -124,7 +126,20 @@ struct msg_kv {
     struct req_id req;
     uint32_t layer, layers;
     uint32_t first, count;            /* tokens                                    */
+    uint32_t lane, number;            /* the bytes come as this lane's transfer of this number,
+                                         from 1; lane 0: they follow                */
     /* then layers * count * token_bytes of the backend's kv_read */
+};
+
+/* A lane (engine/lanes.h) is named by a number that its sender never uses again.  OPEN and END go
+ * with the KV, in order; ACCEPT and REFUSE are the receiver's, at any time. */
+enum lane_word { LANE_OPEN = 1, LANE_END, LANE_ACCEPT, LANE_REFUSE, LANE_WORDS };
+struct msg_lane {
+    struct msg_head head;
+    uint32_t lane, word;              /* enum lane_word                            */
+    int32_t version;                  /* OPEN: of the library that carries it      */
+    uint32_t reserved;
+    uint8_t name[128];                /* OPEN: where to meet                       */
 };
 
 struct msg_kvend {
@@ -149,7 +164,7 @@ struct msg_up {
     uint64_t kv_token_bytes;          /* all layers                                */
     struct hash128 model_digest;
     uint32_t kv_type;                 /* enum kv_type: part of what keys cover     */
-    uint32_t reserved;
+    int32_t lanes_version;            /* of the library for lanes; 0: none         */
 };
 
 /* TOKENS and SCORES: `count` times {struct msg_token, then record.top_count struct top_logprob},
@@ -193,6 +208,7 @@ struct msg_stats {
     uint64_t steps, preemptions, step_ns_sum;
     uint64_t prompt_tokens, prompt_tokens_cached, output_tokens;
     uint64_t kv_bytes_sent, kv_bytes_received;
+    uint64_t kv_bytes_lanes;          /* of those sent: over lanes                 */
     uint64_t stale_refused, wakeups;
     /* The stream of BLOCKS up to here: number of its next change, and what it leaves stored. */
     uint64_t stream_seq, key_count;
@@ -220,9 +236,10 @@ const struct msg_exit *msg_as_exit(const void *data, size_t bytes);
 const struct msg_snapshot *msg_as_snapshot(const void *data, size_t bytes);
 const struct msg_ready *msg_as_ready(const void *data, size_t bytes);
 const struct msg_pull *msg_as_pull(const void *data, size_t bytes);
-/* The payload's length is engine_import's to check. */
+/* The payload's length is engine_import's to check; with a lane there is none. */
 const struct msg_kv *msg_as_kv(const void *data, size_t bytes);
 const struct msg_kvend *msg_as_kvend(const void *data, size_t bytes);
+const struct msg_lane *msg_as_lane(const void *data, size_t bytes);
 const struct msg_up *msg_as_up(const void *data, size_t bytes);
 const struct msg_tokens *msg_as_tokens(const void *data, size_t bytes);
 const struct msg_refuse *msg_as_refuse(const void *data, size_t bytes);

@@ -22,7 +22,7 @@ STATE_FIELDS = ("state worker_count workers_alive requests_running requests_wait
                 "prompt_tokens_cached output_tokens preemptions stale_refused kv_bytes_sent "
                 "step_ns_sum uptime_ns workers_lost requests_replaced wakeups index_blocks "
                 "index_bytes index_mismatches index_lookups index_checks reuse_possible reuse_captured "
-                "redis_connected redis_announced redis_dropped redis_errors").split()
+                "redis_connected redis_announced redis_dropped redis_errors kv_bytes_lanes").split()
 
 
 def siphash128(key, data):
@@ -188,7 +188,7 @@ class Client:
     def handle(self, got):
         kind, stream, body = got
         if kind == STATE:
-            values = struct.unpack("<12I25Q", body)
+            values = struct.unpack("<12I26Q", body)
             self.state = dict(zip(STATE_FIELDS, values))
             self.states += 1
         elif kind in (TOKENS, SCORES):

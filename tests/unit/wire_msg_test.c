@@ -65,6 +65,11 @@ static void *make_any(enum msg_type type)
         return m;
     }
     case MSG_KVEND: return make(type, sizeof(struct msg_kvend));
+    case MSG_LANE: {
+        struct msg_lane *m = make(type, sizeof *m);
+        m->lane = 1, m->word = LANE_OPEN;
+        return m;
+    }
     case MSG_UP: {
         struct msg_up *m = make(type, sizeof *m);
         m->blocks_total = 10, m->block_tokens = 16, m->max_num_seqs = 4, m->max_model_len = 160;
@@ -106,6 +111,7 @@ static const void *as_any(enum msg_type type, const void *data, size_t bytes)
     case MSG_READY: return msg_as_ready(data, bytes);
     case MSG_KV: return msg_as_kv(data, bytes);
     case MSG_KVEND: return msg_as_kvend(data, bytes);
+    case MSG_LANE: return msg_as_lane(data, bytes);
     case MSG_UP: return msg_as_up(data, bytes);
     case MSG_TOKENS: case MSG_SCORES: return msg_as_tokens(data, bytes);
     case MSG_REFUSE: return msg_as_refuse(data, bytes);
@@ -211,6 +217,14 @@ static void kv_ranges_stay_within_layers_and_positions(void **state)
     assert_null(msg_as_kv(m, bytes));
     m->first = 0, m->count = 0;
     assert_null(msg_as_kv(m, bytes));
+    m->count = 1, m->number = 1;      /* a number, and no lane */
+    assert_null(msg_as_kv(m, bytes));
+    m->lane = 1;                      /* a lane, and bytes */
+    assert_null(msg_as_kv(m, bytes));
+    m->head.bytes = sizeof *m;
+    assert_non_null(msg_as_kv(m, sizeof *m));
+    m->number = 0;
+    assert_null(msg_as_kv(m, sizeof *m));
     free(m);
 }
 
