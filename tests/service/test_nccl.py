@@ -1,0 +1,201 @@
+"""tests/service/test_nccl.py - whole jobs whose KV goes from GPU to GPU, in emulation.
+
+Ranks are processes of a real MPI job, their NCCL that of tests/cusim, the model a small random one.
+Tokens are those of one rank that does everything: not a bit may change on the way.
+"""
+import os
+import random
+import re
+import signal
+import time
+
+import pytest
+
+import tiny_gguf
+from job import Job
+from test_cuda import CUSIM, pytestmark as built
+
+pytestmark = [built[0]]
+FLAGS = ["--max-model-len", "320", "--kv-cache-memory-bytes", "8MiB",
+         "--max-num-batched-tokens", "64", "--max-num-seqs", "8"]
+WORDS = [5 + i for i in range(500)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    tiny_gguf.write(path)
+    return path
+
+
+class Emulated(Job):
+    def __init__(self, model, *options, connector="nccl", env=None, **more):
+        env = {"LD_LIBRARY_PATH": CUSIM, "CUSIM_CHECK": "0", "CUSIM_DEVICES": "8", **(env or {})}
+        super().__init__(*FLAGS, "--kv-connector", connector, *options, backend="cuda",
+                         model=model, env=env, limit_s=120, **more)
+
+
+def prompts(count, seed=1):
+    dice = random.Random(seed)
+    return [dice.choices(WORDS, k=dice.randrange(20, 250)) for _ in range(count)]
+
+
+def answers(job, asked, tokens=6):
+    """All at once."""
+    c = job.client()
+    got = c.wait([c.request(ids, max_tokens=tokens) for ids in asked], 60)
+    assert all(a.code == 0 for a in got)
+    assert c.home()
+    return [a.ids for a in got]
+
+
+def carried(job):
+    """KV bytes sent, and those of them that went over lanes, once a heartbeat has told."""
+    c = job.client()
+    c.until(lambda: c.state and c.state["kv_bytes_sent"], 5)
+    c.pump(0.7)
+    return c.state["kv_bytes_sent"], c.state["kv_bytes_lanes"]
+
+
+@pytest.fixture(scope="module")
+def wanted(model):
+    """What one rank that does everything answers."""
+    with Emulated(model, both=1) as job:
+        return answers(job, prompts(12))
+
+
+@pytest.mark.parametrize("prefill, decode", [(1, 1), (2, 2), (3, 1)])
+def test_prefill_and_decode_over_nccl_answer_as_one_rank_does(model, wanted, prefill, decode):
+    with Emulated(model, prefill=prefill, decode=decode) as job:
+        assert answers(job, prompts(12)) == wanted
+        sent, over_lanes = carried(job)
+        assert sent == over_lanes > 12 * 20 * 3 * 256, job.log()
+        ups = set(re.findall(r"rank=(\d+) lane (to|from)=(\d+) up", job.log()))
+        assert {(a, "to", b) for a, way, b in ups if way == "to"} == \
+               {(b, "to", a) for a, way, b in ups if way == "from"}
+        assert "broke" not in job.log()
+
+
+def test_through_the_host_the_answers_are_the_same(model, wanted):
+    with Emulated(model, connector="mpi", prefill=1, decode=1) as job:
+        assert answers(job, prompts(12)) == wanted
+        sent, over_lanes = carried(job)
+        assert sent > 0 and over_lanes == 0
+
+
+def test_auto_begins_by_mpi_and_goes_on_over_the_lane(model, wanted):
+    with Emulated(model, connector="auto", prefill=1, decode=1) as job:
+        answers(job, prompts(1, seed=9))
+        assert job.wait_log(r"lane to=2 up")
+        assert answers(job, prompts(12)) == wanted
+        sent, over_lanes = carried(job)
+        assert 0 < over_lanes <= sent
+
+
+def test_cancels_in_the_middle_leave_the_lane_in_order(model, wanted):
+    """What was announced of a cancelled request still moves, and disturbs nobody."""
+    with Emulated(model, prefill=2, decode=1) as job:
+        c = job.client()
+        for turn in range(4):
+            streams = [c.request(ids, max_tokens=60) for ids in prompts(8, seed=20 + turn)]
+            c.pump(0.05 * turn)
+            for s in streams:
+                c.cancel(s)
+            c.wait(streams, 30)
+        assert c.home()
+        assert answers(job, prompts(12)) == wanted
+        assert "broke" not in job.log() and "refused message" not in job.log()
+
+
+@pytest.mark.parametrize("rank", [1, 3], ids=["a prefill rank", "a decode rank"])
+def test_a_rank_that_dies_takes_its_lanes_with_it_and_nothing_else(model, wanted, rank):
+    with Emulated(model, prefill=2, decode=2) as job:
+        answers(job, prompts(4, seed=8))  # lanes are up
+        c = job.client()
+        streams = [c.request(ids, max_tokens=6) for ids in prompts(12)]
+        c.pump(0.1)
+        job.kill(rank)
+        assert [a.ids for a in c.wait(streams, 60)] == wanted
+        assert c.home()
+        before = carried(job)[1]
+        assert answers(job, prompts(12, seed=30))
+        assert carried(job)[1] > before
+
+
+def test_a_rank_that_hangs_is_fenced(model, wanted):
+    """Stopped in the middle of transfers: the others abort theirs with it and go on."""
+    with Emulated(model, prefill=2, decode=2) as job:
+        answers(job, prompts(4, seed=8))
+        c = job.client()
+        streams = [c.request(ids, max_tokens=6) for ids in prompts(12)]
+        c.pump(0.1)
+        job.kill(4, signal.SIGSTOP)
+        assert [a.ids for a in c.wait(streams, 60)] == wanted
+        assert c.home()
+
+
+def test_a_prefix_is_pulled_over_a_lane(model):
+    """One of two workers holds it and is busy: the other one fetches it, and by NCCL."""
+    ids = prompts(1, seed=40)[0]
+    ids = (ids * 13)[:240]
+    with Emulated(model, both=2) as job:
+        c = job.client()
+        first = c.generate(ids, max_tokens=2)
+        busy = []
+        for turn in range(40):
+            busy += [c.request(prompts(1, seed=100 + turn)[0], max_tokens=30) for _ in range(2)]
+            again = c.generate(ids + WORDS[turn:turn + 8], max_tokens=2)
+            if again.prefill != first.prefill and "pulled req=" in job.log():
+                break
+        c.wait(busy, 60)
+        assert job.wait_log("pulled req="), job.log()[-3000:]
+        assert c.home()
+        sent, over_lanes = carried(job)
+        assert sent == over_lanes > 0
+
+
+def version_of(rank, version):
+    """The program under a shell that gives one rank another NCCL."""
+    return f"[ $OMPI_COMM_WORLD_RANK = {rank} ] && export CUSIM_NCCL_VERSION={version}\n"
+
+
+@pytest.fixture
+def other_nccl(tmp_path, monkeypatch):
+    """Rank 2 sees another version of NCCL than rank 1."""
+    def make(version):
+        import job as job_module
+        path = tmp_path / "program"
+        path.write_text("#!/bin/sh\n" + version_of(2, version) +
+                        f'exec {job_module.PROGRAM} "$@"\n')
+        path.chmod(0o755)
+        monkeypatch.setattr(job_module, "PROGRAM", str(path))
+    return make
+
+
+@pytest.mark.parametrize("version, said", [
+    (22708, "rank 1 has NCCL 2.28.9, rank 2 has 2.27.8: all must have the same|"
+            "rank 2 has NCCL 2.27.8, rank 1 has 2.28.9: all must have the same"),
+    (20905, "rank 2: kv-connector nccl: NCCL 2.9.5 is too old"),
+])
+def test_a_wrong_nccl_is_one_line_and_ends_the_job(model, other_nccl, version, said):
+    other_nccl(version)
+    with Emulated(model, prefill=1, decode=1, live=False) as job:
+        status = job.status(30)
+        assert status and status["code"] != 0
+        assert re.search(said, status["why"]) and "\n" not in status["why"], status
+        assert job.ended(15)
+
+
+def test_auto_with_a_wrong_nccl_goes_by_mpi(model, wanted, other_nccl):
+    other_nccl(22708)
+    with Emulated(model, connector="auto", prefill=1, decode=1) as job:
+        assert answers(job, prompts(12)) == wanted
+        sent, over_lanes = carried(job)
+        assert sent > 0 and over_lanes == 0
+        assert "their KV goes by MPI" in job.log()
+
+
+def test_nccl_without_a_gpu_is_refused(model):
+    with Job("--kv-connector", "nccl", model=model, both=1, backend="cpu", live=False) as job:
+        status = job.status(20)
+        assert status and "kv-connector nccl: backend cpu has no GPU" in status["why"]
