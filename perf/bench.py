@@ -5,6 +5,8 @@
     make bench LLAMA_BIN=DIR BENCH="--rounds 3 --quick"
 
 LLAMA_BIN is a folder with llama-bench and llama-server; then rows are measured on both, in turns.
+VLLM_BIN is a folder with `vllm` (its CPU backend), VLLM_MODEL what it serves (a Hugging Face folder,
+the same weights in int8); then services are measured beside it, too.
 Figures are medians over the rounds, with the least and the greatest.  --quick does each slow row
 once or twice and stays below a quarter of an hour; what does not fit --limit is left out and says so.
 The model is --model, else RANKSERVE_TEST_MODEL, else the default one.  LLAMA_MODEL may name another
@@ -31,7 +33,7 @@ import time
 import bench_service as service
 from bench_lines import lines, print_lines
 from bench_machine import QUIET, ROOT, Watch, isa_of, machine
-from bench_service import LLAMA, build, llama_env
+from bench_service import LLAMA, VLLM, build, llama_env
 
 PARTS = ["machine", "kernels", "engine", "service", "places"]
 ISAS = ["plain", "avx2", "avx512"]
@@ -211,6 +213,7 @@ def our_round(a, meter, out, seed, number):
                      {"ours": whole, "split": split}, seed + 100, 4 if a.quick else 8)
         for kind, figures in both.items():
             out[kind].update(figures)
+        out["ours"].update(meter("prompts alone", 15, service.prompts, whole, seed + 600))
         ask(a, meter, out["ours"], "aggregated", whole, seed, number)
         ask(a, meter, out["split"], "1/1", split, seed + 5000, number)
 
@@ -230,8 +233,23 @@ def llama_round(a, meter, results, seed, number):
                          130))
 
 
-def service_round(a, meter, number):
+def vllm_round(meter, vllm, out, seed, number):
+    out = out["vllm"] = {"start_s": vllm.start_s}
+    with vllm.awake() as url:
+        out.update(meter("vLLM, prompts alone", 20, service.prompts, url, seed + 600))
+        for count, requests in ((1, 4), (8, 24), (32, 64)):
+            out.update(meter(f"vLLM, {count} clients", 30, service.clients, url, seed + count, count,
+                             requests, 60))
+        if number == 0:
+            out.update(meter("vLLM, shared prefix", 30, service.shared_prefix, url, seed + 200, 60))
+            out.update(meter("vLLM, interference", 60, service.interference, url, seed + 300, 90))
+
+
+def service_round(a, meter, vllm, number):
     seed, out = number * 10000, {}
+    if vllm:
+        with meter.or_left_out("vLLM"):
+            vllm_round(meter, vllm, out, seed, number)
     with meter.or_left_out("our service"):
         our_round(a, meter, out, seed, number)
     if LLAMA and meter.left() > 60:
@@ -302,6 +320,9 @@ def make_rows(results):
         for name in dict.fromkeys(n for m in mine for n in m):
             add("service" if kind == "ours" else "service 1/1", name, summary(mine, name),
                 summary(others, name))
+    vllm = [s["vllm"] for s in services if "vllm" in s]
+    for name in dict.fromkeys(n for v in vllm for n in v):
+        add("vLLM", name, summary(vllm, name), None)
     places = results.get("places", [])
     for name in (places[0] if places else {}):
         add("places", name, summary(places, name), None)
@@ -401,6 +422,20 @@ def q4_0_model(a):
         shutil.rmtree(folder)
 
 
+@contextlib.contextmanager
+def vllm_beside(a, meter):
+    """The peer, started and stopped again; None where there is none."""
+    vllm = None
+    if VLLM and "service" in a.only:
+        with meter.or_left_out("vLLM"):
+            vllm = service.Vllm(a)
+    try:
+        yield vllm
+    finally:
+        if vllm:
+            vllm.close()
+
+
 def measure(a, meter, results):
     if "machine" in a.only:
         results["machine_peaks"] = meter("peaks", 30, run_for_json,
@@ -413,12 +448,13 @@ def measure(a, meter, results):
                                             [build("attend_bench")], 60))
     if "places" in a.only:
         results["places"] = [places_round() for _ in range(20)]
-    for number in range(a.rounds):
-        print(f"round {number + 1} of {a.rounds}", flush=True)
-        if "engine" in a.only:
-            engine_round(a, meter, results, number)
-        if "service" in a.only and meter.left() > 60:
-            results["service"].append(service_round(a, meter, number))
+    with vllm_beside(a, meter) as vllm:
+        for number in range(a.rounds):
+            print(f"round {number + 1} of {a.rounds}", flush=True)
+            if "engine" in a.only:
+                engine_round(a, meter, results, number)
+            if "service" in a.only and meter.left() > 60:
+                results["service"].append(service_round(a, meter, vllm, number))
 
 
 def main():

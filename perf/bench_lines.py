@@ -1,13 +1,13 @@
 """perf/bench_lines.py - the lines this engine is held to: target, figure, met or not.
 
-Every figure is the median of the rounds of one run.  vLLM does not run here: its CPU backend's
-figures were taken on another two-core machine with AVX-512 VNNI (W8A8, 22 November 2026), and are
-compared only on such machines.
+Every figure is the median of the rounds of one run.  Where vLLM does not run beside us (VLLM_BIN),
+its CPU backend's figures are those noted on another two-core machine with AVX-512 VNNI (W8A8, 22
+November 2026), and are compared only on such machines.
 """
 import statistics
 
-VLLM = {"prefill_512": 1650, "prefill_2048": 1080, "c8_tok_s": 217, "c32_tok_s": 341,
-        "long_ttft_max": 16500}
+NOTED = {"prompt_512_tok_s": 1650, "prompt_2048_tok_s": 1080, "c8_tok_s": 217, "c32_tok_s": 341,
+         "disturbed_long_ttft_max": 16500}
 
 
 class Lines:
@@ -25,6 +25,18 @@ class Lines:
 
     def service(self, kind, name):
         return self.median("service", name, kind)
+
+    def vllm(self, name):
+        """Its figure and whose it is; None where neither was measured nor noted for such a machine."""
+        value = self.service("vllm", name)
+        if value is not None:
+            return value, "vLLM-CPU int8"
+        return (NOTED[name], "vLLM-CPU int8 (noted)") if self.avx512 else (None, "vLLM-CPU int8")
+
+    def against_vllm(self, work, mine, name, least):
+        value, whose = self.vllm(name)
+        if value is not None:
+            self.ratio(work, mine, value, least, whose)
 
     def add(self, work, target, figure, met):
         """`figure` None: not measured."""
@@ -55,8 +67,8 @@ def engine_lines(t, shares):
         mine = t.median("engine", name)
         t.ratio(f"prefill {n}", mine, t.median("llama_engine", name), 4, "llama.cpp Q4_1")
         t.ratio(f"prefill {n}", mine, t.median("llama_engine_q4_0", name), 2, "llama.cpp Q4_0")
-        if t.avx512:
-            t.ratio(f"prefill {n}", mine, VLLM[name], 1.3, "vLLM-CPU int8 (noted)")
+        beside = t.service("ours", f"prompt_{n}_tok_s")    # through the service, as vLLM's
+        t.against_vllm(f"prefill {n}", beside or mine, f"prompt_{n}_tok_s", 1.3)
         t.share(f"prefill {n}", shares.get(name), 0.5, "GEMM and attention at their peaks")
     t.share("GEMM kernels, 512 rows, the slowest type", shares.get("gemm"), 0.6, "the 8-bit peak")
     mine = t.median("engine", "decode_1")
@@ -84,9 +96,9 @@ def latency_lines(t):
         elif t.service("llama", "disturbed_over_ms"):
             t.most(f"long prompts' last TTFT, {name}", mine,
                    t.service("llama", "disturbed_over_ms"), "ms (llama-server took longer)")
-        if t.avx512:
-            t.most(f"long prompts' last TTFT, {name}", mine, VLLM["long_ttft_max"],
-                   "ms (vLLM-CPU, noted)")
+        theirs, whose = t.vllm("disturbed_long_ttft_max")
+        if theirs:
+            t.most(f"long prompts' last TTFT, {name}", mine, theirs, f"ms ({whose})")
     for kind, name in (("ours", "aggregated"), ("split", "1/1")):
         t.most(f"shared prefix, TTFT p50, {name}", t.service(kind, "prefix_ttft_p50"), 150, "ms")
         t.most(f"shared prefix, TTFT p99, {name}", t.service(kind, "prefix_ttft_p99"), 400, "ms")
@@ -104,11 +116,8 @@ def throughput_lines(t):
         eight, many = t.service(kind, "c8_tok_s"), t.service(kind, "c32_tok_s")
         t.ratio(f"8 clients, output tok/s, {name}", eight, t.service("llama", "c8_tok_s"), 4,
                 "llama-server Q4_1")
-        if t.avx512:
-            t.ratio(f"8 clients, output tok/s, {name}", eight, VLLM["c8_tok_s"], 1,
-                    "vLLM-CPU int8 (noted)")
-            t.ratio(f"32 clients, output tok/s, {name}", many, VLLM["c32_tok_s"], 1.3,
-                    "vLLM-CPU int8 (noted)")
+        t.against_vllm(f"8 clients, output tok/s, {name}", eight, "c8_tok_s", 1)
+        t.against_vllm(f"32 clients, output tok/s, {name}", many, "c32_tok_s", 1.3)
     for kind, name in (("ours", "aggregated"), ("split", "1/1")):
         for load in ("decode_1", "decode_8", "prefill"):
             kept = t.service(kind, f"stolen_{load}_kept")

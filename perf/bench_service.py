@@ -19,6 +19,7 @@ from bench_machine import ROOT
 
 BUILD = os.environ.get("RANKSERVE_BUILD", os.path.join(ROOT, "build"))
 LLAMA = os.environ.get("LLAMA_BIN", "")
+VLLM = os.environ.get("VLLM_BIN", "")
 SHARED, OWN, BLOCK = 1500, 50, 16     # of the shared-prefix case
 INTERFERENCE_BEGINS_S = 20            # streams fill, are watched, and all long prompts are sent
 
@@ -65,6 +66,54 @@ def ours(a, *flags):
             stop(p)
 
 
+def wait_healthy(process, url, seconds, name):
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url + "/health", timeout=2) as r:
+                if r.status == 200:
+                    return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{name} did not start") from None
+        time.sleep(0.05)
+
+
+class Vllm:
+    """vLLM's CPU backend.  It takes minutes to start, so it is started once, and stopped (SIGSTOP)
+    whenever it is not asked."""
+
+    def __init__(self, a):
+        port, began = free_port(), time.monotonic()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [os.path.join(VLLM, "vllm"), "serve", os.environ["VLLM_MODEL"], "--dtype",
+                   "bfloat16", "--max-model-len", 8192, "--max-num-batched-tokens", 512, "--host",
+                   "127.0.0.1", "--port", port]
+        env = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{a.threads - 1}", "VLLM_CPU_KVCACHE_SPACE": "3",
+               **os.environ}
+        self.process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL, env=env, process_group=0)
+        wait_healthy(self.process, self.url, 600, "vllm")
+        self.start_s = time.monotonic() - began
+        self.signal(signal.SIGSTOP)
+
+    def signal(self, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    @contextlib.contextmanager
+    def awake(self):
+        self.signal(signal.SIGCONT)
+        try:
+            yield self.url
+        finally:
+            self.signal(signal.SIGSTOP)
+
+    def close(self):
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+
 @contextlib.contextmanager
 def llama(a, slots, context):
     port, began = free_port(), time.monotonic()
@@ -76,15 +125,7 @@ def llama(a, slots, context):
                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=llama_env(),
                          process_group=0)
     try:
-        while True:
-            try:
-                with urllib.request.urlopen(url + "/health", timeout=2) as r:
-                    if r.status == 200:
-                        break
-            except OSError:
-                if p.poll() is not None or time.monotonic() - began > 120:
-                    raise RuntimeError("llama-server did not start") from None
-            time.sleep(0.05)
+        wait_healthy(p, url, 120, "llama-server")
         yield url, time.monotonic() - began
     finally:
         stop(p, 10)
@@ -154,6 +195,16 @@ def interference(url, seed, seconds=120):
         out["disturbed_long_ttft_max"] = r["max_long_ttft_ms"]
     elif not r["failed"]:
         out["disturbed_over_ms"] = 1000 * (seconds - INTERFERENCE_BEGINS_S)
+    return out
+
+
+def prompts(url, seed):
+    """Prompts alone, one after another: tokens a second until the first token."""
+    out = {}
+    for length, count in ((512, 5), (2048, 3)):
+        r = load(url, seed + length, "--num-prompts", count, "--max-concurrency", 1, "--input-len",
+                 length, "--output-len", 1, "--warmup", 1, seconds=60)
+        out[f"prompt_{length}_tok_s"] = 1000 * length / r["p50_ttft_ms"]
     return out
 
 
