@@ -68,6 +68,15 @@ static bool all_near(const struct sched_rates *a, const struct sched_rates *b)
                 b->prefill_token_ns + b->prefill_context_ns);
 }
 
+/* The lowest rank of those that compute on the same cores; 0: it has its own. */
+static uint32_t cores_of(const struct rank0 *z, int rank)
+{
+    uint32_t cores = z->workers[rank].about.cores;
+    int i = 1;
+    while (z->job->host_of[i] != z->job->host_of[rank] || z->workers[i].about.cores != cores) i++;
+    return cores ? (uint32_t)i : 0;
+}
+
 void rates_learn(struct rank0 *z, int from)
 {
     struct sched_rates r;
@@ -77,6 +86,7 @@ void rates_learn(struct rank0 *z, int from)
         if (!w->alive || z->job->host_of[i] != z->job->host_of[from]) continue;
         r.kv_token_bytes = (double)w->about.kv_token_bytes;
         r.link_bytes_s = w->link_bytes_s > 0 ? w->link_bytes_s : LINK_GUESS;
+        r.cores = cores_of(z, i);
         if (all_near(&r, &w->rates)) continue;
         w->rates = r;
         act_event(z, (struct sched_event){ .type = EV_RATES, .worker = i, .rates = &w->rates });

@@ -1,6 +1,7 @@
 /* mpi/worker.c - the control thread of a rank that computes; see worker.h. */
 #include "mpi/worker.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -208,6 +209,18 @@ static enum err lanes_of(const struct worker *w, int *out, struct why *why)
     return OK;
 }
 
+/* For msg_up. */
+static uint32_t shared_cores(const struct job *j, uint64_t threads)
+{
+    cpu_set_t mine;
+    uint64_t ranks = 0;
+    if (strcmp(j->config.backend, "cpu") != 0) return 0;
+    if (sched_getaffinity(0, sizeof mine, &mine) != 0) return 0;
+    for (int i = 1; i < j->size; i++) ranks += j->host_of[i] == j->host_of[j->rank];
+    if (ranks * threads <= (uint64_t)CPU_COUNT(&mine)) return 0;
+    return (uint32_t)hash_sip128((struct hash_secret){ 0 }, &mine, sizeof mine).lo | 1;
+}
+
 static enum err open_engine(struct worker *w, struct why *why)
 {
     const struct config *c = &w->job->config;
@@ -257,6 +270,7 @@ static enum err open_engine(struct worker *w, struct why *why)
         .kv_token_bytes = shape->token_bytes * shape->layers,
         .model_digest = w->weights.model->digest, .kv_type = type,
         .lanes_version = ways_version(w),
+        .cores = shared_cores(w->job, e.backend.threads),
     };
     port_send_copy(w->port, 0, &up, MSG_UP, sizeof up);
     return OK;

@@ -110,6 +110,7 @@ struct sched {
     uint64_t steal_ns;                /* no earlier than this is it worth to look for a move */
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
     double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
+    uint32_t cores_next[WORKER_COUNT_MAX + 1];    /* the next rank on the same cores, in a ring */
     uint32_t held[WORKER_COUNT_MAX + 1];  /* by rank: leading blocks of the request in hand */
     uint32_t held_most;               /* the most of them, and a worker with so many; 0: nobody */
     int32_t held_by;
@@ -180,8 +181,9 @@ extern const struct sched_rates cost_rates_guess;
 #define COST_OTHERS 2.0               /* what a recompute takes from others, times itself */
 #define COST_COPY 2.0                 /* what room for a second copy does, times its recompute */
 uint32_t cost_cached_tokens(const struct sched *s, const struct request *r, uint32_t rank);
-/* What a prompt that takes own_ns does to those who generate on w. */
-double cost_harm_ns(const struct sched *s, const struct worker *w, double own_ns);
+/* What a prompt that takes own_ns on a worker does to those who generate; below 0 when it is the
+ * best that can be done for them. */
+double cost_harm_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns);
 /* The cheapest way to a first token of r on a worker, once it is its turn. */
 struct prompt_cost {
     double compute_ns;                /* the worker is busy for this long                    */
@@ -195,6 +197,9 @@ double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t 
 /* Until `rank` would start on r's prompt. */
 double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns,
                     uint64_t now_ns);
+/* On cores that others compute on as well: how long a prompt that takes own_ns waits for its share
+ * of them, and what those lose.  The prompt may be one of theirs that is to move. */
+double cost_beside_ns(const struct sched *s, uint32_t rank, double own_ns, uint64_t now_ns);
 /* The policy's weights of waiting and of recomputing, at this moment. */
 struct cost_weights { double wait, own; };
 struct cost_weights cost_weights(const struct sched *s);

@@ -14,6 +14,13 @@
  * prompts, what a prompt takes beyond the time of a step counts twice more: what is short goes
  * there, and what would wait long elsewhere.
  *
+ * Workers that compute on the same cores get a share of them each.  Where one would begin to
+ * compute, to the wait comes what others do meanwhile, and what they lose (cost_beside_ns); one
+ * that is busy has its share already, but long prompts shall not slow decodes in two places at
+ * once.  A prompt harms those who generate there wherever it is computed; so a short rest goes to
+ * the decode worker that holds the beginning, whose engine mixes it best and which then has nothing
+ * to fetch.
+ *
  * T and L are the weights of the CachePolicy, 1 when they are equal; T grows with the virtual queue
  * of late first tokens, so that harm counts less while targets are missed.
  */
@@ -31,6 +38,9 @@ enum {
 #define PREFILL_HARM 0.02             /* of a prompt's time, for each sequence it delays */
 #define DECODE_HARM 2.0               /* of what a prompt takes longer than a decode step     */
 #define DEBT_TO_WEIGHT 0.5            /* a second of late first tokens adds this to T   */
+#define SHORT_NS 2e8                  /* a prompt that an engine mixes into steps of decodes */
+#define LONG_NS 1e9                   /* one that those who decode beside it feel               */
+#define HANDING_NS 2e6                /* to give a prompt's KV to a decode worker, beside that  */
 #define NO_ROOM_NS 2e9                /* to wait for a worker that lacks all blocks     */
 #define PULL_FIXED_NS 2e6             /* to ask for blocks and get the first one        */
 enum { PULL_BLOCKS_MIN = 4 };
@@ -127,9 +137,34 @@ struct cost_weights cost_weights(const struct sched *s)
     };
 }
 
-double cost_harm_ns(const struct sched *s, const struct worker *w, double own_ns)
+double cost_beside_ns(const struct sched *s, uint32_t rank, double own_ns, uint64_t now_ns)
 {
+    double mine = busy_ns(&s->workers[rank], now_ns) + own_ns, work = 0, prompts = 0;
+    if (own_ns <= LONG_NS && s->workers[rank].seqs_charged > 0) return 0;
+    for (uint32_t i = s->cores_next[rank]; i != rank; i = s->cores_next[i]) {
+        const struct worker *w = &s->workers[i];
+        if (!w->alive) continue;
+        work += busy_ns(w, now_ns) + (double)w->plan_ns;
+        prompts += w->prompts_charged + w->plan_count;
+    }
+    return (work < mine ? work : mine) + prompts * own_ns;
+}
+
+/* A decode worker that holds the most of a prompt, on cores where others compute prompts. */
+static bool is_home(const struct sched *s, const struct request *r, uint32_t rank)
+{
+    uint32_t cached = cost_cached_tokens(s, r, rank);
+    if (cached < r->prompt_tokens - cached || s->held[rank] < s->held_most) return false;
+    for (uint32_t i = s->cores_next[rank]; i != rank; i = s->cores_next[i])
+        if (s->workers[i].alive && s->workers[i].role == ROLE_PREFILL) return true;
+    return false;
+}
+
+double cost_harm_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns)
+{
+    const struct worker *w = &s->workers[rank];
     if (w->role == ROLE_PREFILL) return 0;
+    if (w->role == ROLE_DECODE && own_ns <= SHORT_NS && is_home(s, r, rank)) return -HANDING_NS;
     double decoding = w->seqs_charged - w->prompts_charged, apart = 0;
     if (w->role == ROLE_DECODE && !s->no_prefill && own_ns > w->rates.step_ns)
         apart = own_ns - w->rates.step_ns;
@@ -141,10 +176,11 @@ double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t 
 {
     const struct worker *w = &s->workers[rank];
     struct prompt_cost own = cost_of_prompt(s, r, rank);
-    double fixed = weights->own * prompt_ns(&own) + cost_harm_ns(s, w, own.compute_ns);
+    double fixed = weights->own * prompt_ns(&own) + cost_harm_ns(s, r, rank, own.compute_ns);
     double least = fixed + weights->wait * busy_ns(w, now_ns);
     if (least > enough) return least;
-    double wait = cost_wait_ns(s, r, rank, own.compute_ns, now_ns);
+    double wait = cost_wait_ns(s, r, rank, own.compute_ns, now_ns)
+                + cost_beside_ns(s, rank, own.compute_ns, now_ns);
     return fixed + weights->wait * (wait + room_ns(r, w));
 }
 

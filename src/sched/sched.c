@@ -33,6 +33,7 @@ struct sched *sched_init(void *memory, const struct sched_config *c)
     s->no_prefill = s->no_decode = true;
     CHECK(c->policy < POLICY_COUNT && c->decode_policy <= POLICY_COUNT);
     for (uint32_t i = 0; i <= WORKER_COUNT_MAX; i++) {
+        s->cores_next[i] = i;
         s->workers[i].plan_head = NO_SLOT;
         s->workers[i].rates = cost_rates_guess;
     }
@@ -292,13 +293,30 @@ static void on_up(struct sched *s, const struct sched_event *e)
     policy_roles(s);
 }
 
+/* Out of the ring it was in, and into that of the workers with these cores. */
+static void share_cores(struct sched *s, uint32_t rank, uint32_t cores)
+{
+    uint32_t before = rank, other = 1;
+    while (s->cores_next[before] != rank) before = s->cores_next[before];
+    s->cores_next[before] = s->cores_next[rank];
+    s->cores_next[rank] = rank;
+    while (other < s->config.rank_count && s->workers[other].rates.cores != cores) other++;
+    if (cores == 0 || other == s->config.rank_count) return;
+    s->cores_next[rank] = s->cores_next[other];
+    s->cores_next[other] = rank;
+}
+
 static void on_rates(struct sched *s, const struct sched_event *e)
 {
     CHECK(e->worker > 0 && (uint32_t)e->worker < s->config.rank_count);
     CHECK(e->rates->prefill_token_ns > 0 && e->rates->step_ns > 0 && e->rates->step_seq_ns > 0);
     /* The others are taken to be like the first one until they say. */
-    for (uint32_t i = 0; !s->rated && i < s->config.rank_count; i++)
+    for (uint32_t i = 0; !s->rated && i < s->config.rank_count; i++) {
         s->workers[i].rates = *e->rates;
+        s->workers[i].rates.cores = 0;
+    }
+    if (s->workers[e->worker].rates.cores != e->rates->cores)
+        share_cores(s, (uint32_t)e->worker, e->rates->cores);
     s->workers[e->worker].rates = *e->rates;
     s->rated = true;
 }

@@ -65,6 +65,7 @@ struct sched_rates {
     double step_ns, step_seq_ns;      /* of a decode step: fixed; per sequence                   */
     double kv_token_bytes;            /* of KV, all layers                                       */
     double link_bytes_s;              /* from another worker to it; 0: not measured              */
+    uint32_t cores;                   /* equal: they compute on the same cores; 0: its own       */
 };
 
 struct kv_index;

@@ -165,6 +165,9 @@ struct msg_up {
     struct hash128 model_digest;
     uint32_t kv_type;                 /* enum kv_type: part of what keys cover     */
     int32_t lanes_version;            /* of the library for lanes; 0: none         */
+    uint32_t cores;                   /* not 0: ranks of a host with the same number do not have
+                                         cores enough for all at once              */
+    uint32_t reserved;
 };
 
 /* TOKENS and SCORES: `count` times {struct msg_token, then record.top_count struct top_logprob},
