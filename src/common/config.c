@@ -295,6 +295,10 @@ enum err config_check(struct config *c, struct why *why)
                        (unsigned long long)c->max_num_batched_tokens,
                        (unsigned long long)c->max_num_seqs);
     }
+    if (strcmp(c->linear_backend, "cublas") == 0 && strcmp(c->backend, "cuda") != 0) {
+        return why_set(why, ERR_FORMAT, "--linear-backend cublas is for --backend cuda, and that "
+                       "is %s", c->backend);
+    }
     enum err e = check_listen(c->listen, why);
     if (e == OK) e = check_model(c, why);
     return e == OK ? check_workers(c, why) : e;

@@ -68,6 +68,7 @@ struct config {
     const char *kv_secret_file;       /* 0600; of blocks' keys; "": from the link's secret    */
 
     double gpu_memory_utilization;
+    const char *linear_backend;       /* auto (rankserve) | rankserve | cublas                */
     uint64_t tensor_parallel_size;    /* 1 for now                                            */
     uint64_t pipeline_parallel_size;  /* only 1 is accepted                                   */
     const char *activations;          /* auto | float: plain-C oracle                         */

@@ -121,6 +121,9 @@ static const struct option table[] = {
     { ROW("gpu-memory-utilization", ENGINE, OPTION_NUMBER, JOB | CTL, gpu_memory_utilization,
           "0.92"),
       .min = 0.01, .max = 1, .metavar = "FRACTION", .help = "of a GPU's memory (backend cuda)" },
+    { CHOICE("linear-backend", ENGINE, JOB | CTL, linear_backend, "auto", "auto rankserve cublas"),
+      .help = "products on a GPU; auto: rankserve, whose bits do not depend on the batch; cublas: "
+              "faster prompts, and they do" },
     { COUNT("tensor-parallel-size", ENGINE, JOB | CTL, tensor_parallel_size, "1", 1, 1024),
       .metavar = "N", .help = "ranks that share one worker's weights; only 1 for now" },
     { COUNT("pipeline-parallel-size", ENGINE, JOB | CTL, pipeline_parallel_size, "1", 1, 1024),

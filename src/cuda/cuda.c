@@ -11,12 +11,16 @@
 #include "common/log.h"
 #include "common/mem.h"
 
-void must(const struct cuda *u, cudaError_t e, const char *what)
+void lost(const struct cuda *u, const char *error, const char *what)
 {
-    if (e == cudaSuccess) return;
-    log_error("device=%d lost: %s: %.60s", u->device, cudaGetErrorString(e), what);
+    log_error("device=%d lost: %s: %.60s", u->device, error, what);
     fflush(NULL);
     _exit(1);                         /* the others see it, and go on without this rank */
+}
+
+void must(const struct cuda *u, cudaError_t e, const char *what)
+{
+    if (e) lost(u, cudaGetErrorString(e), what);
 }
 
 #define TRY(call)                                                                                \
@@ -90,7 +94,7 @@ static void *rows_carve(struct cuda *u, uint64_t rows, uint64_t width, uint64_t 
 static void carve(struct cuda *u)
 {
     const struct hparams *h = &u->model->h;
-    uint64_t rows = pad_to(u->c.step_tokens_max, 32), act = act_bytes(u);
+    uint64_t rows = pad_to(u->c.step_tokens_max, u->blas ? BLAS_WINDOW : 32), act = act_bytes(u);
     uint64_t heads = (uint64_t)h->heads * h->head_dim;
     uint64_t all = heads + 2ull * h->kv_heads * h->head_dim;
     weights_carve(u);
@@ -111,6 +115,7 @@ static void carve(struct cuda *u)
     u->best = work_carve(u, u->logit_rows_max * sizeof *u->best);
     u->stage = work_carve(u, STAGE_BYTES);
     lanes_carve(u);
+    if (u->blas) blas_carve(u);
 }
 
 static void kv_sizes(struct cuda *u)
@@ -165,7 +170,7 @@ static enum err open_memory(struct cuda *u, struct why *why)
     carve(u);
     u->kv = arena_take(&u->arena, u->layer_bytes * u->shape.layers);
     TRY(u->carve_error);
-    return OK;
+    return u->blas ? blas_start(u, why) : OK;
 }
 
 static enum err open_host(struct cuda *u, struct why *why)
@@ -208,6 +213,7 @@ static void cuda_close(void *self)
     for (uint32_t i = 0; i < MODEL_LAYERS_MAX; i++)
         if (u->layer_event[i]) cudaEventDestroy(u->layer_event[i]);
     if (u->written) cudaEventDestroy(u->written);
+    blas_close(u);
     if (u->compute) cudaStreamDestroy(u->compute);
     if (u->copy) cudaStreamDestroy(u->copy);
     cudaFree(u->arena.base);
@@ -235,6 +241,7 @@ static enum err open_all(struct cuda *u, struct why *why)
     u->layers = mem_array(h->layers, sizeof *u->layers);
     e = lanes_open(u, why);
     if (!e) e = open_streams(u, why);
+    if (!e && u->c.cublas) e = blas_open(u, why);
     if (!e) e = open_memory(u, why);
     if (!e) e = open_host(u, why);
     if (!e) e = weights_upload(u, why);

@@ -6,6 +6,7 @@
  *   pack.c      the order of packed weights
  *   plan.c      a step's description for the GPU: rows, attention items, block tables
  *   step.c      the kernels of a step in order; graphs of decode steps
+ *   blas.c      products of many rows through cuBLAS, when it is asked for
  *   sample.c    logits to tokens
  *   transfer.c  KV in and out through pinned memory
  *   lanes.c, nccl.c  KV to and from other ranks' GPUs
@@ -32,6 +33,8 @@ enum {
     PARTS_MAX = 4096,                 /* splits of decoding sequences in one step             */
     STAGE_BYTES = 8 << 20,            /* pinned memory of one direction's transfers           */
     GRAPHS_MAX = 64,
+    BLAS_WINDOW = 512,                /* rows of every product that goes to cuBLAS            */
+    BLAS_LEAST = 256,                 /* real rows in one, at least                           */
 };
 
 /* --- device memory --------------------------------------------------------------------------- */
@@ -73,6 +76,7 @@ struct plan {
     uint8_t *host, *device;           /* pinned; arena                                        */
     uint64_t bytes, room;
     uint32_t rows, logits;            /* padded counts, what the kernels are launched with    */
+    uint32_t blas_rows;               /* of these rows, the first go to cuBLAS                */
     uint32_t prefill_items, decode_items, any_items, combines, parts;
     uint64_t rows_at, pick_at, prefill_at, decode_at, any_at, combine_at, tables_at;
 };
@@ -118,6 +122,7 @@ struct cuda {
 
     uint8_t *stage, *stage_host;      /* STAGE_BYTES each */
     struct lanes *lanes;              /* NULL: none */
+    struct blas *blas;                /* NULL: k_gemm does all                                */
 };
 
 uint32_t pad_to(uint32_t n, uint32_t multiple);
@@ -140,6 +145,20 @@ bool plan_step(struct cuda *u, const struct step *s);
 
 struct kv_layer kv_layer_of(const struct cuda *u, uint32_t layer);
 
+/* cuBLAS.  open: loads it (before memory is measured: it takes some of its own); carve: its pieces
+ * of the arena; start: once the arena stands. */
+enum err blas_open(struct cuda *u, struct why *why);
+void blas_carve(struct cuda *u);
+enum err blas_start(struct cuda *u, struct why *why);
+void blas_close(struct cuda *u);
+/* How many of a step's rows cuBLAS takes: from the first on, in windows of BLAS_WINDOW. */
+uint32_t blas_rows(uint32_t rows);
+/* As k_gemm, for the first plan.blas_rows rows; buffers of rows reach to the window's end. */
+void blas_product(struct cuda *u, const struct matrix *m, const void *in,
+                  const struct gemm_out *out);
+/* Where the results of the rows behind those go. */
+struct gemm_out blas_rest(const struct cuda *u, const struct gemm_out *out);
+
 enum err cuda_step(void *self, const struct step *s);
 enum err cuda_sample(void *self, struct sample_job *jobs, uint32_t count);
 /* Logits of final rows first ..; into u->logits and their best into best_host, asynchronously. */
@@ -160,5 +179,6 @@ bool lanes_close(struct cuda *u);
 /* A failed call while running: says so and ends this rank; the job goes on without it. */
 #define MUST(u, call) must((u), (call), #call)
 void must(const struct cuda *u, cudaError_t e, const char *what);
+_Noreturn void lost(const struct cuda *u, const char *error, const char *what);
 
 #endif

@@ -38,6 +38,14 @@ DEVICE void store_shared(void *to, uint4 v)
                  ::"r"(shared_address(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+/* So it may to global memory, and quadruple the sectors. */
+DEVICE void store_global(void *to, uint4 v)
+{
+    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+                 ::"l"(__cvta_generic_to_global(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
 DEVICE void copy_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -11,7 +11,7 @@
  * Lane (g, t) of a warp holds inputs 8t .. 8t+7 of each 32: sixteen bytes at once, for the rows of
  * `in` and of W alike.  The instruction's own order of k is a permutation of it.
  */
-#include "cuda/device.h"
+#include "cuda/blocks.h"
 
 enum { WARPS = 8, THREADS = 32 * WARPS, COLUMN_TILES = 4, WARP_COLUMNS = 8 * COLUMN_TILES };
 enum { ROUND_SLICES = 2 * WARPS, SUM_STRIDE = WARP_COLUMNS + 8 };   /* + 8: no bank conflicts */
@@ -22,71 +22,6 @@ struct inputs {
     int64_t stride;
     int rows;
 };
-
-/* --- weights of one column tile, eight inputs of this lane, as four pairs -------------------- */
-
-/* 0x64 in front of a byte makes F16 1024 + byte. */
-DEVICE uint32_t minus_f16(uint32_t both, uint32_t less)
-{
-    __half2 h = __hsub2(*(__half2 *)&both, *(__half2 *)&less);
-    return *(uint32_t *)&h;
-}
-
-DEVICE uint32_t pair_of_bytes(uint32_t bytes, int first)
-{
-    uint32_t order = 0x4040u | (first + 1) << 8 | first;
-    return minus_f16(__byte_perm(bytes ^ 0x80808080u, 0x64646464u, order), 0x64806480u);
-}
-
-/* The same for a nibble: 1024 + nibble. */
-DEVICE uint32_t pair_of_nibbles(uint32_t word, int pair, uint32_t less)
-{
-    return minus_f16(((word >> 4 * pair) & 0x000f000fu) | 0x64006400u, less);
-}
-
-/* What a lane reads for 64 inputs of one column tile. */
-template <int TYPE> struct lane_weights {
-    uint4 half[2];
-};
-template <> struct lane_weights<WEIGHT_Q8_0> {
-    uint4 both;
-};
-template <> struct lane_weights<WEIGHT_Q4_0> {
-    uint2 both;
-};
-template <> struct lane_weights<WEIGHT_Q4_1> {
-    uint2 both;
-};
-
-template <int TYPE>
-DEVICE void fetch(const weights &w, int column0, int k, int lane, lane_weights<TYPE> &to)
-{
-    if constexpr (TYPE == WEIGHT_F16) {
-        const uint16_t *row = (const uint16_t *)w.q + (int64_t)(column0 + lane / 4) * w.in;
-        to.half[0] = *(const uint4 *)(row + k + lane % 4 * 8);
-        to.half[1] = *(const uint4 *)(row + k + 32 + lane % 4 * 8);
-    } else {
-        int64_t i = ((int64_t)(column0 / 8) * (w.in / 64) + k / 64) * 32 + lane;
-        to.both = ((const decltype(to.both) *)w.q)[i];
-    }
-}
-
-template <int TYPE> DEVICE void expand(const lane_weights<TYPE> &from, int half, uint32_t to[4])
-{
-    if constexpr (TYPE == WEIGHT_Q8_0) {
-        uint32_t low = half ? from.both.z : from.both.x, high = half ? from.both.w : from.both.y;
-        to[0] = pair_of_bytes(low, 0), to[1] = pair_of_bytes(low, 2);
-        to[2] = pair_of_bytes(high, 0), to[3] = pair_of_bytes(high, 2);
-    } else if constexpr (TYPE == WEIGHT_Q4_0 || TYPE == WEIGHT_Q4_1) {
-        uint32_t less = TYPE == WEIGHT_Q4_0 ? 0x64086408u : 0x64006400u;   /* 1032, 1024 */
-        uint32_t word = half ? from.both.y : from.both.x;
-#pragma unroll
-        for (int i = 0; i < 4; i++) to[i] = pair_of_nibbles(word, i, less);
-    } else {
-        const uint4 &v = from.half[half];
-        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-    }
-}
 
 /* Scales (or mins) of this lane's two columns for block k / 32. */
 DEVICE float2 fetch_scales(const weights &w, const void *plane, int column0, int k, int t)

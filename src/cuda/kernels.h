@@ -4,6 +4,8 @@
  * Rows are a step's tokens.  Every result depends on its own row alone: no launcher changes a row's
  * bits because of the rows beside it, of how a prompt was cut, or of which variant it picked.
  *
+ * (Products that go to cuBLAS, when it is asked for, are outside this: cuda/blas.c.)
+ *
  * How that is kept: every sum has one order.  A product adds slices of GEMM_SLICE inputs, each
  * summed upwards; attention merges splits of ATTEND_SPLIT positions, each walked in tiles of
  * ATTEND_TILE, upwards.  The small variants do slices and splits side by side, the large ones one
@@ -132,6 +134,12 @@ cudaError_t k_norm(const float *x, const float *weight, const int32_t *pick, int
 /* in (rows, in_stride) of enum act, in_stride >= w->in and zeros behind the true inputs. */
 cudaError_t k_gemm(const struct weights *w, const void *in, int64_t in_stride, int rows,
                    const struct gemm_out *out, cudaStream_t stream);
+/* Rows row0 .. row0+rows-1 of W (multiples of 8; Q8_0, Q4_0, Q4_1) as F16: to (rows, in). */
+cudaError_t k_unpack(const struct weights *w, int row0, int rows, void *to, cudaStream_t stream);
+/* Does with sums (rows, stride) of columns column0 .. column0+columns-1 what k_gemm does with its
+ * own; columns and stride are even. */
+cudaError_t k_finish(const float *sums, int64_t stride, int rows, int column0, int columns,
+                     const struct gemm_out *out, cudaStream_t stream);
 /* Qwen3: norms and rotates queries and keys in qkv (rows, stride) F32, stores all three. */
 cudaError_t k_rope_store(float *qkv, int64_t stride, int count, const float *q_norm,
                          const float *k_norm, float eps, const struct qkv_out *out,

@@ -179,6 +179,7 @@ bool plan_step(struct cuda *u, const struct step *s)
     bool as_graph = count_all(u, s);
     p->rows = s->token_count;
     p->logits = s->logit_count;
+    p->blas_rows = u->blas && !as_graph ? blas_rows(p->rows) : 0;
     if (as_graph) {
         p->rows = p->logits = rounded(s->token_count);
         p->decode_items = rounded(p->decode_items);

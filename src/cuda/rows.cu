@@ -1,5 +1,5 @@
 /* cuda/rows.cu - kernels over single rows: embedding, RMSNorm, rotation with norms, argmax. */
-#include "cuda/device.h"
+#include "cuda/blocks.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32 };
 
@@ -11,12 +11,6 @@ DEVICE int64_t packed_index(const weights &w, int n, int k, int *place)
     int in_block = k % 32;
     *place = (k / 32 % 2) * 8 + in_block % 8;
     return ((int64_t)(n / 8) * (w.in / 64) + k / 64) * 32 + n % 8 * 4 + in_block / 8;
-}
-
-DEVICE float block_scale(const weights &w, const void *plane, int n, int k)
-{
-    int64_t i = ((int64_t)(n / 8) * (w.in / 32) + k / 32) * 8 + n % 8;
-    return f16_to_float(((const uint16_t *)plane)[i]);
 }
 
 DEVICE float weight_at(const weights &w, int n, int k)

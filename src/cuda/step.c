@@ -44,7 +44,14 @@ static struct gemm_out out_of(const struct matrix *m, int kind)
 static void product(struct cuda *u, const struct matrix *m, const void *in,
                     const struct gemm_out *out)
 {
-    MUST(u, k_gemm(&m->w, in, m->w.in, (int)u->plan.rows, out, u->compute));
+    uint32_t done = u->plan.blas_rows, left = u->plan.rows - done;
+    const uint8_t *rest = (const uint8_t *)in + (uint64_t)done * (uint32_t)m->w.in * act_bytes(u);
+    struct gemm_out last = *out;
+    if (done) {
+        blas_product(u, m, in, out);
+        last = blas_rest(u, out);
+    }
+    if (left) MUST(u, k_gemm(&m->w, rest, m->w.in, (int)left, &last, u->compute));
 }
 
 static struct qkv_out qkv_target(const struct cuda *u, uint32_t layer)

@@ -62,6 +62,7 @@ struct backend_config {
     int device;                       /* of a GPU backend                                    */
     float gpu_memory_utilization;
     enum { LANES_NONE, LANES_IF_THERE, LANES_MUST } lanes;   /* to other ranks' devices        */
+    bool cublas;                      /* products of many rows through cuBLAS                */
 };
 
 struct kv_shape {

@@ -244,6 +244,7 @@ static enum err open_engine(struct worker *w, struct why *why)
             .low_priority = modest ? PREFILL_NICE : 0,
             .gpu_memory_utilization = (float)c->gpu_memory_utilization,
             .device = gpu_index(w->job), .lanes = lanes,
+            .cublas = strcmp(c->linear_backend, "cublas") == 0,
         },
         .table = w->weights.table, .kv_secret = w->job->kv_secret, .max_model_len = length,
         .max_num_seqs = (uint32_t)c->max_num_seqs,

@@ -9,6 +9,7 @@ struct terms {
     enum kv_type kv;
     bool floats;
     double bound;
+    bool cublas;
 };
 
 struct trial {
@@ -79,6 +80,7 @@ static void agrees(const struct model *m, const struct terms *t, const uint32_t 
     struct world cpu, gpu;
     struct backend_config c = world_config(m, t->kv, true), g = c;
     g.float_activations = t->floats;
+    g.cublas = t->cublas;
     world_open(&cpu, &backend_cpu, &c, lengths);
     world_open(&gpu, &backend_cuda, &g, lengths);
     world_run(&cpu, &(struct schedule){ .seed = 1 });
@@ -210,6 +212,133 @@ static void test_moved_kv(void **state)
     assert_true(same);
 }
 
+/* --- cuBLAS: windows of rows ------------------------------------------------------------------ */
+
+static void test_cublas_agrees(void **state)
+{
+    (void)state;
+    static const enum tensor_type blocks[] = { TENSOR_Q4_1, TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_F16 };
+    static const uint32_t lengths[WORLD_SEQS] = { 560, 300, 3 };
+    static const struct trial wide[] = {
+        { { "cublas, biases", KV_F16, false, 2e-2, true },
+          { "qwen2", 1, 128, 4, 2, 64, 192, 90, blocks, 4, 41 } },
+        { { "cublas, norms of heads", KV_F16, false, 2e-2, true },
+          { "qwen3", 1, 128, 2, 1, 64, 96, 90, blocks, 3, 42 } },
+    };
+    for (uint32_t i = 0; i < 2; i++) {
+        struct tiny tiny;
+        tiny_open(&tiny, &wide[i].plan);
+        agrees(tiny.m, &wide[i].terms, lengths, &(struct schedule){ .seed = 2 });
+        tiny_close(&tiny);
+    }
+}
+
+/* Two windows in a step; what the same steps gave before; with steps too short for a window, what
+ * there is without cuBLAS. */
+static void test_cublas_windows(void **state)
+{
+    (void)state;
+    static const uint32_t lengths[WORLD_SEQS] = { 560, 208, 3 };
+    const struct schedule once = { .seed = 1, .chunk_max = 1 << 20, .tail = 1 };
+    struct tiny tiny;
+    struct world w, own;
+    tiny_open(&tiny, &(struct tiny_plan){ "llama", 1, 64, 1, 1, 64, 64, 64, q8_0, 1, 43 });
+    struct backend_config c = world_config(tiny.m, KV_F16, false);
+    world_open(&own, &backend_cuda, &c, lengths);
+    world_run(&own, &once);
+    c.cublas = true;
+    world_open(&w, &backend_cuda, &c, lengths);
+    const struct cuda *u = w.self;
+    uint32_t most = 0, bytes = (uint32_t)(tiny.m->h.vocab * sizeof(float));
+    float *kept = mem_alloc(560ul * bytes);
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        uint64_t seed = once.seed;
+        world_start(&w, 5 + turn);
+        while (world_advance(&w, &once, &seed))
+            if (u->plan.blas_rows > most) most = u->plan.blas_rows;
+        if (turn == 0) memcpy(kept, w.logits[0], 560ul * bytes);
+    }
+    bool same = !memcmp(kept, w.logits[0], 560ul * bytes);
+    bool wide = memcmp(own.logits[0], w.logits[0], 560ul * bytes) != 0;
+    world_run(&w, &(struct schedule){ .seed = 9, .chunk_max = 80 });
+    bool narrow = !memcmp(own.logits[0], w.logits[0], 560ul * bytes);
+    free(kept);
+    world_close(&w);
+    world_close(&own);
+    tiny_close(&tiny);
+    assert_int_equal(most, 559 + 207 + 2);
+    assert_true(same && wide && narrow);
+    assert_int_equal(blas_rows(255), 0);
+    assert_int_equal(blas_rows(256), 256);
+    assert_int_equal(blas_rows(767), 512);
+    assert_int_equal(blas_rows(8192), 8192);
+}
+
+/* --- launches --------------------------------------------------------------------------------- */
+
+__attribute__((weak)) uint64_t cusim_launches(void);
+
+enum { LONG = 600, SHORT = 20 };
+
+/* Launches of one step without graphs: `prompt` tokens of a sequence, and one behind each of the
+ * other two, which hold `long_one` and SHORT tokens; 0: without that part. */
+static uint64_t count_step(uint32_t layers, uint32_t prompt, uint32_t long_one, bool decodes)
+{
+    struct tiny tiny;
+    struct world w;
+    uint32_t lengths[WORLD_SEQS] = { prompt + 1, long_one + 1, SHORT + 1 };
+    tiny_open(&tiny, &(struct tiny_plan){ "llama", layers, 64, 1, 1, 64, 64, 64, q8_0, 1, 51 });
+    struct backend_config c = world_config(tiny.m, KV_F16, false);
+    world_open(&w, &backend_cuda, &c, lengths);
+    world_start(&w, 3);
+    struct step_seq part = { .count = long_one, .blocks = w.blocks[1] };
+    uint32_t which[3] = { 1, 2, 0 }, count = 0, tokens = 0;
+    int32_t ids[WORLD_STEP];
+    if (decodes) {
+        world_step(&w, &part, which, 1, w.ids[1], long_one);
+        part = (struct step_seq){ .count = SHORT, .blocks = w.blocks[2] };
+        world_step(&w, &part, which + 1, 1, w.ids[2], SHORT);
+    }
+    struct step_seq parts[3];
+    for (uint32_t i = decodes ? 0 : 2; i < (prompt ? 3 : 2); i++) {
+        uint32_t s = which[i], n = s ? 1 : prompt, first = s ? lengths[s] - 1 : 0;
+        which[count] = s;
+        parts[count++] = (struct step_seq){ .first = first, .count = n, .row = tokens,
+                                            .blocks = w.blocks[s] };
+        memcpy(ids + tokens, w.ids[s] + first, n * sizeof *ids);
+        tokens += n;
+    }
+    uint64_t before = cusim_launches();
+    world_step(&w, parts, which, count, ids, tokens);
+    uint64_t launched = cusim_launches() - before;
+    world_close(&w);
+    tiny_close(&tiny);
+    return launched;
+}
+
+static uint64_t layer_launches(uint32_t prompt, uint32_t long_one, bool decodes)
+{
+    return count_step(2, prompt, long_one, decodes) - count_step(1, prompt, long_one, decodes);
+}
+
+static void test_launches(void **state)
+{
+    (void)state;
+    if (!cusim_launches) skip();      /* only the emulator counts them */
+    setenv("RANKSERVE_CUDA_EAGER", "1", 1);
+    uint64_t short_prompt = layer_launches(40, 0, false);
+    uint64_t long_prompt = layer_launches(LONG, 0, false);
+    uint64_t decode = layer_launches(0, 40, true), long_decode = layer_launches(0, LONG, true);
+    uint64_t both = layer_launches(40, 40, true), long_both = layer_launches(40, LONG, true);
+    unsetenv("RANKSERVE_CUDA_EAGER");
+    assert_int_equal(short_prompt, 7);
+    assert_int_equal(long_prompt, 7);
+    assert_int_equal(decode, 7);
+    assert_int_equal(long_decode, 8);
+    assert_int_equal(both, 8);
+    assert_int_equal(long_both, 9);  /* prompts, decoding in splits, and both in one step */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -218,6 +347,10 @@ int main(void)
         { "neither batch nor chunks change a bit", test_same_bits, NULL, NULL, NULL },
         { "nor with KV in fp8", test_same_bits_fp8, NULL, NULL, NULL },
         { "KV that was moved gives the same bits", test_moved_kv, NULL, NULL, NULL },
+        { "with cuBLAS logits are within the bound", test_cublas_agrees, NULL, NULL, NULL },
+        { "it takes whole windows of prompts' rows", test_cublas_windows, NULL, NULL, NULL },
+        { "a layer is at most eight launches", test_launches, NULL, NULL, NULL },
     };
+    cmocka_set_test_filter(getenv("TEST"));   /* a pattern; NULL: all */
     return cmocka_run_group_tests_name("cuda backend", tests, NULL, NULL);
 }

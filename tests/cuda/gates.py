@@ -5,6 +5,7 @@
 # For every kernel and architecture ptxas says registers, spills and shared memory; a number that
 # grows past the committed one fails.  The PTX itself is held to rules: which instructions a kernel
 # must have, and which none may.  The PTX is read out of the objects (it is not compressed there).
+# What src/cuda/blas.c looks up by name must be in the real cuBLAS.
 # The counters are what the emulator saw in backend_test (CUSIM_STATS): each attention and product
 # kernel must have run, and moved few more sectors and wavefronts than its bytes need.
 import json
@@ -25,11 +26,12 @@ MUST = {
     "8gemm_few": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"],
     "9gemm_many": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"],
     "7move_kvI5uint4": ["ld.global.v4", "st.global.v4"],
+    "6unpack": ["st.global.v4"],
 }
 NEVER = [(r"\.f64\b", "double precision"), (r"\b(ld|st)\.local", "local memory"),
          (r"\bbar\.sync\s+\d+\s*,\s*\d", "a barrier of a part of the block")]
 
-COUNTED = ("attend", "gemm")          # in a kernel's name
+COUNTED = ("attend", "gemm", "unpack")    # in a kernel's name
 MOST = {"global_sectors": 1.1, "shared_wavefronts": 1.2}     # times the ideal
 
 
@@ -113,9 +115,21 @@ def count(path, rows):
     return wrong
 
 
+def library():
+    """Names that src/cuda/blas.c looks up at run time and NVIDIA's library does not have."""
+    path = os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "lib64/libcublas.so.13")
+    with open(os.path.join(HERE, "../../src/cuda/blas.c")) as f:
+        calls = re.search(r"#define CALLS\(X\)(.*?)\n\n", f.read(), re.S).group(1)
+    wanted = {"cublas" + name for name in re.findall(r"X\((\w+)\)", calls)}
+    there = subprocess.run(["nm", "-D", "--defined-only", path], check=True, capture_output=True,
+                           text=True).stdout
+    has = {line.split()[-1].split("@")[0] for line in there.splitlines()}
+    return [f"{path} has no {name}" for name in sorted(wanted - has)] if wanted else ["no names"]
+
+
 def main():
     write = "--write" in sys.argv
-    rows, wrong = [], []
+    rows, wrong = [], library()
     paths = [a for a in sys.argv[1:] if not a.startswith("-")]
     for path in [p for p in paths if p.endswith(".o")]:
         for text in ptx_of(path):
