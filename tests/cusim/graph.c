@@ -33,8 +33,7 @@ struct capture {
     struct CUgraph_st *graph;
     struct member members[BRANCHES];    /* the first began it */
     int member_count;
-    bool ended, restricts;
-    pthread_t thread;
+    bool ended, restricts;              /* restricts: nothing is allocated meanwhile */
 };
 
 struct CUgraphExec_st {
@@ -46,8 +45,7 @@ struct CUgraphExec_st {
     bool live;
 };
 
-static struct capture *captures[64];
-static int capture_count;
+static int restricting;                 /* captures */
 
 static void release_graph(struct CUgraph_st *g)
 {
@@ -122,10 +120,7 @@ void capture_forbids(cudaStream_t s, const char *call)
 void capture_forbids_any(const char *call)
 {
     sim_lock();
-    for (int k = 0; k < capture_count; k++) {
-        if (!captures[k]->restricts) continue;
-        report(CAPTURE, "%s while a stream is captured", call);
-    }
+    if (restricting) report(CAPTURE, "%s while a stream is captured", call);
     sim_unlock();
 }
 
@@ -138,8 +133,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mo
     *c->graph = (struct CUgraph_st){.users = 1, .live = true};
     c->restricts = mode != cudaStreamCaptureModeRelaxed;
     sim_lock();
-    if (capture_count == 64) report(NOT_MODELLED, "more than 64 captures at once");
-    captures[capture_count++] = c;
+    restricting += c->restricts;
     s->capture = c;
     member_of(c, s);
     sim_unlock();
@@ -182,9 +176,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
     for (int m = 0; m < c->member_count; m++) c->members[m].stream->capture = NULL;
     c->graph->branches = c->member_count;
     c->ended = true;
-    for (int k = 0; k < capture_count; k++) {
-        if (captures[k] == c) captures[k] = captures[--capture_count];
-    }
+    restricting -= c->restricts;
     sim_unlock();
     *out = c->graph;
     return sim_error(cudaSuccess);
@@ -229,37 +221,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
     for (int k = 0; k < e->graph->branches; k++) clock_give_slot(e->slots[k]);
     release_graph(e->graph);
     sim_unlock();
-    return sim_error(cudaSuccess);
-}
-
-static bool same_shape(const struct CUgraph_st *a, const struct CUgraph_st *b)
-{
-    if (a->count != b->count || a->branches != b->branches) return false;
-    for (int k = 0; k < a->count; k++) {
-        const struct node *x = &a->nodes[k], *y = &b->nodes[k];
-        if (!x->op != !y->op || (x->op && x->op->type != y->op->type)) return false;
-        if (x->branch != y->branch || x->before_count != y->before_count) return false;
-        size_t bytes = (size_t)x->before_count * sizeof(int);
-        if (bytes && memcmp(x->before, y->before, bytes)) return false;
-    }
-    return true;
-}
-
-cudaError_t cudaGraphExecUpdate(cudaGraphExec_t e, cudaGraph_t g,
-                                cudaGraphExecUpdateResultInfo *info)
-{
-    exec_check(e, "cudaGraphExecUpdate");
-    memset(info, 0, sizeof *info);
-    if (!same_shape(e->graph, g)) {
-        info->result = cudaGraphExecUpdateErrorTopologyChanged;
-        return sim_error(cudaErrorGraphExecUpdateFailure);
-    }
-    sim_lock();
-    release_graph(e->graph);
-    e->graph = g;
-    g->users++;
-    sim_unlock();
-    info->result = cudaGraphExecUpdateSuccess;
     return sim_error(cudaSuccess);
 }
 
@@ -333,7 +294,7 @@ static void release_launch(struct op *op)
     release_graph(launch->graph);
 }
 
-static const struct op_type graph_type = {"graph", sizeof(struct graph_op), NULL, run_graph,
+static const struct op_type graph_type = {sizeof(struct graph_op), NULL, run_graph,
                                           release_launch};
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)

@@ -32,13 +32,14 @@ struct fat_entry {
     uint32_t arch;
 };
 
-enum { FAT_MAGIC = 0x466243b1, FAT_DATA_MAGIC = (int)0xba55ed50, KIND_PTX = 1, FUNCTIONS = 4096 };
+enum { FAT_MAGIC = 0x466243b1, FAT_DATA_MAGIC = (int)0xba55ed50, KIND_PTX = 1 };
 
 struct function {
     const void *host;
     struct kernel *kernel;
 };
-static struct function functions[FUNCTIONS];        /* by hash of host; constructors fill it */
+static struct function *functions;          /* constructors add them, before main */
+static uint32_t function_count;
 static uint64_t launches, fault_at;
 static cudaError_t fault_error;
 
@@ -92,19 +93,8 @@ static struct kernel *load(const struct fat_header *h, int capability)
     return kernels;
 }
 
-void **__cudaRegisterFatBinary(void *wrapper);
-void __cudaRegisterFatBinaryEnd(void **handle);
-void __cudaUnregisterFatBinary(void **handle);
-void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name,
-                            int limit, void *tid, void *bid, dim3 *block, dim3 *grid, int *warp);
-void __cudaRegisterVar(void **handle, char *host, char *device, const char *name, int external,
-                       size_t bytes, int constant, int global);
-char __cudaInitModule(void **handle);
-unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void *stream);
-cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, void *stream);
-cudaError_t __cudaGetKernel(void **kernel, const void *host);
-cudaError_t __cudaLaunchKernel(void *kernel, dim3 grid, dim3 block, void **args, size_t shared,
-                               cudaStream_t s);
+/* No header of CUDA's for C declares these. */
+#pragma GCC diagnostic ignored "-Wmissing-prototypes"
 
 void **__cudaRegisterFatBinary(void *data)
 {
@@ -123,13 +113,13 @@ void __cudaRegisterFatBinaryEnd(void **handle) { (void)handle; }
 void __cudaUnregisterFatBinary(void **handle) { (void)handle; }
 char __cudaInitModule(void **handle) { return handle != NULL; }
 
-static struct function *function_of(const void *host)
+/* NULL: not for this device. */
+static struct kernel *kernel_of(const void *host)
 {
-    for (uint32_t k = 0; k < FUNCTIONS; k++) {
-        struct function *f = &functions[((uintptr_t)host / 16 + k) % FUNCTIONS];
-        if (!f->host || f->host == host) return f;
+    for (uint32_t k = 0; k < function_count; k++) {
+        if (functions[k].host == host) return functions[k].kernel;
     }
-    report(NOT_MODELLED, "more than %d kernels", FUNCTIONS);
+    return NULL;
 }
 
 void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name,
@@ -140,7 +130,8 @@ void __cudaRegisterFunction(void **handle, const char *host, char *device, const
     (void)device, (void)limit, (void)tid, (void)bid, (void)block, (void)grid, (void)warp;
     while (k && strcmp(k->name, name)) k = k->next;
     if (fits && !k) report(BAD_PTX, "the kernel %s is not in its module", name);
-    *function_of(host) = (struct function){host, k};
+    functions = must_grow(functions, function_count, sizeof *functions);
+    functions[function_count++] = (struct function){host, k};
 }
 
 void __cudaRegisterVar(void **handle, char *host, char *device, const char *name, int external,
@@ -180,7 +171,7 @@ cudaError_t __cudaGetKernel(void **kernel, const void *host)
 cudaError_t cudaFuncSetAttribute(const void *host, enum cudaFuncAttribute attribute, int value)
 {
     sim_open();
-    struct kernel *k = function_of(host)->kernel;
+    struct kernel *k = kernel_of(host);
     if (!k) return sim_error(cudaErrorNoKernelImageForDevice);
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return sim_error(cudaSuccess);
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) {
@@ -209,7 +200,7 @@ static bool run_launch(struct op *op)
 
 static void release_launch(struct op *op) { free(((struct launch_op *)op)->launch.params); }
 
-static const struct op_type launch_type = {"kernel", sizeof(struct launch_op), NULL, run_launch,
+static const struct op_type launch_type = {sizeof(struct launch_op), NULL, run_launch,
                                            release_launch};
 
 static cudaError_t check_launch(const struct kernel *k, dim3 grid, dim3 block, size_t shared)
@@ -247,7 +238,7 @@ static cudaError_t launch(const void *host, dim3 grid, dim3 block, void **args, 
                           cudaStream_t s)
 {
     stream_check(s, "a kernel launch");
-    struct kernel *k = function_of(host)->kernel;
+    struct kernel *k = kernel_of(host);
     if (!k) return sim_error(cudaErrorNoKernelImageForDevice);
     cudaError_t error = check_launch(k, grid, block, shared);
     if (error || sim_error(cudaSuccess)) return sim_error(error);
@@ -278,7 +269,7 @@ cudaError_t __cudaLaunchKernel(void *kernel, dim3 grid, dim3 block, void **args,
                                cudaStream_t s)
 {
     cudaError_t error = launch(kernel, grid, block, args, shared, s);
-    struct kernel *k = function_of(kernel)->kernel;
+    struct kernel *k = kernel_of(kernel);
     unchecked_launch = k ? k->name : "a kernel";
     return error;
 }

@@ -16,8 +16,8 @@
 #include "report.h"
 #include "stream.h"
 
-enum kind_of_call { SEND, RECV, ALL_REDUCE, BROADCAST, ALL_GATHER };
-static const char *const call_text[] = {"send", "receive", "all-reduce", "broadcast", "all-gather"};
+enum kind_of_call { SEND, RECV, ALL_REDUCE, BROADCAST };
+static const char *const call_text[] = {"send", "receive", "all-reduce", "broadcast"};
 
 struct ncclComm {
     struct nccl_world *world;
@@ -172,16 +172,8 @@ static void reduce_chunk(const struct part *s, uint64_t bytes)
 static void take_chunk(const struct part *s, uint64_t bytes)
 {
     const struct nccl_world *w = s->comm->world;
-    if (s->kind == ALL_REDUCE) {
-        reduce_chunk(s, bytes);
-    } else if (s->kind == BROADCAST) {
-        memcpy(device_bytes(s->to + s->moved), w->parts[s->terms.root].chunk, bytes);
-    } else {
-        for (int r = 0; r < s->comm->size; r++) {
-            memcpy(device_bytes(s->to + (uint64_t)r * s->bytes + s->moved), w->parts[r].chunk,
-                   bytes);
-        }
-    }
+    if (s->kind == ALL_REDUCE) reduce_chunk(s, bytes);
+    else memcpy(device_bytes(s->to + s->moved), w->parts[s->terms.root].chunk, bytes);
 }
 
 enum counter { POSTED, WROTE, READ };
@@ -251,9 +243,8 @@ static void begin(struct nccl_op *o)
     struct toucher t = op_toucher(&o->op);
     for (int k = 0; k < o->count; k++) {
         const struct part *s = &o->parts[k];
-        uint64_t all = s->kind == ALL_GATHER ? s->bytes * (uint64_t)s->comm->size : s->bytes;
         if (s->kind != RECV) shadow_bulk(&t, s->from, s->bytes, TOUCH_READ);
-        if (s->kind != SEND) shadow_bulk(&t, s->to, all, TOUCH_WRITE);
+        if (s->kind != SEND) shadow_bulk(&t, s->to, s->bytes, TOUCH_WRITE);
     }
     o->begun = true;
 }
@@ -344,7 +335,7 @@ static void prepare_nccl(struct op *op)
 
 static void release_nccl(struct op *op) { free(((struct nccl_op *)op)->parts); }
 
-const struct op_type nccl_op_type = {"nccl", sizeof(struct nccl_op), prepare_nccl, run_nccl,
+const struct op_type nccl_op_type = {sizeof(struct nccl_op), prepare_nccl, run_nccl,
                                       release_nccl};
 
 static void comm_check(ncclComm_t c, const char *call)
@@ -441,13 +432,6 @@ ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataTyp
                count, type, s);
 }
 
-ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type,
-                           ncclComm_t c, cudaStream_t s)
-{
-    return add((struct part){.comm = c, .kind = ALL_GATHER, .from = (uint64_t)from,
-                             .to = (uint64_t)to}, count, type, s);
-}
-
 ncclResult_t ncclGroupStart(void)
 {
     depth++;
@@ -509,20 +493,6 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *result)
 {
     comm_check(c, "ncclCommGetAsyncError");
     *result = is_complete(c) ? ncclSuccess : ncclInProgress;
-    return ncclSuccess;
-}
-
-ncclResult_t ncclCommCount(const ncclComm_t c, int *count)
-{
-    comm_check(c, "ncclCommCount");
-    *count = c->size;
-    return ncclSuccess;
-}
-
-ncclResult_t ncclCommUserRank(const ncclComm_t c, int *rank)
-{
-    comm_check(c, "ncclCommUserRank");
-    *rank = c->rank;
     return ncclSuccess;
 }
 

@@ -25,53 +25,6 @@ cudaError_t cudaGetDeviceCount(int *count)
     return sim_error(*count ? cudaSuccess : cudaErrorNoDevice);
 }
 
-cudaError_t cudaGetDevice(int *device)
-{
-    sim_open();
-    *device = current_device();
-    return sim_error(cudaSuccess);
-}
-
-cudaError_t cudaDriverGetVersion(int *version)
-{
-    sim_open();
-    *version = sim_no_driver() ? 0 : CUDART_VERSION;
-    return sim_error(cudaSuccess);
-}
-
-cudaError_t cudaRuntimeGetVersion(int *version)
-{
-    *version = CUDART_VERSION;
-    return cudaSuccess;
-}
-
-cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device)
-{
-    sim_open();
-    if (device < 0 || device >= sim_devices()) return sim_error(cudaErrorInvalidDevice);
-    int capability = device_capability(device);
-    switch (attribute) {
-    case cudaDevAttrComputeCapabilityMajor: *value = capability / 10; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = capability % 10; break;
-    case cudaDevAttrMultiProcessorCount: *value = 132; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = SHARED_MAX; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = SHARED_DEFAULT; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = SHARED_MAX + 1024; break;
-    case cudaDevAttrMaxThreadsPerBlock: *value = BLOCK_THREADS_MAX; break;
-    case cudaDevAttrMaxRegistersPerBlock: *value = 65536; break;
-    case cudaDevAttrWarpSize: *value = LANES; break;
-    case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
-    case cudaDevAttrClockRate: *value = 1755000; break;
-    case cudaDevAttrMemoryClockRate: *value = 2619000; break;
-    case cudaDevAttrGlobalMemoryBusWidth: *value = 5120; break;
-    case cudaDevAttrMemoryPoolsSupported: *value = 0; break;
-    case cudaDevAttrUnifiedAddressing: *value = 1; break;
-    case cudaDevAttrAsyncEngineCount: *value = 3; break;
-    default: report(NOT_MODELLED, "cudaDeviceGetAttribute(%d)", (int)attribute);
-    }
-    return sim_error(cudaSuccess);
-}
-
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
 {
     sim_open();
@@ -135,26 +88,13 @@ cudaError_t cudaFree(void *p)
     return sim_error(cudaSuccess);
 }
 
-cudaError_t cudaDeviceSynchronize(void)
+cudaError_t cudaMallocHost(void **out, size_t bytes)
 {
     sim_open();
-    capture_forbids_any("cudaDeviceSynchronize");
-    device_wait("cudaDeviceSynchronize");
-    return sim_error(cudaSuccess);
-}
-
-cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
-{
-    sim_open();
-    capture_forbids_any("cudaHostAlloc");
-    if (flags & ~(unsigned)(cudaHostAllocPortable | cudaHostAllocWriteCombined)) {
-        report(NOT_MODELLED, "cudaHostAlloc with flags %u", flags);
-    }
+    capture_forbids_any("cudaMallocHost");
     *out = pinned_take(bytes ? bytes : 1);
     return sim_error(*out ? cudaSuccess : cudaErrorMemoryAllocation);
 }
-
-cudaError_t cudaMallocHost(void **out, size_t bytes) { return cudaHostAlloc(out, bytes, 0); }
 
 cudaError_t cudaFreeHost(void *p)
 {
@@ -163,70 +103,48 @@ cudaError_t cudaFreeHost(void *p)
     return sim_error(cudaSuccess);
 }
 
-/* Copies: rows of bytes between device memory and device or pinned memory. */
+/* Copies between device memory and device or pinned memory. */
 
 struct copy_op {
     struct op op;
     uint8_t *to, *from;
-    size_t to_pitch, from_pitch, width, rows;
-    bool to_host, from_host;
+    size_t bytes;
+    uint8_t *host;                      /* to or from; NULL: both are device memory */
     uint32_t pinned;                    /* which pinned memory it was, when captured or enqueued */
-    struct transfer **transfers;        /* one per row */
+    struct transfer *transfer;
 };
 
 static void prepare_copy(struct op *op)
 {
     struct copy_op *c = (struct copy_op *)op;
-    if (!c->to_host && !c->from_host) return;
-    uint8_t *host = c->to_host ? c->to : c->from;
-    size_t pitch = c->to_host ? c->to_pitch : c->from_pitch;
-    if (op->copied && pinned_name(host, c->width) != c->pinned) {
+    if (!c->host) return;
+    if (op->copied && pinned_name(c->host, c->bytes) != c->pinned) {
         report(STALE_GRAPH, "a graph copies over pinned memory that was given back since");
     }
-    c->transfers = must_alloc(c->rows * sizeof(struct transfer *));
-    for (size_t r = 0; r < c->rows; r++) {
-        c->transfers[r] = transfer_open(host + r * pitch, c->width, c->to_host, op->id, &op->clock);
-    }
+    c->transfer = transfer_open(c->host, c->bytes, c->host == c->to, op->id, &op->clock);
 }
 
 static bool run_copy(struct op *op)
 {
     struct copy_op *c = (struct copy_op *)op;
     struct toucher t = op_toucher(op);
-    for (size_t r = 0; r < c->rows; r++) {
-        uint64_t to = (uint64_t)(c->to + r * c->to_pitch);
-        uint64_t from = (uint64_t)(c->from + r * c->from_pitch);
-        if (!c->from_host) shadow_bulk(&t, from, c->width, TOUCH_READ);
-        if (!c->to_host) shadow_bulk(&t, to, c->width, TOUCH_WRITE);
-        uint8_t *target = c->to_host ? transfer_bytes(c->transfers[r]) : device_bytes(to);
-        memmove(target, c->from_host ? transfer_bytes(c->transfers[r]) : device_bytes(from),
-                c->width);
-        if (c->transfers) transfer_done(c->transfers[r]);
-    }
-    free(c->transfers);
+    bool to_host = c->host == c->to, from_host = c->host == c->from;
+    uint64_t to = (uint64_t)c->to, from = (uint64_t)c->from;
+    if (!from_host) shadow_bulk(&t, from, c->bytes, TOUCH_READ);
+    if (!to_host) shadow_bulk(&t, to, c->bytes, TOUCH_WRITE);
+    memmove(to_host ? transfer_bytes(c->transfer) : device_bytes(to),
+            from_host ? transfer_bytes(c->transfer) : device_bytes(from), c->bytes);
+    if (c->host) transfer_done(c->transfer);
     return true;
 }
 
-static const struct op_type copy_type = {"copy", sizeof(struct copy_op), prepare_copy, run_copy,
-                                         NULL};
+static const struct op_type copy_type = {sizeof(struct copy_op), prepare_copy, run_copy, NULL};
 
-static void check_pinned(const void *host, size_t pitch, size_t width, size_t rows)
-{
-    for (size_t r = 0; r < rows; r++) {
-        if (pinned_name((const uint8_t *)host + r * pitch, width)) continue;
-        report(PAGEABLE, "an asynchronous copy of %zu bytes at %p, which is not pinned", width,
-               host);
-    }
-}
-
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
-                              size_t width, size_t rows, enum cudaMemcpyKind kind, cudaStream_t s)
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
+                            cudaStream_t s)
 {
     stream_check(s, "cudaMemcpyAsync");
-    if (sim_error(cudaSuccess) || !width || !rows) return sim_error(cudaSuccess);
-    if (rows > 1 && (to_pitch < width || from_pitch < width)) {
-        return sim_error(cudaErrorInvalidPitchValue);
-    }
+    if (sim_error(cudaSuccess) || !bytes) return sim_error(cudaSuccess);
     bool to_host = !is_device((uint64_t)to), from_host = !is_device((uint64_t)from);
     enum cudaMemcpyKind real = to_host ? from_host ? cudaMemcpyHostToHost : cudaMemcpyDeviceToHost
                                : from_host ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToDevice;
@@ -234,22 +152,31 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
         report(HOST_ON_DEVICE, "a copy of kind %d between addresses of kind %d", kind, real);
     }
     if (real == cudaMemcpyHostToHost) report(NOT_MODELLED, "a copy between host addresses");
-    if (to_host) check_pinned(to, to_pitch, width, rows);
-    if (from_host) check_pinned(from, from_pitch, width, rows);
     struct copy_op *c = op_new(&copy_type);
-    c->to = to, c->from = (uint8_t *)from;
-    c->to_pitch = to_pitch, c->from_pitch = from_pitch, c->width = width, c->rows = rows;
-    c->to_host = to_host, c->from_host = from_host;
-    c->pinned = to_host || from_host ? pinned_name(to_host ? to : from, width) : 0;
-    stream_add(s, &c->op, "copy of %zu bytes %s", width * rows,
+    c->to = to, c->from = (uint8_t *)from, c->bytes = bytes;
+    c->host = to_host ? c->to : from_host ? c->from : NULL;
+    if (c->host && !(c->pinned = pinned_name(c->host, bytes))) {
+        report(PAGEABLE, "an asynchronous copy of %zu bytes at %p, which is not pinned", bytes,
+               (void *)c->host);
+    }
+    stream_add(s, &c->op, "copy of %zu bytes %s", bytes,
                to_host ? "to the host" : from_host ? "to the device" : "on the device");
     return sim_error(cudaSuccess);
 }
 
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
-                            cudaStream_t s)
+/* As a copy for each row. */
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                              size_t width, size_t rows, enum cudaMemcpyKind kind, cudaStream_t s)
 {
-    return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, s);
+    if (rows > 1 && (to_pitch < width || from_pitch < width)) {
+        return sim_error(cudaErrorInvalidPitchValue);
+    }
+    cudaError_t error = cudaSuccess;
+    for (size_t r = 0; r < rows && !error; r++) {
+        error = cudaMemcpyAsync((uint8_t *)to + r * to_pitch,
+                                (const uint8_t *)from + r * from_pitch, width, kind, s);
+    }
+    return error;
 }
 
 struct set_op {
@@ -268,7 +195,7 @@ static bool run_set(struct op *op)
     return true;
 }
 
-static const struct op_type set_type = {"memset", sizeof(struct set_op), NULL, run_set, NULL};
+static const struct op_type set_type = {sizeof(struct set_op), NULL, run_set, NULL};
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s)
 {
@@ -281,41 +208,28 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s)
     return sim_error(cudaSuccess);
 }
 
-#define ERROR_LIST(X)                                                                            \
-    X(cudaSuccess, "no error")                                                                   \
-    X(cudaErrorInvalidValue, "invalid argument")                                                 \
-    X(cudaErrorMemoryAllocation, "out of memory")                                                \
-    X(cudaErrorInvalidConfiguration, "invalid configuration argument")                           \
-    X(cudaErrorInvalidPitchValue, "invalid pitch argument")                                      \
-    X(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version") \
-    X(cudaErrorNoDevice, "no CUDA-capable device is detected")                                   \
-    X(cudaErrorInvalidDevice, "invalid device ordinal")                                          \
-    X(cudaErrorInvalidDeviceFunction, "invalid device function")                                 \
-    X(cudaErrorNoKernelImageForDevice, "no kernel image is available for execution on the device") \
-    X(cudaErrorECCUncorrectable, "uncorrectable ECC error encountered")                          \
-    X(cudaErrorInvalidResourceHandle, "invalid resource handle")                                 \
-    X(cudaErrorNotReady, "device not ready")                                                     \
-    X(cudaErrorIllegalAddress, "an illegal memory access was encountered")                       \
-    X(cudaErrorGraphExecUpdateFailure, "the graph update was not performed because it included " \
-      "changes which violated constraints specific to instantiated graph update")
-
-#define X(name, text) {name, #name, text},
-static const struct {
-    cudaError_t code;
-    const char *name, *text;
-} errors[] = {ERROR_LIST(X)};
-#undef X
-
-const char *cudaGetErrorName(cudaError_t e)
-{
-    for (size_t k = 0; k < sizeof errors / sizeof *errors; k++) {
-        if (errors[k].code == e) return errors[k].name;
-    }
-    return "cudaErrorUnknown";
-}
-
 const char *cudaGetErrorString(cudaError_t e)
 {
+    static const struct {
+        cudaError_t code;
+        const char *text;
+    } errors[] = {
+        {cudaSuccess, "no error"},
+        {cudaErrorInvalidValue, "invalid argument"},
+        {cudaErrorMemoryAllocation, "out of memory"},
+        {cudaErrorInvalidConfiguration, "invalid configuration argument"},
+        {cudaErrorInvalidPitchValue, "invalid pitch argument"},
+        {cudaErrorInsufficientDriver,
+         "CUDA driver version is insufficient for CUDA runtime version"},
+        {cudaErrorNoDevice, "no CUDA-capable device is detected"},
+        {cudaErrorInvalidDevice, "invalid device ordinal"},
+        {cudaErrorNoKernelImageForDevice,
+         "no kernel image is available for execution on the device"},
+        {cudaErrorECCUncorrectable, "uncorrectable ECC error encountered"},
+        {cudaErrorInvalidResourceHandle, "invalid resource handle"},
+        {cudaErrorNotReady, "device not ready"},
+        {cudaErrorIllegalAddress, "an illegal memory access was encountered"},
+    };
     for (size_t k = 0; k < sizeof errors / sizeof *errors; k++) {
         if (errors[k].code == e) return errors[k].text;
     }

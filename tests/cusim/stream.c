@@ -311,12 +311,6 @@ cudaError_t cudaGetLastError(void)
     return e;
 }
 
-cudaError_t cudaPeekAtLastError(void)
-{
-    unchecked_launch = NULL;
-    return fault ? fault : last_error;
-}
-
 cudaError_t cudaSetDevice(int device)
 {
     sim_open();
@@ -326,7 +320,7 @@ cudaError_t cudaSetDevice(int device)
     return sim_error(cudaSuccess);
 }
 
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int priority)
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
 {
     sim_open();
     if (flags != cudaStreamNonBlocking) {
@@ -336,17 +330,12 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int 
     struct CUstream_st *s = must_alloc(sizeof *s);
     sim_lock();
     *s = (struct CUstream_st){.live = true, .device = device_now, .slot = clock_new_slot(),
-                              .priority = priority, .clock = host_clock, .next = streams};
+                              .clock = host_clock, .next = streams};
     s->tail = &s->head;
     streams = s;
     sim_unlock();
     *out = s;
     return sim_error(cudaSuccess);
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
-{
-    return cudaStreamCreateWithPriority(out, flags, 0);
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)

@@ -17,7 +17,6 @@
 struct op;
 
 struct op_type {
-    const char *name;
     size_t bytes;                       /* of the struct that begins with struct op */
     void (*prepare)(struct op *op);     /* it was enqueued: id and clock are known; or NULL */
     bool (*run)(struct op *op);         /* true when done; false: ask again later */
@@ -37,7 +36,7 @@ struct op {
 
 struct CUstream_st {
     bool live;
-    int device, slot, priority;
+    int device, slot;
     struct clock clock;                 /* of the last operation enqueued */
     struct op *head, **tail;
     uint64_t enqueued, done;
@@ -49,13 +48,12 @@ struct CUstream_st {
 struct mark {
     bool done;
     struct clock clock;
-    double when;                        /* seconds */
     struct capture *capture;            /* recorded in a capture: `node` of it */
     int node;
 };
 
 struct CUevent_st {
-    bool live, timed;
+    bool live;
     int device;
     struct mark *mark;                  /* NULL: never recorded */
 };

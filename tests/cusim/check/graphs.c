@@ -34,11 +34,13 @@ static void branches(int bad)
         EXPECT(h[11] == 11);
     }
     cudaGraph_t again = step(0, b, a, c, s, x);
-    cudaGraphExecUpdateResultInfo info;
-    CK(cudaGraphExecUpdate(e, again, &info));
+    cudaGraphExec_t other;
+    CK(cudaGraphInstantiate(&other, again, 0));
     CK(cudaGraphLaunch(e, s));
+    CK(cudaGraphLaunch(other, s));
     CK(cudaStreamSynchronize(s));
     CK(cudaGraphExecDestroy(e));
+    CK(cudaGraphExecDestroy(other));
     CK(cudaGraphDestroy(g));
     CK(cudaGraphDestroy(again));
     CK(cudaFree(a));
