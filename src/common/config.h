@@ -32,6 +32,8 @@ struct config {
     const char *backend;              /* cpu | cuda | null                                    */
     const char *policy;
     const char *decode_policy;        /* "same": as policy                                    */
+    bool enable_pd_role_switch;
+    uint64_t pd_role_switch_interval_ms;
     const char *labels;               /* "app=chat,tier=1": what a CachePolicy selects by     */
     const char *run_dir;              /* sockets, secret, status; "": made by `up`            */
     const char *link;                 /* rank 0 listens / gateway connects: path or HOST:PORT */

@@ -64,6 +64,13 @@ static const struct option table[] = {
       .help = "how requests are placed on workers: " POLICIES },
     { CHOICE("decode-policy", RANKS, JOB | CTL, decode_policy, "same", "same " POLICIES),
       .metavar = "NAME", .help = "how the worker that generates is chosen" },
+    { SWITCH("enable-pd-role-switch", RANKS, JOB | CTL, enable_pd_role_switch, "true"),
+      .help = "workers go from prefill to decode, and back, when the mix of work changes" },
+    { ROW("pd-role-switch-interval", RANKS, OPTION_TIME, JOB | CTL, pd_role_switch_interval_ms,
+          "6s"),
+      .min = 1, .max = 8.64e7, .metavar = "TIME",
+      .help = "between two such switches, at least; a lack must last for a third of it, and what "
+              "a worker does not end within it goes on elsewhere" },
     { TEXT("labels", RANKS, EVERY, labels, ""), .metavar = "K=V,...",
       .help = "what a CachePolicy may select this service by" },
     { COUNT("max-queue", RANKS, EVERY, max_queue, "1024", 1, REQ_COUNT_MAX), .metavar = "N",

@@ -12,12 +12,14 @@ enum { POINTS_MAX = 32, SEED_REQUESTS = 1000 };
 
 static const char *trace, *mix, *workers, *prefill, *decode, *policies, *decode_policy, *loads;
 static const char *speed, *seed, *seeds, *json_file, *metrics_ms, *prefill_rate, *cache_tokens;
-static const char *link_gb, *context;
-static bool chaos, no_pull;
+static const char *link_gb, *context, *shift, *turns, *interval_s;
+static bool chaos, no_pull, no_switch;
 
 static const struct flag flags[] = {
     { "trace", &trace, NULL, "FILE", "replay a trace in Mooncake's format (JSON lines)" },
     { "mix", &mix, NULL, "N", "N requests of synthetic conversations instead" },
+    { "shift", &shift, NULL, "N", "N requests: long prompts, then long answers, and so on" },
+    { "turns", &turns, NULL, "N", "how many such turns; 4" },
     { "workers", &workers, NULL, "N", "workers that do both parts; 8" },
     { "prefill", &prefill, NULL, "N", "workers that compute prompts only; 0" },
     { "decode", &decode, NULL, "N", "workers that generate only; 0" },
@@ -29,6 +31,8 @@ static const struct flag flags[] = {
     { "seeds", &seeds, NULL, "N", "N runs of small synthetic jobs with misfortunes, and no table" },
     { "chaos", NULL, &chaos, NULL, "workers die and return, clients cancel, messages are late" },
     { "no-pull", NULL, &no_pull, NULL, "workers do not fetch cached blocks from each other" },
+    { "no-role-switch", NULL, &no_switch, NULL, "workers keep their roles" },
+    { "role-switch-interval-s", &interval_s, NULL, "S", "between two such changes; 6" },
     { "metrics-ms", &metrics_ms, NULL, "MS", "age of what llm-d-weighted sees; 50" },
     { "prefill-rate", &prefill_rate, NULL, "TOKENS", "of a prompt, a second and worker; 16000" },
     { "context-us", &context, NULL, "US", "more per prompt token and 1,024 tokens before it; 0.5" },
@@ -78,6 +82,8 @@ static struct sim_options options(void)
         .speed = number(speed, "speed", 1e-6, 1e6, 1), .max_queue = REQ_COUNT_MAX,
         .seed = (uint64_t)number(seed, "seed", 0, 1e15, 1), .engine = e,
         .no_pull = no_pull,
+        .switch_interval_ns = (uint64_t)(1e9 * number(interval_s, "role-switch-interval-s", 1e-3,
+                                                      86400, 6)),
     };
     o.both = (uint32_t)number(workers, "workers", 0, WORKER_COUNT_MAX,
                               o.prefill + o.decode > 0 ? 0 : 8);
@@ -85,11 +91,12 @@ static struct sim_options options(void)
         die("sim: there must be 1 to %d workers", WORKER_COUNT_MAX);
     if ((o.prefill == 0) != (o.decode == 0) && o.both == 0)
         die("sim: --prefill and --decode go together");
+    if (no_switch) o.switch_interval_ns = 0;
     if (decode_policy) o.decode_policy = policy_named(decode_policy) + 1;
     if (chaos)
         o.chaos = (struct sim_chaos){ .deaths_per_s = 0.2, .cancel_share = 0.05,
                                       .deadline_share = 0.02, .delay_ns = 2000000,
-                                      .slow_share = 0.1 };
+                                      .slow_share = 0.1, .switches_per_s = 0.2 };
     return o;
 }
 
@@ -147,7 +154,7 @@ static void write_json(json_t *rows)
 
 int ctl_sim(int argc, char **argv)
 {
-    int words = flags_read(flags, "sim [--trace FILE | --mix N] [options]", argc, argv);
+    int words = flags_read(flags, "sim [--trace FILE | --mix N | --shift N] [options]", argc, argv);
     if (words > 0) die("sim: '%.40s' is not an option", argv[1]);
     struct sim_options o = options();
     uint32_t seed_count = (uint32_t)number(seeds, "seeds", 0, 1e9, 0);
@@ -155,7 +162,10 @@ int ctl_sim(int argc, char **argv)
     struct sim_load load;
     struct why why;
     if (trace && sim_load_trace(trace, &load, &why) != OK) die("sim: %s", why.text);
-    if (!trace)
+    if (shift)
+        sim_load_shift(o.seed, (uint32_t)number(shift, "shift", 1, 1e7, 0),
+                       (uint32_t)number(turns, "turns", 1, 1e6, 4), 16, &load);
+    else if (!trace)
         sim_load_mix(o.seed, (uint32_t)number(mix, "mix", 1, 1e7, 10000), 10, 16, &load);
     json_t *rows = json_array();
     const char *at = loads ? loads : "0";

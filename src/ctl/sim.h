@@ -45,6 +45,10 @@ enum err sim_load_trace(const char *path, struct sim_load *out, struct why *why)
 /* Conversations of several turns over a few system prompts; `per_s` requests arrive a second. */
 void sim_load_mix(uint64_t seed, uint32_t requests, double per_s, uint32_t block_tokens,
                   struct sim_load *out);
+/* Alternately, `turns` times in all: long prompts with short answers, then short prompts with long
+ * answers.  What eight usual workers can just serve, when five to six of them do what is asked. */
+void sim_load_shift(uint64_t seed, uint32_t requests, uint32_t turns, uint32_t block_tokens,
+                    struct sim_load *out);
 /* job.possible for all: what one cache of this size would give each, served in order of arrival. */
 void sim_load_reach(struct sim_load *l, uint32_t cache_blocks);
 void sim_load_release(struct sim_load *l);
@@ -65,6 +69,7 @@ struct sim_chaos {                    /* rates of misfortune; all 0: none */
     double deadline_share;
     uint64_t delay_ns;                /* more, at most, on any message */
     double slow_share;                /* of workers, at half speed and not told           */
+    double switches_per_s;            /* wishes that some worker change its role          */
 };
 
 struct sim_options {
@@ -74,6 +79,7 @@ struct sim_options {
     uint64_t metrics_ns;
     double speed;                     /* arrivals come this much faster than in the workload */
     uint32_t max_queue;
+    uint64_t switch_interval_ns;      /* as in sched_config */
     bool no_pull;                     /* workers do not fetch blocks from each other */
     uint64_t seed;
     struct sim_engine engine;
@@ -93,6 +99,7 @@ struct sim_result {
     double busy;                      /* mean share of time that workers computed prompts        */
     double imbalance;                 /* standard deviation / mean of that, over workers        */
     uint64_t deaths, decisions, events, mismatches;
+    uint64_t switches, resumed;       /* of roles; requests that went on elsewhere for one */
 };
 
 /* Runs to the end.  A broken invariant prints the seed and the last events and does not return. */
@@ -150,6 +157,8 @@ void worker_kv(struct sim_worker *w, struct req_id req);
 /* The sender may let go. */
 void worker_sent(struct sim_worker *w, struct req_id req);
 void worker_turn(struct sim_worker *w);
+/* Nothing of any request is here. */
+bool worker_is_empty(const struct sim_worker *w);
 double worker_busy_s(const struct sim_worker *w);
 void worker_truth(const struct sim_worker *w, uint64_t *count, struct hash128 *xored);
 

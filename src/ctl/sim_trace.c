@@ -206,6 +206,44 @@ static uint32_t about(struct dice *d, double mean)
     return (uint32_t)(1 - mean * log(unit(d)));
 }
 
+/* A second's requests, prompt and output tokens of one kind of work. */
+struct kind {
+    double per_s, prompt, output;
+};
+
+static struct sim_job *add_new(struct builder *b, struct dice *d, const struct kind *k,
+                               uint32_t number)
+{
+    struct sim_load *l = b->load;
+    uint32_t tokens = about(d, k->prompt), blocks = tokens / l->block_tokens;
+    if (blocks > 999) blocks = 999;
+    size_t first = b->id_count;
+    struct sim_job *job = add_job(b, blocks);
+    job->prompt_tokens = tokens;
+    job->output_tokens = about(d, k->output);
+    for (uint32_t j = 0; j < blocks; j++) l->ids[first + j] = (int32_t)(number * 1000 + j);
+    return job;
+}
+
+void sim_load_shift(uint64_t seed, uint32_t requests, uint32_t turns, uint32_t block_tokens,
+                    struct sim_load *out)
+{
+    static const struct kind kinds[] = { { 22, 3600, 60 }, { 34, 160, 800 } };
+    struct dice d = { .state = seed };
+    struct builder b = { .load = out };
+    double t = 0, share = 0, both = kinds[0].per_s + kinds[1].per_s;
+    *out = (struct sim_load){ .block_tokens = block_tokens };
+    /* Turns of equal length in time. */
+    double turn_s = 2 * requests / (turns * both);
+    for (uint32_t i = 0; i < requests; i++) {
+        share = t / 1e9 / turn_s;
+        const struct kind *k = &kinds[(uint32_t)share % 2];
+        t += -log(unit(&d)) / k->per_s * 1e9;
+        add_new(&b, &d, k, i)->arrives_ns = (uint64_t)t;
+    }
+    finish(&b);
+}
+
 enum { TALKS = 64, SYSTEMS = 6 };
 
 /* A conversation: a system prompt, then questions and answers, each turn the whole of it. */

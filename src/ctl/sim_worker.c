@@ -391,6 +391,11 @@ void worker_sent(struct sim_worker *w, struct req_id req)
     plan(w);
 }
 
+bool worker_is_empty(const struct sim_worker *w)
+{
+    return w->seq_count == 0 && kv_pool_counts(w->pool).held == 0;
+}
+
 double worker_busy_s(const struct sim_worker *w)
 {
     return w->busy_ns / 1e9;

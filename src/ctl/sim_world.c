@@ -2,7 +2,8 @@
  *
  * Messages on one edge keep their order, as MPI's do; different edges overtake each other.  Always
  * true, and checked: every request gets one END and one FREE; nobody holds a block at the end; the
- * scheduler's books are empty; the index equals what workers hold, at every count they send.
+ * scheduler's books are empty; the index equals what workers hold, at every count they send; a
+ * worker that drains gets nothing, and holds nothing when its new role reaches it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,11 +17,12 @@
 enum node_kind {
     NODE_ARRIVAL, NODE_CANCEL, NODE_WAKE, NODE_TURN, NODE_DEATH, NODE_LOST, NODE_RETURN,
     NODE_UP, NODE_BLOCKS, NODE_TRUTH,
-    NODE_RUN, NODE_EXPECT, NODE_DROP, NODE_KV, NODE_PULLED,
+    NODE_RUN, NODE_EXPECT, NODE_DROP, NODE_KV, NODE_PULLED, NODE_ROLE, NODE_WISH,
 };
 static const char *const node_names[] = {
     "arrival", "client-cancels", "wake", "turn", "death", "lost", "return", "up", "blocks",
     "truth", "run", "expect", "cancel", "kv", "pulled",
+    "role", "wish",
 };
 
 struct node {
@@ -28,7 +30,7 @@ struct node {
     uint8_t kind, type;
     uint16_t finish, err;
     uint32_t rank, life;              /* the worker concerned, and its incarnation              */
-    uint32_t from, from_life;         /* KV: the sender; RUN: partner + 1                        */
+    uint32_t from, from_life;         /* KV: the sender; RUN: partner + 1; ROLE: the role        */
     uint32_t count;
     struct req_id req;
     uint64_t value;                   /* PULL, RUN: blocks */
@@ -58,6 +60,7 @@ struct seat {                         /* a rank */
     double busy_s, lived_s;
     uint64_t since_ns;
     bool known;                       /* rank 0 takes it for alive */
+    bool drains;                      /* and wants it empty */
 };
 
 enum { LOG_LENGTH = 2048 };
@@ -252,6 +255,7 @@ static void place(struct sim_world *m, const struct sched_action *a)
     c->id = a->req;
     c->prefill = alone ? a->worker : a->prefill;
     c->decode = alone ? a->worker : a->decode;
+    CHECK(!m->seats[c->prefill].drains && !m->seats[c->decode].drains);
     c->held = kv_index_match(m->index, job->keys,
                              job->block_count < cacheable ? job->block_count : cacheable, held);
     struct node n = { .kind = NODE_EXPECT, .req = a->req };
@@ -263,8 +267,23 @@ static void place(struct sim_world *m, const struct sched_action *a)
     order_to(m, (uint32_t)c->prefill, n);
 }
 
+/* The seat's role, which a worker that comes back has again, is rank 0's; the worker obeys. */
+static void on_role_action(struct sim_world *m, const struct sched_action *a)
+{
+    struct seat *s = &m->seats[a->worker];
+    CHECK(s->known && (a->stage == ROLE_DRAINS) == (a->role != s->role && !s->drains));
+    s->drains = a->stage == ROLE_DRAINS;
+    if (a->stage != ROLE_SWITCHES) return;
+    s->role = a->role;
+    order_to(m, (uint32_t)a->worker, (struct node){ .kind = NODE_ROLE, .from = a->role });
+}
+
 static void carry_out(struct sim_world *m, const struct sched_action *a)
 {
+    if (a->type == ACT_ROLE) {
+        on_role_action(m, a);
+        return;
+    }
     uint32_t number = m->slot_call[a->req.slot];
     struct call *c = &m->calls[number];
     CHECK(m->slot_generation[a->req.slot] == a->req.generation);
@@ -284,6 +303,7 @@ static void carry_out(struct sim_world *m, const struct sched_action *a)
         m->free_slots[m->free_count++] = a->req.slot;
         m->freed++;
         return;
+    case ACT_ROLE: return;
     }
 }
 
@@ -424,10 +444,27 @@ static void on_death(struct sim_world *m)
                            .at_ns = found + 1 + roll(m) % UINT64_C(4000000000) });
 }
 
+static void schedule_wish(struct sim_world *m)
+{
+    if (m->o->chaos.switches_per_s <= 0) return;
+    double wait = 2 * chance(m) / m->o->chaos.switches_per_s;
+    push(m, (struct node){ .kind = NODE_WISH, .at_ns = m->now_ns + (uint64_t)(wait * 1e9) });
+}
+
+static void on_wish(struct sim_world *m)
+{
+    if (m->freed == m->load->count) return;
+    schedule_wish(m);
+    int32_t rank = 1 + (int32_t)(roll(m) % (m->rank_count - 1));
+    struct sched_event e = { .type = EV_ROLE, .worker = rank,
+                             .role = roll(m) % 2 ? ROLE_PREFILL : ROLE_DECODE };
+    tell_sched(m, &e);
+}
+
 static void on_lost(struct sim_world *m, uint32_t rank)
 {
     struct sched_event e = { .type = EV_WORKER_LOST, .worker = (int32_t)rank };
-    m->seats[rank].known = false;
+    m->seats[rank].known = m->seats[rank].drains = false;
     kv_index_lost(m->index, rank);
     tell_sched(m, &e);
 }
@@ -496,6 +533,8 @@ static void happen(struct sim_world *m, const struct node *n)
     case NODE_EXPECT: if (here) worker_expect(s->worker, n->req); return;
     case NODE_DROP: if (here) worker_cancel(s->worker, n->req); return;
     case NODE_KV: on_kv(m, n); return;
+    case NODE_ROLE: CHECK(!here || worker_is_empty(s->worker)); return;
+    case NODE_WISH: on_wish(m); return;
     }
 }
 
@@ -513,6 +552,7 @@ static void open_world(struct sim_world *m, const struct sim_load *load,
         .rank_count = m->rank_count, .queue_max = o->max_queue, .block_tokens = load->block_tokens,
         .policy = o->policy, .decode_policy = o->decode_policy, .seed = o->seed,
         .index = m->index, .pull = !o->no_pull, .metrics_ns = o->metrics_ns,
+        .switch_interval_ns = o->switch_interval_ns,
     };
     m->sched = sched_init(mem_alloc(sched_bytes(&c)), &c);
     m->seats = mem_array(m->rank_count, sizeof *m->seats);
@@ -532,6 +572,7 @@ static void open_world(struct sim_world *m, const struct sim_load *load,
         push(m, (struct node){ .kind = NODE_ARRIVAL, .value = i,
                                .at_ns = (uint64_t)((double)load->jobs[i].arrives_ns / o->speed) });
     schedule_death(m);
+    schedule_wish(m);
 }
 
 static void close_world(struct sim_world *m)
@@ -640,6 +681,8 @@ static void measure(struct sim_world *m, struct sim_result *r)
     struct sched_stats s;
     sched_stats(m->sched, &s);
     r->decisions = s.decisions;
+    r->switches = s.role_switches;
+    r->resumed = s.resumed;
     r->deaths = m->deaths;
     r->events = m->events;
     r->mismatches = m->mismatches;

@@ -11,6 +11,8 @@
 static const struct {
     const char *metric, *label;
 } shown[] = {
+    { "llm_d_workers", "workers" },
+    { "llm_d_role_switches_total", "role switches" },
     { "llm_d_requests_total", "requests" },
     { "llm_d_queue_depth", "waiting" },
     { "llm_d_prefill_queue_depth", "waiting for prefill" },

@@ -114,6 +114,9 @@ struct backend {
     enum err (*open)(void **self, const struct backend_config *c, struct kv_shape *shape_out,
                      struct why *why);
     void (*close)(void *self);
+    /* May be NULL: priorities mean nothing here.  As low_priority, from now on; the compute thread
+     * has ended, and a new one calls the next step. */
+    void (*set_priority)(void *self, int low_priority);
     enum err (*step)(void *self, const struct step *s);
     enum err (*sample)(void *self, struct sample_job *jobs, uint32_t count);
     /* KV of positions first .. first+count-1 of a sequence, in layers layer .. layer+layers-1:

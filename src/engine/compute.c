@@ -105,13 +105,31 @@ enum err compute_open(struct engine *e, struct why *why)
     return why_set(why, ERR_IO, "compute thread: %s", strerror(failed));
 }
 
-void compute_close(struct engine *e)
+static void thread_end(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
     e->leave = true;
     pthread_cond_signal(&e->wake);
     pthread_mutex_unlock(&e->lock);
     pthread_join(e->thread, NULL);
+    e->leave = false;
+}
+
+/* Without privileges a thread can only lower its own priority; a new one has the control thread's
+ * to begin with. */
+void compute_renew(struct engine *e)
+{
+    struct backend_config *b = &e->config.backend;
+    b->low_priority = e->low_priority;
+    if (!e->config.table->set_priority) return;
+    thread_end(e);
+    e->config.table->set_priority(e->backend, b->low_priority);
+    if (thread_start(e)) die("cannot start the compute thread again");
+}
+
+void compute_close(struct engine *e)
+{
+    thread_end(e);
     pthread_cond_destroy(&e->wake);
     pthread_mutex_destroy(&e->lock);
     close(e->event_fd);

@@ -91,6 +91,7 @@ enum err engine_open(struct engine **out, const struct engine_config *c,
     if (err) return err;
     struct engine *e = mem_alloc(sizeof *e);
     e->config = *c;
+    e->low_priority = c->backend.low_priority;
     e->sink = *sink;
     pace_open(&e->pace);
     err = backend_open(e, why);
@@ -194,6 +195,7 @@ bool engine_poll(struct engine *e)
         e->step_running = false;
         batch_collect(e);
     }
+    if (!e->step_running && e->low_priority != e->config.backend.low_priority) compute_renew(e);
     if (!e->step_running && batch_compose(e)) compute_start(e);
     report_kv(e);
     return e->step_running;
@@ -237,6 +239,11 @@ void engine_costs(const struct engine *e, struct engine_costs *out)
     for (int i = 0; i < PACE_COSTS; i++) *each[i] = pace_cost_ns(&e->pace, i);
     out->decode_steps = e->pace.decode_steps;
     out->prefill_steps = e->pace.prefill_steps;
+}
+
+void engine_low_priority(struct engine *e, int low_priority)
+{
+    e->low_priority = low_priority;
 }
 
 void engine_keys(const struct engine *e, void *ctx,

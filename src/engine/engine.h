@@ -160,6 +160,8 @@ void engine_costs(const struct engine *e, struct engine_costs *out);
 /* Every block that can be found by key: what stored and dropped have told, all at once. */
 void engine_keys(const struct engine *e, void *ctx,
                  void (*call)(void *ctx, struct hash128 key, struct hash128 parent));
+/* backend_config.low_priority from now on, or from the end of the running step. */
+void engine_low_priority(struct engine *e, int low_priority);
 /* What the prefix cache may keep, from now on (common/cache_policy.h): blocks that nobody uses for
  * at most ttl_ns, at most entries_max of them, none while more than memory_threshold of the pool is
  * in use, and of a prompt the leading prefix_tokens_max.  0 is no limit; for the threshold 1 is. */

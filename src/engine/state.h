@@ -104,6 +104,7 @@ struct engine {
     struct pace pace;
     uint32_t mixed_steps;             /* with decodes and prompts, since one without prompts */
     bool step_running;
+    int low_priority;                 /* wanted; config.backend has the one in force         */
     bool kv_advanced;                 /* tell sink.kv_progress                               */
     uint32_t layers_seen;             /* of the running step, when last told                 */
 
@@ -146,6 +147,8 @@ void batch_collect(struct engine *e);
 /* compute.c: the compute thread and the event. */
 enum err compute_open(struct engine *e, struct why *why);
 void compute_close(struct engine *e);
+/* Between two steps: a new compute thread, with e->low_priority. */
+void compute_renew(struct engine *e);
 void compute_start(struct engine *e);
 void event_ring(struct engine *e);
 void event_take(struct engine *e);

@@ -125,6 +125,11 @@ static void add_state(struct link_state *sum, const struct link_state *s)
 {
     sum->worker_count += s->worker_count;
     sum->workers_alive += s->workers_alive;
+    sum->workers_prefill += s->workers_prefill;
+    sum->workers_decode += s->workers_decode;
+    sum->workers_both += s->workers_both;
+    sum->workers_spare += s->workers_spare;
+    sum->role_switches += s->role_switches;
     sum->requests_running += s->requests_running;
     sum->requests_waiting += s->requests_waiting;
     sum->prefill_queue_depth += s->prefill_queue_depth;

@@ -231,6 +231,21 @@ static void write_index(const struct link_state *s, struct writer *w)
     counter(w, "llm_d_index_lookups_total", "Prompts looked for in the index.", s->index_lookups);
 }
 
+/* Roles change while a job runs. */
+static void write_roles(const struct link_state *s, struct writer *w)
+{
+    const struct { const char *role; uint32_t count; } rows[] = {
+        { "prefill", s->workers_prefill }, { "decode", s->workers_decode },
+        { "both", s->workers_both }, { "spare", s->workers_spare },
+    };
+    head(w, "llm_d_workers", "gauge", "Workers that answer, by the role they have now.");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        buf_print(w->out, "llm_d_workers{%s,role=\"%s\"} %u\n", w->label, rows[i].role,
+                  rows[i].count);
+    counter(w, "llm_d_role_switches_total", "Workers that went from one role to the other.",
+            s->role_switches);
+}
+
 static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_ns)
 {
     const struct link_state *s = &m->state;
@@ -255,6 +270,7 @@ static void write_llm_d(const struct metrics *m, struct writer *w, uint64_t now_
     gauge(w, "llm_d_token_latency_p95", "95th percentile of seconds between tokens, last minute.",
           recent_p95(m, now_ns));
     gauge(w, "llm_d_workers_alive", "Workers that answer.", s->workers_alive);
+    write_roles(s, w);
     counter(w, "llm_d_workers_lost_total", "Workers declared dead.", s->workers_lost);
     counter(w, "llm_d_requests_replaced_total", "Requests placed again after a loss.",
             s->requests_replaced);

@@ -22,7 +22,7 @@ struct job {
     struct config config;
     int rank, size;
     MPI_Comm control, data;           /* duplicates of the world, one per kind of traffic        */
-    MPI_Comm role_comm;               /* rank 0 alone, prefill, decode or both: from one split   */
+    MPI_Comm role_comm;               /* rank 0 alone, prefill, decode or both: as at the start  */
     MPI_Comm host_comm;               /* the ranks of this host                                  */
     int host_rank, host_size;
     int *host_of;                     /* by rank: the lowest rank on the same host               */
@@ -30,7 +30,7 @@ struct job {
     uint8_t nonce[16];                /* of this job, from rank 0: strangers do not know it      */
     struct hash_secret kv_secret;
     uint8_t link_secret[32];          /* rank 0 only */
-    enum role role;                   /* 0: rank 0 */
+    enum role role;                   /* now; 0: rank 0 */
     uint64_t started_ns;
     struct loop *loop;                /* of this rank's one control thread */
 };
@@ -38,7 +38,7 @@ struct job {
 /* MPI_Init, communicators, roles.  A failure is told to every rank: all of them return it, so that
  * all of them can leave. */
 enum err job_open(struct job *j, struct why *why);
-/* The role of a rank (not 0), by its number. */
+/* The role of a rank (not 0) at the start, by its number. */
 enum role job_role_of(const struct job *j, int rank);
 /* The last ranks wait with their weights loaded, for the place of one that is lost. */
 bool job_is_spare(const struct job *j, int rank);

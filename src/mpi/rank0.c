@@ -88,6 +88,7 @@ static void replace_with_spare(struct rank0 *z, int lost)
         if (!z->workers[i].alive || !z->workers[i].up || !z->workers[i].spare) continue;
         log_info("spare worker=%d takes the place of worker=%d", i, lost);
         employ(z, i, z->workers[lost].role);
+        roles_tell(z, i);
         return;
     }
 }
@@ -345,6 +346,8 @@ static void open_sched(struct rank0 *z)
         .queue_max = (uint32_t)(c->max_queue < REQ_COUNT_MAX ? c->max_queue : REQ_COUNT_MAX),
         .block_tokens = (uint32_t)c->block_size, .seed = c->seed,
         .pull = true, .emitted = z->emitted,
+        .switch_interval_ns = c->enable_pd_role_switch ? c->pd_role_switch_interval_ms * NS_PER_MS
+                                                       : 0,
     };
     struct why why;
     if (policy_start(z, &s, &why)) rank0_over(z, CODE_FAILED, "%s", why.text);

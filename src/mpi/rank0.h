@@ -5,6 +5,7 @@
  *   rank0_act.c       events to the scheduler, its actions to workers and gateways
  *   rank0_policy.c    the policy of cache and placement, at start and when it changes
  *   rank0_link.c      gateways: handshake, frames in, frames out
+ *   rank0_roles.c     workers that change between prefill and decode
  *   rank0_rates.c     how fast workers are, told to the scheduler
  *   rank0_index.c     which worker holds which block; keys of prompts
  *
@@ -170,6 +171,12 @@ enum err policy_start(struct rank0 *z, struct sched_config *s, struct why *why);
 void policy_change(struct rank0 *z, const struct cache_policy *p);
 /* Tells a worker that has come up what differs from its settings. */
 void policy_tell(struct rank0 *z, int worker);
+
+/* rank0_roles.c */
+/* ACT_ROLE. */
+void roles_on_action(struct rank0 *z, const struct sched_action *a);
+/* Tells the workers of a host (by any rank of it) their roles and who goes first there. */
+void roles_tell(struct rank0 *z, int rank);
 
 /* rank0_link.c */
 enum err links_open(struct rank0 *z, struct why *why);

@@ -110,6 +110,10 @@ static enum link_code link_code_of(enum sched_end end, uint16_t finish)
 
 static void carry_out(struct rank0 *z, const struct sched_action *a)
 {
+    if (a->type == ACT_ROLE) {
+        roles_on_action(z, a);
+        return;
+    }
     struct request *r = &z->requests[a->req.slot];
     CHECK(r->used && r->id.generation == a->req.generation);
     switch (a->type) {
@@ -120,6 +124,7 @@ static void carry_out(struct rank0 *z, const struct sched_action *a)
         act_end(z, r, link_code_of(a->end, a->finish), (enum finish)a->finish, a->retry_after_s);
         return;
     case ACT_FREE: request_free(z, r); return;
+    case ACT_ROLE: return;
     }
 }
 

@@ -99,6 +99,10 @@ static void fill_workers(struct rank0 *z, struct link_state *m)
         if (!w->alive) continue;
         const struct msg_stats *s = &w->stats;
         m->workers_alive++;
+        if (w->spare) m->workers_spare++;
+        else if (w->role == ROLE_PREFILL) m->workers_prefill++;
+        else if (w->role == ROLE_DECODE) m->workers_decode++;
+        else m->workers_both++;
         uint64_t block = w->about.block_tokens * w->about.kv_token_bytes;
         m->kv_bytes_total += w->about.blocks_total * block;
         m->kv_bytes_used += (uint64_t)(s->blocks_held + s->blocks_cached) * block;
@@ -124,6 +128,7 @@ static void fill_state(struct rank0 *z, struct link_state *m)
         .prefill_queue_depth = s.waiting + s.prefilling, .decode_active = s.decoding,
         .decisions = s.decisions, .workers_lost = z->workers_lost,
         .requests_no_room = (uint32_t)s.no_room, .requests_replaced = s.recovered,
+        .role_switches = s.role_switches,
         .stale_refused = z->stale,
         .uptime_ns = clock_now_ns() - z->job->started_ns,
         .blocks_total = (uint32_t)blocks(z, offsetof(struct msg_stats, blocks_total)),

@@ -78,6 +78,15 @@ static void keep_to(struct worker *w, const struct cache_policy *p)
         .prefix_tokens_max = p->prefix_tokens_max, .memory_threshold = p->memory_threshold });
 }
 
+/* The cache stays as it is, and so does the engine, which does both. */
+static void on_role(struct worker *w, const struct msg_role *m)
+{
+    if (w->job->role != (enum role)m->role)
+        log_info("role from=%s to=%s", role_name(w->job->role), role_name((enum role)m->role));
+    w->job->role = (enum role)m->role;
+    engine_low_priority(w->engine, m->modest ? PREFILL_NICE : 0);
+}
+
 /* False: no message of this type with this content comes from there. */
 static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
 {
@@ -87,6 +96,7 @@ static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
     const struct msg_ping *ping = msg_as_ping(data, bytes);
     const struct msg_exit *leave = msg_as_exit(data, bytes);
     const struct msg_policy *policy = msg_as_policy(data, bytes);
+    const struct msg_role *role = msg_as_role(data, bytes);
     switch (msg_type_of(data, bytes)) {
     case MSG_RUN: return seq && (worker_on_run(w, seq), true);
     case MSG_EXPECT: return seq && (worker_on_expect(w, seq), true);
@@ -99,6 +109,7 @@ static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
     case MSG_SNAPSHOT:
         return msg_as_snapshot(data, bytes) && (worker_on_snapshot(w), true);
     case MSG_POLICY: return policy && (keep_to(w, &policy->policy), true);
+    case MSG_ROLE: return role && (on_role(w, role), true);
     case MSG_EXIT: return leave && (on_exit_message(w, leave), true);
     default: return false;
     }

@@ -74,6 +74,7 @@ struct worker {
     uint16_t plan_head;                       /* requests planned here, by plan_key           */
     uint32_t plan_count, plan_blocks;
     uint64_t plan_ns;
+    enum role becomes;                        /* it drains to have this role; 0: it stays     */
     uint32_t seen_waiting;                    /* as llm-d would have scraped it               */
     double seen_use;
 };
@@ -81,6 +82,29 @@ struct worker {
 struct flow {                         /* what one user has here: sched/fair.c */
     uint64_t user, attained;          /* tokens, output twice                 */
     uint32_t live, waiting;           /* requests not ended; in the queue     */
+};
+
+/* What all workers together have to do, averaged over the last seconds. */
+struct mix {
+    double prompts;                   /* workers that compute prompts longer than a decode step */
+    double backlog_ns;                /* of prompts, the time it takes to compute them          */
+    double decoding;                  /* sequences that generate                                */
+    double held, blocks;              /* these and those that will, on decode workers; blocks   */
+    double waiting;                   /* requests that wait for nothing but room to generate    */
+    double rising;                    /* more sequences, per second                             */
+};
+
+struct roles {
+    struct mix mix;
+    double held;                      /* at the last look, exactly                          */
+    uint64_t looked_ns, look_ns;      /* the last look, the next one                        */
+    enum role wanted;                 /* the role that lacks a worker; 0: none              */
+    uint64_t wanted_ns;               /* since when                                         */
+    uint64_t free_ns;                 /* no switch begins before, but for the same role     */
+    enum role last;                   /* that a worker took last; 0: nobody                 */
+    uint32_t moving;                  /* the worker that drains; 0: none                    */
+    uint64_t drain_end_ns;
+    bool resumed;                     /* its rest was sent elsewhere                        */
 };
 
 struct sched {
@@ -111,6 +135,7 @@ struct sched {
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
     double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
     uint32_t cores_next[WORKER_COUNT_MAX + 1];    /* the next rank on the same cores, in a ring */
+    struct roles roles;
     uint32_t held[WORKER_COUNT_MAX + 1];  /* by rank: leading blocks of the request in hand */
     uint32_t held_most;               /* the most of them, and a worker with so many; 0: nobody */
     int32_t held_by;
@@ -120,7 +145,16 @@ struct sched {
     struct sched_action actions[];    /* ACTION_ROOM */
 };
 
-enum { ACTIONS_PER_REQUEST = 6, ACTION_ROOM = REQ_COUNT_MAX * ACTIONS_PER_REQUEST };
+enum {
+    ACTIONS_PER_REQUEST = 6,
+    ACTIONS_OF_ROLES = 3 * (SCHED_EVENTS_MAX + 1),  /* an event begins or ends at most one switch */
+    ACTION_ROOM = REQ_COUNT_MAX * ACTIONS_PER_REQUEST + ACTIONS_OF_ROLES
+};
+
+/* sched/sched.c */
+void act(struct sched *s, struct sched_action a);
+/* Ends this attempt; the next one goes on behind what was emitted.  Not a failure. */
+void request_resume(struct sched *s, struct request *r);
 
 /* sched/req.c */
 void request_move(struct request *r, enum req_state to);
@@ -210,6 +244,17 @@ double cost_of_decode(const struct sched *s, const struct request *r, uint32_t p
                       uint32_t rank);
 /* After a first token. */
 void cost_learn(struct sched *s, const struct request *r, uint64_t now_ns);
+
+/* sched/roles.c */
+/* At the end of a step, when all is placed that can be.  True: somebody else takes what now. */
+bool roles_turn(struct sched *s, uint64_t now_ns);
+/* EV_ROLE. */
+void roles_ask(struct sched *s, int32_t worker, enum role role);
+/* A worker has come or gone: a switch that is on its way is called off, none begins for a while. */
+void roles_disturbed(struct sched *s);
+/* When roles_turn wants to be called though nothing happened; UINT64_MAX: no need. */
+uint64_t roles_wake_ns(const struct sched *s);
+void roles_stats(const struct sched *s, struct sched_stats *out);
 
 /* sched/plan.c: requests that wait here for a worker that is about to need them. */
 /* Needs s->held. */

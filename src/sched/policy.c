@@ -1,7 +1,7 @@
 /* sched/policy.c - which workers get the request: the table of policies, and how one is applied.
  *
- *  1. A worker that cannot take it now (not alive, no sequence or block left in its books) never
- *     wins.  A worker that holds nothing can always take what fits it at all.
+ *  1. A worker that cannot take it now (not alive, no sequence or block left in its books, drained
+ *     to change its role) never wins.  Another one that holds nothing can always take what fits it.
  *  2. One token of output needs no decode rank: it is run where prompts are computed.
  *  3. Among those that can, the lowest score wins; scores are policy_score.c and cost.c.
  *  4. A worker of role BOTH takes the whole request when its score is no worse than the best
@@ -74,7 +74,7 @@ static enum role role_now(const struct sched *s, const struct worker *w)
 
 static bool does(const struct sched *s, const struct worker *w, enum part part)
 {
-    if (!w->alive) return false;
+    if (!w->alive || w->becomes) return false;
     enum role role = role_now(s, w);
     if (part == PART_PREFILL) return role == ROLE_PREFILL;
     if (part == PART_DECODE) return role == ROLE_DECODE;
@@ -89,7 +89,7 @@ bool policy_can_ever_take(const struct sched *s, const struct worker *w, const s
 
 bool policy_can_take(const struct sched *s, const struct worker *w, const struct request *r)
 {
-    if (!policy_can_ever_take(s, w, r)) return false;
+    if (!policy_can_ever_take(s, w, r) || w->becomes) return false;
     if (w->seqs_charged == 0) return true;
     return w->seqs_charged < w->seqs
         && w->blocks_charged + r->blocks_soon <= w->blocks
@@ -210,7 +210,7 @@ bool policy_place(struct sched *s, const struct request *r, uint64_t now_ns, int
 
 bool policy_can_plan(const struct sched *s, const struct request *r, uint32_t rank)
 {
-    return policy_can_ever_take(s, &s->workers[rank], r);
+    return !s->workers[rank].becomes && policy_can_ever_take(s, &s->workers[rank], r);
 }
 
 int32_t policy_plan(struct sched *s, const struct request *r, uint64_t now_ns)

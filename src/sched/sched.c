@@ -49,7 +49,7 @@ void sched_index(struct sched *s, const struct kv_index *index)
     s->config.index = index;
 }
 
-static void act(struct sched *s, struct sched_action a)
+void act(struct sched *s, struct sched_action a)
 {
     CHECK(s->action_count < ACTION_ROOM);
     s->actions[(s->action_first + s->action_count) % ACTION_ROOM] = a;
@@ -190,6 +190,12 @@ static void recover(struct sched *s, struct request *r)
     s->stats.recovered++;
 }
 
+void request_resume(struct sched *s, struct request *r)
+{
+    cancel_holders(s, r);
+    request_move(r, REQ_RETRY);
+}
+
 /* A prefill worker lets go when its KV has left, after the first token; whoever else lets go before
  * the last token has failed. */
 static void on_gone(struct sched *s, struct request *r, int32_t worker)
@@ -250,6 +256,7 @@ static void on_lost(struct sched *s, int32_t rank)
     CHECK(w->handing_blocks == 0);
     w->alive = false;
     if (s->kept_rank == (uint32_t)rank) s->kept_rank = 0;
+    roles_disturbed(s);
     policy_roles(s);
     s->lost_wait_ns = s->now_ns + LOST_WAIT_NS;
 }
@@ -290,6 +297,7 @@ static void on_up(struct sched *s, const struct sched_event *e)
         .tokens_max = e->max_tokens, .rates = s->workers[e->worker].rates, .plan_head = NO_SLOT,
         .filled = filled,
     };
+    roles_disturbed(s);
     policy_roles(s);
 }
 
@@ -338,7 +346,11 @@ static void on_event(struct sched *s, const struct sched_event *e, uint64_t now_
     case EV_WORKER_UP: on_up(s, e); return;
     case EV_WORKER_LOST: on_lost(s, e->worker); return;
     case EV_REQUEST: on_request(s, e); return;
-    case EV_DRAIN: s->draining = true; return;
+    case EV_DRAIN:
+        s->draining = true;
+        roles_disturbed(s);
+        return;
+    case EV_ROLE: roles_ask(s, e->worker, e->role); return;
     case EV_RATES: on_rates(s, e); return;
     case EV_POLICY: on_policy(s, e); return;
     case EV_CANCEL:                   /* it may have been placed since the client left */
@@ -443,6 +455,9 @@ size_t sched_step(struct sched *s, uint64_t now_ns, const struct sched_event *in
     end_stranded(s);
     if (s->lost_wait_ns < s->wake_ns) s->wake_ns = s->lost_wait_ns;
     place_waiting(s, now_ns);
+    if (roles_turn(s, now_ns)) place_waiting(s, now_ns);
+    uint64_t look = roles_wake_ns(s);
+    if (look < s->wake_ns) s->wake_ns = look;
     size_t count = 0;
     while (count < out_max && s->action_count > 0) {
         out[count++] = s->actions[s->action_first];
@@ -474,6 +489,7 @@ void sched_stats(const struct sched *s, struct sched_stats *out)
         if (w->role != ROLE_DECODE) out->prefill_alive++;
         if (w->role != ROLE_PREFILL) out->decode_alive++;
     }
+    roles_stats(s, out);
 }
 
 bool sched_idle(const struct sched *s)

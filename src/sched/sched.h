@@ -25,7 +25,8 @@
  * A request whose worker is lost, or gives it up, is placed again under the next attempt and goes
  * on behind what was emitted.  It ends with END_WORKER_LOST only when attempts keep failing, or
  * when for LOST_WAIT_NS nobody that is alive could ever take it.  When all workers of a role are
- * lost, those of the other role do both.
+ * lost, those of the other role do both.  A worker may change its role when the mix of work has
+ * changed (sched/roles.c).
  *
  * Always true: every request gets exactly one ACT_END, then exactly one ACT_FREE once no worker
  * holds anything of it.  A worker's books (sequences, blocks) are charged when a request is placed
@@ -84,6 +85,8 @@ struct sched_config {
     uint64_t ttft_target_ns;          /* 0: 2 s */
     bool pull;                        /* workers can fetch blocks from each other (POLICY_COST)  */
     uint64_t metrics_ns;              /* llm-d-weighted sees queues and KV use this old; 0: exact */
+    uint64_t itl_target_ns;           /* of the loads that role switches weigh; 0: 50 ms         */
+    uint64_t switch_interval_ns;      /* between two role switches, at least; 0: none by itself  */
     /* The caller's, by slot (REQ_COUNT_MAX): tokens emitted so far, of all attempts.  NULL: a new
      * attempt computes the prompt alone. */
     const uint32_t *emitted;
@@ -104,6 +107,9 @@ enum sched_event_type {
     EV_DRAIN,                         /* no new requests; those waiting are served      */
     EV_RATES,                         /* worker, rates: measured, at start or later     */
     EV_POLICY,                        /* policy, decode_policy, weights: from now on    */
+    EV_ROLE,                          /* worker, role: it shall have that one, once drained; nothing
+                                         happens when its own would be left without a worker, or
+                                         another one is drained                         */
 };
 
 struct sched_event {
@@ -134,6 +140,13 @@ enum sched_action_type {
     ACT_CANCEL,                       /* tell worker to drop req                        */
     ACT_END,                          /* tell the gateway: code, finish, retry_after_s  */
     ACT_FREE,                         /* nobody holds req: its slot may be used again   */
+    ACT_ROLE,                         /* worker, role, stage; no req                    */
+};
+
+enum sched_role_stage {
+    ROLE_DRAINS,                      /* it gets nothing new, and shall have that role  */
+    ROLE_SWITCHES,                    /* it holds nothing: from now on it has that role */
+    ROLE_STAYS,                       /* it keeps that role after all                   */
 };
 
 enum sched_end {                      /* why, for ACT_END; maps to enum link_code       */
@@ -161,6 +174,8 @@ struct sched_action {
     int32_t pull_from;
     uint32_t pull_tokens;
     uint64_t pull_ns;                 /* how long that should take */
+    enum role role;                   /* ROLE */
+    enum sched_role_stage stage;
 };
 
 struct sched;
@@ -187,6 +202,9 @@ struct sched_stats {
     uint64_t lookups;                 /* prompts looked for in the index */
     uint32_t waiting, prefilling, decoding, ending;
     uint32_t prefill_alive, decode_alive; /* workers that can take that part; BOTH: in both */
+    uint64_t role_switches;
+    uint64_t resumed;                 /* what a drained worker was still at when time was up     */
+    double prefill_load, decode_load; /* of the roles; above 1 targets are missed                */
 };
 void sched_stats(const struct sched *s, struct sched_stats *out);
 /* True when no request is alive: what a drain waits for. */

@@ -31,7 +31,7 @@
 #include "common/mem.h"
 #include "common/sampling.h"
 
-enum { LINK_MAGIC = 0x524b4c31, LINK_VERSION = 2, LINK_STATE_MS = 500 };
+enum { LINK_MAGIC = 0x524b4c31, LINK_VERSION = 3, LINK_STATE_MS = 500 };
 
 enum link_type {
     LINK_HELLO = 1,
@@ -127,6 +127,8 @@ struct link_state {
     uint32_t prefill_queue_depth, decode_active;
     uint32_t blocks_total, blocks_free, blocks_held, blocks_cached; /* over all workers */
     uint32_t requests_no_room;        /* placements that a worker refused for want of blocks */
+    uint32_t workers_prefill, workers_decode, workers_both, workers_spare; /* alive, by role now */
+    uint64_t role_switches;
     uint64_t kv_bytes_total, kv_bytes_used;
     uint64_t decisions, prompt_tokens, prompt_tokens_cached, output_tokens;
     uint64_t preemptions, stale_refused, kv_bytes_sent, step_ns_sum, uptime_ns;

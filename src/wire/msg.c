@@ -19,6 +19,7 @@ static const char *const type_names[MSG_TYPE_COUNT] = {
     [MSG_BLOCKS] = "BLOCKS",   [MSG_STATS] = "STATS",   [MSG_FATAL] = "FATAL",
     [MSG_SNAPSHOT] = "SNAPSHOT", [MSG_PULL] = "PULL",   [MSG_POLICY] = "POLICY",
     [MSG_LANE] = "LANE",
+    [MSG_ROLE] = "ROLE",
 };
 
 const char *msg_type_name(enum msg_type t)
@@ -118,6 +119,12 @@ const struct msg_policy *msg_as_policy(const void *data, size_t bytes)
 {
     const struct msg_policy *m = exact(data, bytes, sizeof *m, MSG_POLICY, MSG_POLICY);
     return m && cache_policy_valid(&m->policy) ? m : NULL;
+}
+
+const struct msg_role *msg_as_role(const void *data, size_t bytes)
+{
+    const struct msg_role *m = exact(data, bytes, sizeof *m, MSG_ROLE, MSG_ROLE);
+    return m && m->role >= ROLE_BOTH && m->role <= ROLE_DECODE && m->modest <= 1 ? m : NULL;
 }
 
 const struct msg_snapshot *msg_as_snapshot(const void *data, size_t bytes)

@@ -6,6 +6,7 @@
  *   rank 0  --CANCEL-> worker          drop it, whatever its state           (struct msg_req)
  *   rank 0  --LOST---> worker          that rank is dead: no transfers       (struct msg_rank)
  *   rank 0  --POLICY-> worker          what the prefix cache may keep        (struct msg_policy)
+ *   rank 0  --ROLE---> worker          what it computes from now on          (struct msg_role)
  *   rank 0  --PING---> worker          liveness                              (struct msg_ping)
  *   rank 0  --EXIT---> worker          leave with this code                  (struct msg_exit)
  *   rank 0  --SNAPSHOT> worker         say all keys again                    (struct msg_snapshot)
@@ -64,6 +65,7 @@ enum msg_type {
     MSG_PULL,
     MSG_POLICY,
     MSG_LANE,
+    MSG_ROLE,
     MSG_TYPE_COUNT
 };
 
@@ -113,6 +115,11 @@ struct msg_ping { struct msg_head head; uint64_t sent_ns; };
 struct msg_policy { struct msg_head head; struct cache_policy policy; };
 struct msg_exit { struct msg_head head; int32_t code; uint32_t reserved; };
 struct msg_snapshot { struct msg_head head; };
+struct msg_role {
+    struct msg_head head;
+    uint32_t role;                    /* enum role; the worker holds nothing when it changes */
+    uint32_t modest;                  /* 1: its host's cores are decode's first            */
+};
 
 struct msg_ready {
     struct msg_head head;
@@ -235,6 +242,7 @@ const struct msg_req *msg_as_req(const void *data, size_t bytes);
 const struct msg_rank *msg_as_rank(const void *data, size_t bytes);
 const struct msg_ping *msg_as_ping(const void *data, size_t bytes);
 const struct msg_policy *msg_as_policy(const void *data, size_t bytes);
+const struct msg_role *msg_as_role(const void *data, size_t bytes);
 const struct msg_exit *msg_as_exit(const void *data, size_t bytes);
 const struct msg_snapshot *msg_as_snapshot(const void *data, size_t bytes);
 const struct msg_ready *msg_as_ready(const void *data, size_t bytes);

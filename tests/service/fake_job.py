@@ -151,7 +151,7 @@ class FakeJob:
         values = {**dict.fromkeys(STATE_FIELDS, 0), **self.numbers, "state": self.live_state}
         values["uptime_ns"] = time.monotonic_ns()
         if self.peer:
-            self.send(self.peer, STATE, 0, struct.pack("<12I25Q", *(values[f] for f in STATE_FIELDS)))
+            self.send(self.peer, STATE, 0, struct.pack("<16I27Q", *(values[f] for f in STATE_FIELDS)))
 
     def tick(self, peer):
         while self.peer is peer:

@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 
-MAGIC, VERSION = 0x524B4C31, 2
+MAGIC, VERSION = 0x524B4C31, 3
 (HELLO, CHALLENGE, PROOF, WELCOME, REQUEST, CANCEL, TOKENS, SCORES, END, STATE) = range(1, 11)
 (OK, REFUSED_FULL, REFUSED_LENGTH, REFUSED_STATE, WORKER_LOST, TIMEOUT, CANCELLED,
  BAD_REQUEST) = range(8)
@@ -18,7 +18,8 @@ HEAD = struct.Struct("<IHHIIQ")
 MASK = (1 << 64) - 1
 STATE_FIELDS = ("state worker_count workers_alive requests_running requests_waiting "
                 "prefill_queue_depth decode_active blocks_total blocks_free blocks_held "
-                "blocks_cached requests_no_room kv_bytes_total kv_bytes_used decisions prompt_tokens "
+                "blocks_cached requests_no_room workers_prefill workers_decode workers_both "
+                "workers_spare role_switches kv_bytes_total kv_bytes_used decisions prompt_tokens "
                 "prompt_tokens_cached output_tokens preemptions stale_refused kv_bytes_sent "
                 "step_ns_sum uptime_ns workers_lost requests_replaced wakeups index_blocks "
                 "index_bytes index_mismatches index_lookups index_checks reuse_possible reuse_captured "
@@ -188,7 +189,7 @@ class Client:
     def handle(self, got):
         kind, stream, body = got
         if kind == STATE:
-            values = struct.unpack("<12I26Q", body)
+            values = struct.unpack("<16I27Q", body)
             self.state = dict(zip(STATE_FIELDS, values))
             self.states += 1
         elif kind in (TOKENS, SCORES):

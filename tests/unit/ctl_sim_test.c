@@ -19,6 +19,7 @@ static void no_seed_breaks_an_invariant(void **state)
     (void)state;
     uint64_t seeds = getenv("RANKSERVE_TEST_LONG") ? 3000 : 1000;
     uint64_t requests = 0, done = 0, deaths = 0, lost = 0, cancelled = 0, expired = 0, refused = 0;
+    uint64_t switches = 0, resumed = 0;
     for (uint64_t seed = 1; seed <= seeds; seed++) {
         struct sim_result r;
         sim_run_seed(seed, 1000, sim_engine_usual, &r);
@@ -30,11 +31,56 @@ static void no_seed_breaks_an_invariant(void **state)
         cancelled += r.cancelled;
         expired += r.expired;
         refused += r.refused;
+        switches += r.switches;
+        resumed += r.resumed;
     }
     assert_int_equal(requests, seeds * 1000);
     assert_int_equal(done + lost + cancelled + expired + refused, requests);
     /* The misfortunes did happen. */
     assert_true(done > requests / 4 && deaths > seeds && lost && cancelled && expired && refused);
+    assert_true(switches > seeds && resumed > 0);
+}
+
+static struct sim_result shifting(uint32_t requests, uint32_t turns, double speed, uint64_t interval_ns)
+{
+    struct sim_load load;
+    struct sim_result r;
+    struct sim_options o = { .prefill = 4, .decode = 4, .policy = POLICY_COST, .seed = 1,
+                             .speed = speed, .max_queue = REQ_COUNT_MAX,
+                             .switch_interval_ns = interval_ns, .engine = sim_engine_usual };
+    sim_load_shift(5, requests, turns, 16, &load);
+    sim_load_reach(&load, sim_cache_blocks(&load, &o));
+    sim_run(&load, &o, &r);
+    sim_load_release(&load);
+    assert_int_equal(r.done, r.requests);
+    return r;
+}
+
+static void roles_follow_the_mix_of_work(void **state)
+{
+    (void)state;
+    struct sim_result fixed = shifting(7000, 2, 1, 0), moves = shifting(7000, 2, 1, 6000000000);
+    print_message("goodput %.3f with fixed roles, %.3f with %d switches; TTFT p99 %.0f and %.0f ms\n",
+                  fixed.goodput, moves.goodput, (int)moves.switches, fixed.ttft_ms[3],
+                  moves.ttft_ms[3]);
+    assert_int_equal(fixed.switches, 0);
+    assert_true(moves.switches >= 2 && moves.switches <= 12);
+    assert_true(moves.goodput > fixed.goodput + 0.05);
+    assert_true(moves.ttft_ms[3] < 0.7 * fixed.ttft_ms[3]);
+}
+
+/* The same requests, long and short mixed: from well below to well above what they can serve. */
+static void roles_settle_under_a_steady_mix(void **state)
+{
+    (void)state;
+    for (double speed = 0.6; speed < 1.7; speed += 0.25) {
+        struct sim_result fixed = shifting(4000, 1000, speed, 0);
+        struct sim_result moves = shifting(4000, 1000, speed, 6000000000);
+        print_message("speed %.2f: goodput %.3f and %.3f, %d switches\n", speed, fixed.goodput,
+                      moves.goodput, (int)moves.switches);
+        assert_true(moves.switches <= 2);
+        assert_true(moves.goodput > fixed.goodput - 0.02);
+    }
 }
 
 static void a_run_repeats_exactly(void **state)
@@ -108,6 +154,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_seed_breaks_an_invariant),
+        cmocka_unit_test(roles_follow_the_mix_of_work),
+        cmocka_unit_test(roles_settle_under_a_steady_mix),
         cmocka_unit_test(a_run_repeats_exactly),
         cmocka_unit_test(a_trace_is_read_and_what_it_shares_is_known),
         cmocka_unit_test(a_broken_trace_is_refused_with_its_line),

@@ -24,7 +24,8 @@ struct storm {
     uint64_t random;
     struct req_id ids[REQUESTS];      /* of the attempt that workers know */
     bool live[REQUESTS], ended[REQUESTS];
-    bool holds[REQUESTS][RANKS], alive[RANKS];
+    bool holds[REQUESTS][RANKS], alive[RANKS], drains[RANKS];
+    uint32_t switches;
     uint32_t generation, ends, frees, asked;
 };
 
@@ -43,10 +44,17 @@ static void apply(struct storm *m, const struct sched_action *a)
     case ACT_RUN:
     case ACT_PAIR:
         assert_true(m->alive[first] && m->alive[second] && !m->ended[slot]);
+        assert_false(m->drains[first] || m->drains[second]);
         m->ids[slot] = a->req;
         m->holds[slot][first] = m->holds[slot][second] = true;
         return;
     case ACT_CANCEL: return;
+    case ACT_ROLE:
+        for (int i = 0; a->stage == ROLE_SWITCHES && i < REQUESTS; i++)
+            assert_false(m->holds[i][a->worker]);
+        m->drains[a->worker] = a->stage == ROLE_DRAINS;
+        m->switches += a->stage == ROLE_SWITCHES;
+        return;
     case ACT_END:
         assert_false(m->ended[slot]);                                                   /* L1 */
         m->ended[slot] = true;
@@ -108,7 +116,7 @@ static void come_or_go(struct storm *m, int32_t rank)
         for (size_t i = 0; i < m->w->count; i++) apply(m, &m->w->out[i]);
         return;
     }
-    m->alive[rank] = false;
+    m->alive[rank] = m->drains[rank] = false;
     for (int i = 0; i < REQUESTS; i++) m->holds[i][rank] = false;
     say(m, (struct sched_event){ .type = EV_WORKER_LOST, .worker = rank });
 }
@@ -132,7 +140,7 @@ static void speak(struct storm *m, uint16_t slot, int32_t rank)
         assert_memory_equal(&before.state, &m->w->s->requests[slot].state, sizeof before.state);
 }
 
-static void storm(uint64_t seed)
+static void storm(uint64_t seed, uint32_t *switches)
 {
     struct storm m = { .w = world_make(seed % 2), .random = seed };
     for (int32_t i = 1; i < RANKS; i++) come_or_go(&m, i);
@@ -143,6 +151,10 @@ static void storm(uint64_t seed)
         if (!m.live[slot]) ask(&m, slot);
         else if (what < 5) say(&m, (struct sched_event){ .type = EV_CANCEL, .req = m.ids[slot] });
         else if (what == 5) come_or_go(&m, 1 + (int32_t)draw(&m, RANKS - 1));
+        else if (what < 9)
+            say(&m, (struct sched_event){ .type = EV_ROLE,
+                                          .worker = 1 + (int32_t)draw(&m, RANKS - 1),
+                                          .role = draw(&m, 2) ? ROLE_PREFILL : ROLE_DECODE });
         else speak(&m, slot, 1 + (int32_t)draw(&m, RANKS - 1));
         check_books(&m);
     }
@@ -158,6 +170,7 @@ static void storm(uint64_t seed)
     }
     assert_int_equal(m.ends, m.asked);
     assert_int_equal(m.frees, m.asked);
+    *switches += m.switches;
     assert_true(sched_idle(m.w->s));
     world_free(m.w);
 }
@@ -165,7 +178,9 @@ static void storm(uint64_t seed)
 static void l1_l2_l3_l5_l7_l8_l10_hold_in_a_storm_of_deaths_refusals_and_cancels(void **state)
 {
     (void)state;
-    for (uint64_t seed = 1; seed <= 60; seed++) storm(seed);
+    uint32_t switches = 0;
+    for (uint64_t seed = 1; seed <= 60; seed++) storm(seed, &switches);
+    assert_true(switches > 20);
 }
 
 int main(void)

@@ -51,6 +51,7 @@ static void apply(struct sim *m, const struct sched_action *a)
 {
     struct fate *f = fate_of(m, a->req);
     switch (a->type) {
+    case ACT_ROLE: fail_msg("nobody asked for another role"); return;
     case ACT_RUN:
         assert_true(m->alive[a->worker] && !f->ended);
         f->holding[a->worker] = 1;

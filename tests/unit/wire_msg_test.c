@@ -93,6 +93,11 @@ static void *make_any(enum msg_type type)
         m->policy.memory_threshold = 0.5;
         return m;
     }
+    case MSG_ROLE: {
+        struct msg_role *m = make(type, sizeof *m);
+        m->role = ROLE_DECODE;
+        return m;
+    }
     case MSG_STATS: return make(type, sizeof(struct msg_stats));
     case MSG_FATAL: return make(type, sizeof(struct msg_fatal));
     default: fail_msg("no such type"); return NULL;
@@ -108,6 +113,7 @@ static const void *as_any(enum msg_type type, const void *data, size_t bytes)
     case MSG_PING: return msg_as_ping(data, bytes);
     case MSG_EXIT: return msg_as_exit(data, bytes);
     case MSG_POLICY: return msg_as_policy(data, bytes);
+    case MSG_ROLE: return msg_as_role(data, bytes);
     case MSG_READY: return msg_as_ready(data, bytes);
     case MSG_KV: return msg_as_kv(data, bytes);
     case MSG_KVEND: return msg_as_kvend(data, bytes);

@@ -267,6 +267,15 @@ static void cpu_close(void *self)
     free(u);
 }
 
+static void cpu_set_priority(void *self, int low_priority)
+{
+    struct cpu *u = self;
+    pool_close(u->pool);
+    u->c.low_priority = low_priority;
+    u->pool = pool_open(u->c.threads, low_priority);
+    u->priority_set = false;
+}
+
 static enum err cpu_open(void **self, const struct backend_config *c, struct kv_shape *shape_out,
                          struct why *why)
 {
@@ -297,7 +306,8 @@ static enum err cpu_open(void **self, const struct backend_config *c, struct kv_
 }
 
 const struct backend backend_cpu = {
-    .name = "cpu", .open = cpu_open, .close = cpu_close, .step = cpu_step, .sample = cpu_sample,
+    .name = "cpu", .open = cpu_open, .close = cpu_close, .set_priority = cpu_set_priority,
+    .step = cpu_step, .sample = cpu_sample,
     .kv_read = cpu_kv_read, .kv_write = cpu_kv_write, .packed_bytes = cpu_packed_bytes,
     .pack = cpu_pack,
 };
