@@ -13,7 +13,8 @@ void sim_print_head(void)
 
 void sim_print_row(const char *name, const struct sim_result *r)
 {
-    printf("%-18s %9.0f %9.0f %9.0f %8.1f %8.1f %9.0f %7.1f %7.1f %7.1f %6.1f %6.2f %5u %8llu %9.0f\n",
+    printf("%-18s %9.0f %9.0f %9.0f %8.1f %8.1f %9.0f %7.1f %7.1f %7.1f %6.1f %6.2f %5u %8llu "
+           "%9.0f\n",
            name, r->ttft_ms[0], r->ttft_ms[1], r->ttft_ms[3], r->itl_ms[1], r->itl_ms[3],
            r->e2e_ms[1], 100 * r->goodput, 100 * r->reuse_possible, 100 * r->reuse_held,
            100 * r->busy, r->imbalance, r->requests - r->done,

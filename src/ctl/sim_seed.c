@@ -23,9 +23,9 @@ void sim_run_seed(uint64_t seed, uint32_t requests, struct sim_engine e, struct 
     o.chaos = (struct sim_chaos){
         .deaths_per_s = (double)(seed % 3) * 0.5, .cancel_share = 0.1, .deadline_share = 0.1,
         .delay_ns = seed % 4 * 5000000, .slow_share = 0.2,
-        .switches_per_s = (double)(seed / 3 % 4) * 0.7,
+        .switches_per_s = (double)(seed / 3 % 4) * 0.3,
     };
-    o.switch_interval_ns = seed / 5 % 4 * 400000000;
+    o.switch_interval_ns = seed / 5 % 4 * 900000000;
     sim_load_mix(seed, requests, 20 + (double)(seed % 7) * 15, 16, &load);
     sim_load_reach(&load, sim_cache_blocks(&load, &o));
     sim_run(&load, &o, out);

@@ -25,7 +25,7 @@
 #define GIVEN_LEFT 0.9                /* and that at most: it must not be the next one to lack  */
 #define GAIN_LEAST 0.2                /* of what one worker does */
 #define OVER 100.0
-#define LATER 2                       /* intervals that a rise of sequences is taken to go on */
+#define LATER 2                       /* intervals that a rise of sequences goes on */
 /* Parts of the interval: that the average looks back, that a lack must last, between two looks. */
 enum { AVERAGE_PART = 3, LASTS_PART = 3, LOOK_PART = 30 };
 enum { REST_TOKENS = 200 };           /* that a sequence still has to come, about */
@@ -300,7 +300,8 @@ static enum role lacking(const struct sched *s, uint32_t *rank)
     if (given > GIVEN_MOST * most || given > GIVEN_LEFT) return 0;
     *rank = giver(s, more_prefill ? ROLE_DECODE : ROLE_PREFILL);
     double gain = (1 - most_then / most) * (t.prefill + t.decode);
-    if (gain < GAIN_LEAST || gain * (double)s->config.switch_interval_ns <= drain_ns(s, &t, *rank)) return 0;
+    double gain_ns = gain * (double)s->config.switch_interval_ns;
+    if (gain < GAIN_LEAST || gain_ns <= drain_ns(s, &t, *rank)) return 0;
     return more_prefill ? ROLE_PREFILL : ROLE_DECODE;
 }
 

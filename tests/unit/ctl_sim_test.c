@@ -41,7 +41,8 @@ static void no_seed_breaks_an_invariant(void **state)
     assert_true(switches > seeds && resumed > 0);
 }
 
-static struct sim_result shifting(uint32_t requests, uint32_t turns, double speed, uint64_t interval_ns)
+static struct sim_result shifting(uint32_t requests, uint32_t turns, double speed,
+                                  uint64_t interval_ns)
 {
     struct sim_load load;
     struct sim_result r;
@@ -59,10 +60,10 @@ static struct sim_result shifting(uint32_t requests, uint32_t turns, double spee
 static void roles_follow_the_mix_of_work(void **state)
 {
     (void)state;
-    struct sim_result fixed = shifting(7000, 2, 1, 0), moves = shifting(7000, 2, 1, 6000000000);
-    print_message("goodput %.3f with fixed roles, %.3f with %d switches; TTFT p99 %.0f and %.0f ms\n",
-                  fixed.goodput, moves.goodput, (int)moves.switches, fixed.ttft_ms[3],
-                  moves.ttft_ms[3]);
+    struct sim_result fixed = shifting(7000, 2, 1, 0);
+    struct sim_result moves = shifting(7000, 2, 1, 6000000000);
+    print_message("goodput %.3f, %.3f with %d switches; TTFT p99 %.0f and %.0f ms\n", fixed.goodput,
+                  moves.goodput, (int)moves.switches, fixed.ttft_ms[3], moves.ttft_ms[3]);
     assert_int_equal(fixed.switches, 0);
     assert_true(moves.switches >= 2 && moves.switches <= 12);
     assert_true(moves.goodput > fixed.goodput + 0.05);
