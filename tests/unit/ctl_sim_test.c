@@ -74,7 +74,7 @@ static void roles_follow_the_mix_of_work(void **state)
 static void roles_settle_under_a_steady_mix(void **state)
 {
     (void)state;
-    for (double speed = 0.6; speed < 1.7; speed += 0.25) {
+    for (double speed = 0.6; speed < 1.7; speed += 0.5) {
         struct sim_result fixed = shifting(4000, 1000, speed, 0);
         struct sim_result moves = shifting(4000, 1000, speed, 6000000000);
         print_message("speed %.2f: goodput %.3f and %.3f, %d switches\n", speed, fixed.goodput,
