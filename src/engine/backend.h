@@ -141,7 +141,9 @@ const struct backend *backend_find(const char *name);
 /* Why the last backend_find found none: one line. */
 const char *backend_missing(void);
 
-/* The best this CPU offers, capped by RANKSERVE_ISA=plain|avx2|avx512 (a wrong word: die). */
+/* The best this CPU offers, capped by RANKSERVE_ISA=plain|avx2|avx512. */
+enum err isa_find(enum isa *out, struct why *why);
+/* The same; a wrong word: die. */
 enum isa isa_best(void);
 const char *isa_name(enum isa isa);
 

@@ -27,15 +27,26 @@ static enum isa isa_of_cpu(void)
 #endif
 }
 
+enum err isa_find(enum isa *out, struct why *why)
+{
+    const char *wanted = getenv("RANKSERVE_ISA");
+    *out = isa_of_cpu();
+    if (!wanted || !*wanted) return OK;
+    for (int i = 0; i < ISA_COUNT; i++) {
+        if (strcmp(wanted, names[i]) != 0) continue;
+        if ((enum isa)i < *out) *out = (enum isa)i;
+        return OK;
+    }
+    return why_set(why, ERR_FORMAT, "RANKSERVE_ISA is '%.40s': it must be plain, avx2 or avx512",
+                   wanted);
+}
+
 enum isa isa_best(void)
 {
-    enum isa best = isa_of_cpu();
-    const char *wanted = getenv("RANKSERVE_ISA");
-    if (!wanted || !*wanted) return best;
-    for (int i = 0; i < ISA_COUNT; i++) {
-        if (strcmp(wanted, names[i]) == 0) return (enum isa)i < best ? (enum isa)i : best;
-    }
-    die("RANKSERVE_ISA is '%s': it must be plain, avx2 or avx512", wanted);
+    enum isa best;
+    struct why why;
+    if (isa_find(&best, &why)) die("%s", why.text);
+    return best;
 }
 
 const char *isa_name(enum isa isa)

@@ -118,9 +118,9 @@ static enum err open_model(struct weights *w, const struct job *j, struct why *w
 
 /* -- what the backend makes of it ------------------------------------------------------------- */
 
-static enum isa common_isa(const struct job *j)
+static enum isa common_isa(const struct job *j, enum isa best)
 {
-    int mine = j->rank == 0 ? ISA_COUNT : (int)isa_best(), lowest; /* rank 0 never computes */
+    int mine = j->rank == 0 ? ISA_COUNT : (int)best, lowest; /* rank 0 never computes */
     MPI_Allreduce(&mine, &lowest, 1, MPI_INT, MPI_MIN, j->control);
     return (enum isa)lowest;
 }
@@ -142,7 +142,8 @@ static enum err pack(struct weights *w, const struct job *j, struct why *why)
 
 enum err weights_open(struct weights *w, const struct job *j, struct why *why)
 {
-    enum err e = OK;
+    enum isa best;
+    enum err e = isa_find(&best, why);
     w->table = backend_find(j->config.backend);
     if (!w->table) e = why_set(why, ERR_UNSUPPORTED, "backend: %s %s", j->config.backend,
                                backend_missing());
@@ -151,7 +152,7 @@ enum err weights_open(struct weights *w, const struct job *j, struct why *why)
     if (!e) e = open_model(w, j, why);
     if (e) return e;
     bool oracle = strcmp(j->config.activations, "float") == 0; /* it is plain C everywhere */
-    w->isa = oracle ? ISA_PLAIN : common_isa(j);
+    w->isa = oracle ? ISA_PLAIN : common_isa(j, best);
     if (w->table->packed_bytes) e = pack(w, j, why);
     return job_agree(j, e, why);
 }

@@ -104,6 +104,8 @@ void worker_on_snapshot(struct worker *w);
 /* worker_push.c */
 void push_open(struct worker *w, struct wseq *s, uint32_t total);
 void push_ready(struct wseq *s, uint32_t held);
+/* A test wants that this READY never comes. */
+bool push_ready_withheld(struct req_id req);
 void push_first_token(struct wseq *s, const struct token_record *record);
 void push_close(struct worker *w, struct wseq *s);
 /* Sends whatever is complete and has room. */

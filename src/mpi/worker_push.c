@@ -18,6 +18,18 @@
 
 #define READY_NS (10 * NS_PER_S)
 
+/* RANKSERVE_FAKE_NO_READY=MS, for tests: first attempts get no READY, and wait for so long. */
+static uint64_t patience_ns(void)
+{
+    const char *fake = getenv("RANKSERVE_FAKE_NO_READY");
+    return fake ? strtoull(fake, NULL, 10) * NS_PER_MS : READY_NS;
+}
+
+bool push_ready_withheld(struct req_id req)
+{
+    return req.attempt == 1 && getenv("RANKSERVE_FAKE_NO_READY");
+}
+
 struct push {
     struct push *next;
     uint64_t since_ns;
@@ -122,9 +134,9 @@ static bool sent_all(const struct push *p)
 
 static void await_ready(struct worker *w, struct push *p)
 {
-    if (clock_now_ns() - p->since_ns < READY_NS) return;
-    log_warn("push req=%u.%u to=%d: no READY in %d s", p->seq->req.slot, p->seq->req.generation,
-             p->seq->peer, (int)(READY_NS / NS_PER_S));
+    if (clock_now_ns() - p->since_ns < patience_ns()) return;
+    log_warn("push req=%u.%u to=%d: no READY in %.1f s", p->seq->req.slot, p->seq->req.generation,
+             p->seq->peer, (double)patience_ns() / NS_PER_S);
     worker_give_up(w, p->seq, ERR_TIMEOUT);
 }
 

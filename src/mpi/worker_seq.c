@@ -108,7 +108,8 @@ void worker_on_expect(struct worker *w, const struct msg_seq *m)
     struct wseq *s = enter(w, m, SEQ_IMPORT);
     if (!s || !admit(w, s, m, &held)) return;
     struct msg_ready ready = { .req = m->req, .held_tokens = held };
-    port_send_copy(w->port, m->peer, &ready, MSG_READY, sizeof ready);
+    if (!push_ready_withheld(m->req))
+        port_send_copy(w->port, m->peer, &ready, MSG_READY, sizeof ready);
     port_send_copy(w->port, 0, &ready, MSG_READY, sizeof ready);
 }
 

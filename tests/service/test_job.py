@@ -14,6 +14,7 @@ import pytest
 
 import link_client as link
 from job import MODEL, Job
+from service import PATIENCE
 
 pytestmark = pytest.mark.skipif(not os.path.exists(MODEL), reason="RANKSERVE_TEST_MODEL is not set")
 SHAPES = [dict(both=1), dict(prefill=1, decode=1), dict(prefill=2, decode=2)]
@@ -157,6 +158,18 @@ def test_a_decode_rank_that_has_no_room_after_all_costs_a_retry_and_no_answer():
         assert c.state["requests_no_room"] == job.log().count("refused req") >= 1
 
 
+def test_a_decode_rank_that_never_says_ready_costs_an_attempt_and_no_answer():
+    ids = prompt(7, 90)
+    with Job(both=1, env=FAST) as job:
+        want = job.client().generate(ids, max_tokens=10).ids
+    with Job(prefill=1, decode=1, env=dict(FAST, RANKSERVE_FAKE_NO_READY="300")) as job:
+        c = job.client()
+        a = c.generate(ids, max_tokens=10, timeout=15)
+        assert a.code == 0 and a.ids == want
+        assert job.wait_log("no READY in 0.3 s")
+        assert c.home()
+
+
 def test_a_gateway_that_leaves_frees_everything():
     with Job(prefill=1, decode=1, env=SLOW) as job:
         stays, leaves = job.client(), job.client()
@@ -289,6 +302,33 @@ def test_a_bad_model_is_told_in_one_line(tmp_path):
             lines = re.findall("^rankserve: .*", job.log(), re.M)
             assert len(lines) == 1, job.log()
             assert job.status()["code"] == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_an_unknown_instruction_set_is_told_in_one_line(shape):
+    with Job(backend="cpu", env={"RANKSERVE_ISA": "nonsense"}, live=False, **shape) as job:
+        assert job.ended_by_itself(8 * PATIENCE)
+        lines = re.findall("^rankserve: .*", job.log(), re.M)
+        assert lines == ["rankserve: RANKSERVE_ISA is 'nonsense': it must be plain, avx2 or avx512"]
+        assert job.status()["code"] == 1 and "nonsense" in job.status()["why"]
+
+
+def test_more_memory_than_the_host_has_is_told_in_one_line():
+    with Job("--kv-cache-memory-bytes", "8TiB", "--max-model-len", 1000, backend="cpu", both=1,
+             live=False) as job:
+        assert job.ended_by_itself(8 * PATIENCE)
+        assert job.log().count("kv-cache-memory-bytes is 8796093022208") == 1, job.log()
+        assert job.status()["code"] == 1 and "memory" in job.status()["why"]
+
+
+@pytest.mark.skipif(PATIENCE > 1, reason="the address sanitizer takes more address space than any")
+def test_memory_that_cannot_be_had_is_told_in_one_line():
+    limit = ("bash", "-c", 'ulimit -v 4000000; exec "$@"', "limited")
+    with Job("--kv-cache-memory-bytes", "4GiB", "--max-model-len", 1000, backend="cpu", both=1,
+             live=False, wrap=limit) as job:
+        assert job.ended_by_itself(8)
+        assert len(re.findall("KV cache of .* Cannot allocate memory", job.log())) == 1, job.log()
+        assert job.status()["code"] == 1 and "KV cache" in job.status()["why"]
 
 
 def test_a_pool_too_small_for_the_model_is_told_by_the_worker_that_found_out():

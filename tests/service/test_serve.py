@@ -225,8 +225,14 @@ def test_start_refuses_what_cannot_work(needs_model, tmp_path):
                         (["--model", MODEL, "--threads", "10000"], "threads"),
                         (["--model", MODEL, "--kv-cache-memory-bytes", "1MiB",
                           "--max-model-len", "8192"], "kv-cache-memory-bytes"),
+                        (["--model", MODEL, "--kv-cache-memory-bytes", "8TiB"], "of memory"),
                         (["--model", MODEL, "--tensor-parallel-size", "2"], "tensor")]:
         r = subprocess.run([CTL, "up", "--listen", "127.0.0.1:0", *flags], capture_output=True,
                            text=True, timeout=60 * PATIENCE)
         assert r.returncode != 0, flags
         assert word in r.stderr, (flags, r.stderr)
+    r = subprocess.run([CTL, "up", "--listen", "127.0.0.1:0", "--model", MODEL],
+                       capture_output=True, text=True, timeout=60 * PATIENCE,
+                       env={**os.environ, "RANKSERVE_ISA": "nonsense"})
+    line = "RANKSERVE_ISA is 'nonsense': it must be plain, avx2 or avx512"
+    assert r.returncode == 1 and r.stderr.endswith(f"the job ended: {line}\n"), r.stderr

@@ -88,6 +88,24 @@ static void one_step_that_hung_says_little_and_a_slower_machine_is_noticed(void 
     assert_near(&p, load_of(4, 600, 0, 0), 2, 1.15);
 }
 
+/* Steps of all kinds, which leave nothing in doubt. */
+static struct pace_load any_load(uint32_t i)
+{
+    return load_of(i % 9, 37 * (i % 61), 53 * (i % 67), i % 3 ? i * 7 % 97 : i % 9 == 0);
+}
+
+/* What was certain for hours is doubted again: costs drift. */
+static void a_machine_that_is_known_well_may_still_change(void **state)
+{
+    (void)state;
+    struct pace p;
+    pace_open(&p);
+    for (uint32_t i = 0; i < 50000; i++) learn(&p, any_load(i), 1);
+    for (uint32_t i = 0; i < 40; i++) assert_near(&p, any_load(i), 1, 1.15);
+    for (uint32_t i = 0; i < 500; i++) learn(&p, any_load(i), 2);
+    for (uint32_t i = 0; i < 40; i++) assert_near(&p, any_load(i), 2, 1.25);
+}
+
 static void the_longest_chunk_that_fits_is_found(void **state)
 {
     (void)state;
@@ -127,6 +145,7 @@ int main(void)
         cmocka_unit_test(costs_of_a_machine_are_learned_from_its_steps),
         cmocka_unit_test(hours_of_the_same_step_teach_nothing_wrong),
         cmocka_unit_test(one_step_that_hung_says_little_and_a_slower_machine_is_noticed),
+        cmocka_unit_test(a_machine_that_is_known_well_may_still_change),
         cmocka_unit_test(the_longest_chunk_that_fits_is_found),
         cmocka_unit_test(before_anything_was_learned_all_fits),
     };

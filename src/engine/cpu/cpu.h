@@ -86,7 +86,10 @@ struct cpu {
     struct sampler **samplers;        /* (threads)                                            */
 };
 
-/* Memory straight from the kernel: zero, aligned, and paid for when touched.  Dies without. */
+/* Memory straight from the kernel: zero, aligned, and paid for when touched.  NULL: there is none.
+ */
+void *pages_try(uint64_t bytes);
+/* Dies without. */
 void *pages_take(uint64_t bytes);
 void pages_give(void *at, uint64_t bytes);
 /* Lets the kernel take back the pages of a read-only file mapping; does nothing to other memory. */

@@ -8,8 +8,10 @@
  * in the pool; a part of n tokens is K (n, K*S), V (n, K*S) and, of 8-bit types, the floats that
  * scale them: K's (n, K), V's (n, K).
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/cpu/cpu.h"
 
@@ -21,6 +23,20 @@ static uint64_t block_bytes(const struct cpu *u)         /* of one block in one 
 static uint64_t head_bytes(const struct cpu *u)          /* of one head in one block */
 {
     return block_bytes(u) / u->model->h.kv_heads;
+}
+
+/* What is promised here is paid for when blocks are used: more than there is must not be. */
+static enum err kv_memory(struct cpu *u, uint64_t bytes, struct why *why)
+{
+    uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    if (bytes > all)
+        return why_set(why, ERR_MEMORY, "kv-cache-memory-bytes is %" PRIu64 ", and this host has %"
+                       PRIu64 " bytes of memory", u->c.kv_bytes, all);
+    u->kv_bytes = bytes;
+    u->kv = pages_try(bytes);
+    if (u->kv) return OK;
+    return why_set(why, ERR_MEMORY, "no memory for a KV cache of %" PRIu64 " bytes: %s", bytes,
+                   strerror(errno));
 }
 
 enum err kv_open(struct cpu *u, struct why *why)
@@ -43,9 +59,7 @@ enum err kv_open(struct cpu *u, struct why *why)
     u->shape = (struct kv_shape){ .block_count = (uint32_t)count, .block_tokens = tokens,
                                   .layers = h->layers,
                                   .token_bytes = kv_token_bytes(h, u->c.kv_type) };
-    u->kv_bytes = count * per_block;
-    u->kv = pages_take(u->kv_bytes);
-    return OK;
+    return kv_memory(u, count * per_block, why);
 }
 
 void kv_close(struct cpu *u)

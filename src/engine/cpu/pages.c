@@ -6,12 +6,19 @@
 
 #include "engine/cpu/cpu.h"
 
-void *pages_take(uint64_t bytes)
+void *pages_try(uint64_t bytes)
 {
     void *at = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) die("out of memory: %" PRIu64 " bytes", bytes);
+    if (at == MAP_FAILED) return NULL;
     if (bytes >= 2 << 20) madvise(at, bytes, MADV_HUGEPAGE);
+    return at;
+}
+
+void *pages_take(uint64_t bytes)
+{
+    void *at = pages_try(bytes);
+    if (!at) die("out of memory: %" PRIu64 " bytes", bytes);
     return at;
 }
 
