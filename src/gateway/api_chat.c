@@ -74,7 +74,7 @@ static void parse_arguments(json_t *message)
         const char *text = json_string_value(arguments);
         size_t bytes = json_string_length(arguments);
         if (json_too_deep(text, bytes)) continue;
-        json_t *object = json_load(text, bytes, NULL);
+        json_t *object = json_load(text, bytes, NULL, NULL);
         if (object) json_object_set_new(function, "arguments", object);
     }
 }

@@ -5,6 +5,7 @@
  * its place; jansson loads the rest, and each name is then replaced by its string.  A name is 128
  * random bits, drawn for this text, and a number.  A string that is not plainly right stays in the
  * text; and when jansson refuses the rest, it gets the whole text: errors are always its own.
+ * A prompt's list of ids is lifted likewise, and stays out: a hundred bytes of value an id less.
  */
 #include "gateway/api_json.h"
 
@@ -18,7 +19,7 @@
 #include "common/mem.h"
 #include "model/tokenizer_utf8.h"
 
-enum { LONG_BYTES = 512, RANDOM_DIGITS = 32, NAME_BYTES = RANDOM_DIGITS + 8 };
+enum { LONG_BYTES = 512, RANDOM_DIGITS = 32, NAME_BYTES = RANDOM_DIGITS + 8, IDS_LEAST = 16 };
 
 struct lift {
     const char *text;
@@ -27,6 +28,8 @@ struct lift {
     char name[NAME_BYTES + 1];
     json_t **strings;                 /* by the last eight digits of their names */
     uint32_t count, room;
+    struct json_ids *ids;             /* NULL: not wanted */
+    size_t string_from, string_end;   /* the last one */
 };
 
 /* -- where strings are ------------------------------------------------------------------------- */
@@ -45,7 +48,13 @@ static size_t string_end(const char *text, size_t bytes, size_t from)
     return bytes;
 }
 
+static bool is_white(char c)
+{
+    return c == ' ' || c == '\t' || c == '\r' || c == '\n';
+}
+
 static void lift_string(struct lift *l, size_t from, size_t end);
+static size_t lift_ids(struct lift *l, size_t at);
 
 /* False: too deep.  `l` may be NULL. */
 static bool walk(const char *text, size_t bytes, struct lift *l)
@@ -56,8 +65,18 @@ static bool walk(const char *text, size_t bytes, struct lift *l)
         if (c == '"') {
             size_t from = at + 1;
             at = string_end(text, bytes, from);
-            if (l && at < bytes && at - from >= LONG_BYTES) lift_string(l, from, at);
+            if (!l) continue;
+            l->string_from = from;
+            l->string_end = at;
+            if (at < bytes && at - from >= LONG_BYTES) lift_string(l, from, at);
         } else if (c == '{' || c == '[') {
+            if (l && depth == 1 && c == '[') {
+                size_t end = lift_ids(l, at);
+                if (end) {
+                    at = end;
+                    continue;
+                }
+            }
             if (++depth > JSON_DEPTH_MAX) return false;
         } else if ((c == '}' || c == ']') && depth) {
             depth--;
@@ -179,10 +198,19 @@ static json_t *string_of(const char *text, size_t bytes)
 
 /* -- out, and back ----------------------------------------------------------------------------- */
 
+static void draw_name(struct lift *l)
+{
+    uint64_t random[2];
+    if (*l->name) return;
+    secret_random(random, sizeof random);
+    snprintf(l->name, sizeof l->name, "%016llx%016llx", (unsigned long long)random[0],
+             (unsigned long long)random[1]);
+}
+
 static bool is_key(const struct lift *l, size_t end)
 {
     size_t at = end + 1;
-    while (at < l->bytes && memchr(" \t\r\n", l->text[at], 4)) at++;
+    while (at < l->bytes && is_white(l->text[at])) at++;
     return at < l->bytes && l->text[at] == ':';
 }
 
@@ -190,12 +218,7 @@ static void lift_string(struct lift *l, size_t from, size_t end)
 {
     json_t *s = is_key(l, end) ? NULL : string_of(l->text + from, end - from);
     if (!s) return;
-    if (l->count == 0) {
-        uint64_t random[2];
-        secret_random(random, sizeof random);
-        snprintf(l->name, sizeof l->name, "%016llx%016llx", (unsigned long long)random[0],
-                 (unsigned long long)random[1]);
-    }
+    draw_name(l);
     if (l->count == l->room) {
         l->room = l->room ? 2 * l->room : 16;
         l->strings = mem_resize(l->strings, l->room, sizeof(json_t *));
@@ -205,6 +228,60 @@ static void lift_string(struct lift *l, size_t from, size_t end)
     buf_add(&l->rest, l->text + l->copied, from - l->copied);
     buf_add(&l->rest, l->name, NAME_BYTES);
     l->copied = end;
+}
+
+/* Is text[at] the value of "prompt" or "tokens"? */
+static bool is_prompt(const struct lift *l, size_t at)
+{
+    const char *key = l->text + l->string_from;
+    while (at && is_white(l->text[at - 1])) at--;
+    if (!at || l->text[--at] != ':') return false;
+    while (at && is_white(l->text[at - 1])) at--;
+    if (!at || at - 1 != l->string_end || l->string_end - l->string_from != 6) return false;
+    return memcmp(key, "prompt", 6) == 0 || memcmp(key, "tokens", 6) == 0;
+}
+
+/* Integers of one to nine digits up to the bracket; its place, 0: there is something else. */
+static size_t read_ids(const char *text, size_t bytes, size_t at, struct token_list *out)
+{
+    for (;; at++) {
+        int32_t id = 0;
+        while (at < bytes && is_white(text[at])) at++;
+        size_t from = at;
+        for (; at < bytes && at - from < 10 && text[at] >= '0' && text[at] <= '9'; at++)
+            if (at - from < 9) id = 10 * id + (text[at] - '0');
+        size_t digits = at - from;
+        if (digits == 0 || digits > 9 || (digits > 1 && text[from] == '0')) return 0;
+        token_list_add(out, id);
+        while (at < bytes && is_white(text[at])) at++;
+        if (at < bytes && text[at] == ']') return at;
+        if (at == bytes || text[at] != ',') return 0;
+    }
+}
+
+/* text[at] is a bracket of the outermost object; returns where its list ends, 0: it stays. */
+static size_t lift_ids(struct lift *l, size_t at)
+{
+    struct token_list *list = l->ids ? &l->ids->list : NULL;
+    if (!list || list->count || !is_prompt(l, at)) return 0;
+    size_t end = read_ids(l->text, l->bytes, at + 1, list);
+    if (!end || list->count < IDS_LEAST) {
+        list->count = 0;
+        return 0;
+    }
+    draw_name(l);
+    memcpy(l->ids->name, l->name, RANDOM_DIGITS);
+    buf_add(&l->rest, l->text + l->copied, at - l->copied);
+    buf_print(&l->rest, "\"%s\"", l->ids->name);
+    l->copied = end + 1;
+    return end;
+}
+
+const struct token_list *json_ids_at(const struct json_ids *ids, const json_t *v)
+{
+    bool may = ids->list.count && json_is_string(v) && json_string_length(v) == RANDOM_DIGITS;
+    if (!may) return NULL;
+    return memcmp(json_string_value(v), ids->name, RANDOM_DIGITS) == 0 ? &ids->list : NULL;
 }
 
 /* The string that `v` names, or NULL. */
@@ -236,15 +313,15 @@ static json_t *load_rest(struct lift *l, json_error_t *error)
     buf_add(&l->rest, l->text + l->copied, l->bytes - l->copied);
     json_t *root = json_loadb(l->rest.data, l->rest.size, JSON_ALLOW_NUL, error);
     if (!root) return json_loadb(l->text, l->bytes, JSON_ALLOW_NUL, error);
-    put_back(l, root);
+    if (l->count) put_back(l, root);
     return root;
 }
 
-json_t *json_load(const char *text, size_t bytes, json_error_t *error)
+json_t *json_load(const char *text, size_t bytes, struct json_ids *ids, json_error_t *error)
 {
-    struct lift l = { .text = text, .bytes = bytes };
+    struct lift l = { .text = text, .bytes = bytes, .ids = ids };
     walk(text, bytes, &l);
-    json_t *root = l.count ? load_rest(&l, error)
+    json_t *root = *l.name ? load_rest(&l, error)
                            : json_loadb(text, bytes, JSON_ALLOW_NUL, error);
     for (uint32_t i = 0; i < l.count; i++) json_decref(l.strings[i]);
     free(l.strings);

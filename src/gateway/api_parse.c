@@ -21,6 +21,7 @@ struct parse {
     struct api_error *e;
     size_t count_max;
     uint32_t vocab;
+    const struct json_ids *ids;
 };
 
 void api_start(void)
@@ -382,16 +383,27 @@ static bool get_model(struct parse *p)
 
 /* -- prompts ----------------------------------------------------------------------------------- */
 
+static bool is_list(const struct parse *p, const json_t *v)
+{
+    return json_is_array(v) || json_ids_at(p->ids, v);
+}
+
+static bool bad_id(struct parse *p, const char *name)
+{
+    return api_fail(p->e, 400, name, "token ids must be integers from 0 to %u", p->vocab - 1);
+}
+
 static bool ids_of(struct parse *p, const json_t *list, const char *name, struct token_list *ids)
 {
+    const struct token_list *read = json_ids_at(p->ids, list);
+    for (size_t i = 0; read && i < read->count; i++)
+        if ((uint32_t)read->ids[i] >= p->vocab) return bad_id(p, name);
+    if (read) token_list_append(ids, read->ids, read->count);
     const json_t *item;
     size_t i;
     json_array_foreach((json_t *)list, i, item) {
         int64_t id;
-        if (!integer_of(item, &id) || id < 0 || id >= p->vocab) {
-            return api_fail(p->e, 400, name, "token ids must be integers from 0 to %u",
-                            p->vocab - 1);
-        }
+        if (!integer_of(item, &id) || id < 0 || id >= p->vocab) return bad_id(p, name);
         token_list_add(ids, (int32_t)id);
     }
     return true;
@@ -424,8 +436,8 @@ static bool prompt_text(struct parse *p, const json_t *text, struct api_prompt *
 
 static bool prompt_one(struct parse *p, const json_t *v, struct api_prompt *out)
 {
-    bool ok = json_is_string(v) ? prompt_text(p, v, out)
-            : json_is_array(v)  ? ids_of(p, v, "prompt", &out->ids)
+    bool ok = is_list(p, v)     ? ids_of(p, v, "prompt", &out->ids)
+            : json_is_string(v) ? prompt_text(p, v, out)
             : api_fail(p->e, 400, "prompt", "prompt must be a string, a list of strings, a list of "
                        "token ids or a list of such lists");
     if (!ok) return false;
@@ -468,7 +480,7 @@ static bool get_messages(struct parse *p)
 
 /* -- a body ------------------------------------------------------------------------------------ */
 
-static json_t *load(const char *body, size_t bytes, struct api_error *e)
+static json_t *load(const char *body, size_t bytes, struct json_ids *ids, struct api_error *e)
 {
     if (!bytes) {
         api_fail(e, 400, NULL, "the request has no body: JSON is expected");
@@ -479,7 +491,7 @@ static json_t *load(const char *body, size_t bytes, struct api_error *e)
         return NULL;
     }
     json_error_t error;
-    json_t *root = json_load(body, bytes, &error);
+    json_t *root = json_load(body, bytes, ids, &error);
     if (!root) {
         api_fail(e, 400, NULL, "invalid JSON at line %d column %d: %s", error.line, error.column,
                  error.text);
@@ -523,11 +535,12 @@ bool api_parse(const struct gateway *gw, enum api_kind kind, const char *body, s
                size_t count_max, uint32_t vocab, struct api_request *r, struct api_error *e)
 {
     defaults(r, kind);
-    json_t *root = load(body, bytes, e);
-    if (!root) return false;
-    struct parse p = { gw, root, r, e, count_max, vocab };
-    bool ok = parse_all(&p);
+    struct json_ids ids = { 0 };
+    json_t *root = load(body, bytes, &ids, e);
+    struct parse p = { gw, root, r, e, count_max, vocab, &ids };
+    bool ok = root && parse_all(&p);
     json_decref(root);
+    token_list_release(&ids.list);
     return ok;
 }
 
@@ -547,15 +560,16 @@ void api_request_release(struct api_request *r)
 bool api_parse_ids(const struct gateway *gw, const char *body, size_t bytes, uint32_t vocab,
                    struct token_list *ids, struct api_error *e)
 {
-    json_t *root = load(body, bytes, e);
-    if (!root) return false;
-    struct parse p = { .gw = gw, .root = root, .e = e, .vocab = vocab };
+    struct json_ids lifted = { 0 };
+    json_t *root = load(body, bytes, &lifted, e);
+    struct parse p = { .gw = gw, .root = root, .e = e, .vocab = vocab, .ids = &lifted };
     const json_t *tokens = member(root, "tokens");
-    bool ok = get_model(&p);
-    if (ok && !json_is_array(tokens)) {
+    bool ok = root && get_model(&p);
+    if (ok && !is_list(&p, tokens)) {
         ok = api_fail(e, 400, "tokens", "tokens must be a list of ids");
     }
     ok = ok && ids_of(&p, tokens, "tokens", ids);
     json_decref(root);
+    token_list_release(&lifted.list);
     return ok;
 }

@@ -78,7 +78,7 @@ static bool compare(const char *text, size_t bytes)
 {
     json_error_t want_error, got_error;
     json_t *want = json_loadb(text, bytes, JSON_ALLOW_NUL, &want_error);
-    json_t *got = json_load(text, bytes, &got_error);
+    json_t *got = json_load(text, bytes, NULL, &got_error);
     bool loaded = want;
     if (!want != !got || (want && !json_equal(want, got))) fail_msg("%.*s", (int)bytes, text);
     if (!want) {
@@ -139,11 +139,65 @@ static void a_name_that_a_client_guesses_is_its_own_text(void **state)
     compare(text, (size_t)size);
 }
 
+/* What is lifted, put back into the value, gives what json_loadb gives. */
+static void compare_ids(const char *text, size_t count)
+{
+    struct json_ids ids = { 0 };
+    json_error_t error;
+    json_t *want = json_loadb(text, strlen(text), JSON_ALLOW_NUL, NULL), *member;
+    json_t *got = json_load(text, strlen(text), &ids, &error);
+    const char *key;
+    void *next;
+    size_t found = 0;
+    assert_true(!want == !got);
+    json_object_foreach_safe(got, next, key, member) {
+        const struct token_list *list = json_ids_at(&ids, member);
+        if (!list) continue;
+        json_t *values = json_array();
+        found = list->count;
+        for (size_t i = 0; i < found; i++)
+            json_array_append_new(values, json_integer(list->ids[i]));
+        json_object_set_new(got, key, values);
+    }
+    if (found != count || (want && !json_equal(want, got))) fail_msg("%zu in %s", found, text);
+    json_decref(want);
+    json_decref(got);
+    token_list_release(&ids.list);
+}
+
+#define SIXTEEN "0,1,22, 333 ,4444,\n55555,666666,7777777,88888888,999999999,10,11,12,13,14,15"
+
+static void a_prompts_ids_are_lifted_and_nothing_else(void **state)
+{
+    (void)state;
+    compare_ids("{\"prompt\":[" SIXTEEN "]}", 16);
+    compare_ids("{\"a\":1, \"tokens\" : [ " SIXTEEN " ] , \"b\":[1]}", 16);
+    compare_ids("{\"prompt\":[1,2,3]}", 0);
+    compare_ids("{\"prompt\":[]}", 0);
+    compare_ids("{\"prompts\":[" SIXTEEN "]}", 0);
+    compare_ids("{\"a\":{\"prompt\":[" SIXTEEN "]}}", 0);
+    compare_ids("{\"prompt\":[[" SIXTEEN "]]}", 0);
+    compare_ids("[\"prompt\",[" SIXTEEN "]]", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN ",1000000000]}", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN ",-1]}", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN ",1.0]}", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN ",\"a\"]}", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN ",1 2]}", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN ",01]}", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN ",]}", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN, 0);
+    compare_ids("{\"prompt\":[" SIXTEEN "]", 0);
+    compare_ids("{\"prompt\":1,\"x\"[" SIXTEEN "]}", 0);
+    compare_ids("{\"prompt\":[" SIXTEEN "],\"prompt\":[" SIXTEEN "]}", 0); /* the last one counts */
+    compare_ids("{\"prompt\":\"0123456789abcdef0123456789abcdef\",\"tokens\":[" SIXTEEN "]}", 16);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_texts_load_as_jansson_loads_them),
         cmocka_unit_test(long_strings_are_found_wherever_they_stand),
+        cmocka_unit_test(a_prompts_ids_are_lifted_and_nothing_else),
         cmocka_unit_test(a_name_that_a_client_guesses_is_its_own_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
