@@ -272,9 +272,19 @@ static void cuda_choose_device(int device)
     if (cudaSetDevice(device)) cudaGetLastError();
 }
 
+static int cuda_capability(int device)
+{
+    int major = 0, minor = 0;
+    cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (!e) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (e) cudaGetLastError();
+    return e ? 0 : 10 * major + minor;
+}
+
 extern const struct backend backend_cuda;
 const struct backend backend_cuda = {
-    .name = "cuda", .choose_device = cuda_choose_device, .open = cuda_open,
+    .name = "cuda", .choose_device = cuda_choose_device, .capability = cuda_capability,
+    .open = cuda_open,
     .close = cuda_close, .step = cuda_step,
     .sample = cuda_sample, .kv_read = cuda_kv_read, .kv_write = cuda_kv_write,
     .lanes = &cuda_lanes,

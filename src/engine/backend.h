@@ -111,6 +111,9 @@ struct backend {
     /* May be NULL.  Called once, before MPI starts: what MPI itself does with a GPU shall find the
      * right one chosen.  No failure counts yet; open() will say what is wrong. */
     void (*choose_device)(int device);
+    /* May be NULL.  Of a GPU, compute capability times ten (90 is 9.0); 0: open() says why not.
+     * All workers of a job must have the same: two kinds of GPU calculate different bits. */
+    int (*capability)(int device);
     enum err (*open)(void **self, const struct backend_config *c, struct kv_shape *shape_out,
                      struct why *why);
     void (*close)(void *self);

@@ -95,6 +95,13 @@ bool job_is_spare(const struct job *j, int rank)
     return (uint64_t)rank > j->config.prefill + j->config.decode + j->config.both;
 }
 
+int job_device(const struct job *j)
+{
+    int before = 0;
+    for (int i = 1; i < j->rank; i++) before += j->host_of[i] == j->host_of[j->rank];
+    return before;
+}
+
 static enum err roles_fit(struct job *j, struct why *why)
 {
     struct config *c = &j->config;

@@ -42,6 +42,8 @@ enum err job_open(struct job *j, struct why *why);
 enum role job_role_of(const struct job *j, int rank);
 /* The last ranks wait with their weights loaded, for the place of one that is lost. */
 bool job_is_spare(const struct job *j, int rank);
+/* Which of its host's GPUs a worker takes: they go by rank. */
+int job_device(const struct job *j);
 const char *role_name(enum role role);
 /* Collective.  When any rank failed, all return its error and its line. */
 enum err job_agree(const struct job *j, enum err mine, struct why *why);

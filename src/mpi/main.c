@@ -44,7 +44,7 @@ static int launcher_number(const char *const *names)
 }
 
 /* Before MPI knows the ranks only the launcher does.  A host's ranks are neighbours as a rule; rank
- * 0 has no GPU.  When the guess is wrong open() chooses again (worker.c: gpu_index). */
+ * 0 has no GPU.  When the guess is wrong open() chooses again (job_device). */
 static void choose_device(const struct config *c)
 {
     static const char *const ranks[] = { "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID",

@@ -9,11 +9,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/mem.h"
 
 /* Memory shared by the ranks of a host, writable by all of them. */
 struct shared {
@@ -140,6 +142,24 @@ static enum err pack(struct weights *w, const struct job *j, struct why *why)
     return e;
 }
 
+/* The first two workers whose GPUs differ; every rank finds the same two. */
+static enum err alike(const struct weights *w, const struct job *j, struct why *why)
+{
+    if (!w->table->capability) return OK;
+    int mine = j->rank > 0 ? w->table->capability(job_device(j)) : 0, first = 1;
+    int *all = mem_array((size_t)j->size, sizeof *all);
+    MPI_Allgather(&mine, 1, MPI_INT, all, 1, MPI_INT, j->control);
+    enum err e = OK;
+    while (first < j->size && !all[first]) first++;
+    for (int i = first + 1; !e && i < j->size; i++)
+        if (all[i] && all[i] != all[first])
+            e = why_set(why, ERR_UNSUPPORTED, "backend %s: rank %d has compute capability %d.%d and"
+                        " rank %d %d.%d: the GPUs of a job must be alike", j->config.backend, first,
+                        all[first] / 10, all[first] % 10, i, all[i] / 10, all[i] % 10);
+    free(all);
+    return e;
+}
+
 enum err weights_open(struct weights *w, const struct job *j, struct why *why)
 {
     enum isa best;
@@ -150,6 +170,7 @@ enum err weights_open(struct weights *w, const struct job *j, struct why *why)
     e = job_agree(j, e, why);
     if (!e) e = open_file(w, j, why);
     if (!e) e = open_model(w, j, why);
+    if (!e) e = alike(w, j, why);
     if (e) return e;
     bool oracle = strcmp(j->config.activations, "float") == 0; /* it is plain C everywhere */
     w->isa = oracle ? ISA_PLAIN : common_isa(j, best);

@@ -192,14 +192,6 @@ static uint32_t model_len(const struct config *c, const struct hparams *h, enum 
     return (uint32_t)(fits < len ? fits : len);
 }
 
-/* The workers of a host take its GPUs in the order of their ranks. */
-static int gpu_index(const struct job *j)
-{
-    int before = 0;
-    for (int i = 1; i < j->rank; i++) before += j->host_of[i] == j->host_of[j->rank];
-    return before;
-}
-
 static bool shares_host_with_decode(const struct job *j)
 {
     for (int i = 1; i < j->size; i++)
@@ -254,7 +246,7 @@ static enum err open_engine(struct worker *w, struct why *why)
             .step_seqs_max = (uint32_t)c->max_num_seqs, .seq_tokens_max = length,
             .low_priority = modest ? PREFILL_NICE : 0,
             .gpu_memory_utilization = (float)c->gpu_memory_utilization,
-            .device = gpu_index(w->job), .lanes = lanes,
+            .device = job_device(w->job), .lanes = lanes,
             .cublas = strcmp(c->linear_backend, "cublas") == 0,
         },
         .table = w->weights.table, .kv_secret = w->job->kv_secret, .max_model_len = length,
