@@ -174,7 +174,7 @@ def peak_share(name, value, engine, roof):
         best = (n * engine["layer_ops"] + engine["head_ops"]) / int8
         best += engine["attention_ops"] * n * (n + 1) / 2 / f32
         return value * best / n
-    depth, kv = (64 if name == "decode_1" else 256), "f16"
+    depth, kv = (256 if name == "decode_8" else 64), "f16"
     if "_d" in name:                   # decode_1_d4096, decode_1_d4096_int8
         depth, _, kv = name.split("_d")[1].partition("_")
     streams = int(name.split("_")[1])

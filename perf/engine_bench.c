@@ -3,6 +3,7 @@
  *   engine_bench MODEL.gguf [THREADS] [OUT.json]
  *
  *   DEPTHS=1 engine_bench ...   decode at depth alone
+ *   ONLY=decode_32 ...          one figure alone, again and again (for A/B, and for perf record)
  *
  * First the answers are compared: a prompt in one piece, alone, must give the same KV and the same
  * token as in chunks beside other sequences.  Then the times: best of several; `cpu` is from the
@@ -34,13 +35,14 @@ struct bench {
     struct backend_config config;
 };
 
-/* One step, and a greedy token of the last row of each sequence into tokens. */
+/* One step, and a greedy token of the last row of each sequence, with its log-probability if it is
+ * wanted in `tokens`. */
 static void run_step(struct bench *b, const struct step_seq *seqs, uint32_t count,
                      const int32_t *ids, struct token_record *tokens)
 {
     uint32_t rows[SEQS];
     struct sampling params = { .max_tokens = 1, .top_p = 1, .repetition_penalty = 1,
-                               .flags = SAMPLING_LOGPROBS };
+                               .flags = tokens ? SAMPLING_LOGPROBS : 0 };
     struct sample_job *jobs = mem_array(count, sizeof *jobs);
     for (uint32_t i = 0; i < count; i++) {
         rows[i] = seqs[i].row + seqs[i].count - 1;
@@ -134,8 +136,10 @@ static void verify(struct bench *b)
 static void measure(struct bench *b, const char *name, uint32_t seqs, uint32_t depth,
                     uint32_t count, uint32_t times)
 {
+    const char *only = getenv("ONLY");
+    if (only && strcmp(only, name) != 0) return;
     double best = 1e9, best_cpu = 1e9, tokens = (double)seqs * count * times;
-    for (uint32_t i = 0; i < ROUNDS; i++) {
+    for (uint32_t i = 0; i < (only ? 4 * ROUNDS : ROUNDS); i++) {
         uint64_t wall = clock_now_ns();
         double cpu = cpu_seconds(CLOCK_PROCESS_CPUTIME_ID);
         for (uint32_t t = 0; t < times; t++) {
@@ -284,14 +288,14 @@ int main(int argc, char **argv)
     open_backend(b);
     lay_out(b);
     if (!getenv("DEPTHS")) {
-        verify(b);
+        if (!getenv("ONLY")) verify(b);
         measure(b, "prefill_512", 1, 0, 512, 2);
         measure(b, "prefill_2048", 1, 0, 2048, 1);
         measure(b, "decode_1", 1, 64, 1, 40);
         measure(b, "decode_8", 8, 256, 1, 10);
-        measure(b, "decode_32", 32, 256, 1, 4);
+        measure(b, "decode_32", 32, 64, 1, 4);     /* as llama-batched-bench: 64 .. 95 */
     }
-    each_kv_type(b);
+    if (!getenv("ONLY")) each_kv_type(b);
     figures_close(&b->out);
     backend_cpu.close(b->self);
     model_close(m);

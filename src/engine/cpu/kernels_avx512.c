@@ -10,12 +10,12 @@
 #include "engine/cpu/simd_rows.h"
 #include "engine/cpu/simd_scales.h"
 
-INLINE __m512i four_values(const int8_t *x)
-{
-    int32_t bytes;
-    memcpy(&bytes, x, 4);
-    return _mm512_set1_epi32(bytes);
-}
+/* Rows whose sums grow in turn (clang puts these sums in memory). */
+#ifdef __clang__
+enum { AT_ONCE = 1 };
+#else
+enum { AT_ONCE = 4 };
+#endif
 
 /* The bits above line j's nibbles, at their place. */
 INLINE __m512i high_bits(const uint8_t *at, enum panel_kind kind, int j)
@@ -52,23 +52,45 @@ INLINE void load_quants(const uint8_t *at, enum panel_kind kind, __m512i w[8])
     UNROLL for (int j = 0; j < 8; j++) w[j] = _mm512_or_si512(w[j], high_bits(at, kind, j));
 }
 
-/* start + the products of lines from .. from+count-1 with a row's values. */
-INLINE __m512i dot(__m512i sum, const __m512i w[8], const int8_t *q, int from, int count)
+/* sum += the products of a line with four values.  (From the intrinsic GCC makes two instructions,
+ * clang one.) */
+INLINE __m512i dot_line(__m512i sum, __m512i w, const int8_t *q)
 {
-    UNROLL for (int j = from; j < from + count; j++) {
-        sum = _mm512_dpbusd_epi32(sum, w[j], four_values(q + 4 * j));
-    }
+    const int32_t *four = (const int32_t *)(const void *)q;
+#ifdef __clang__
+    return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(*four));
+#else
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*four));
     return sum;
+#endif
 }
 
-/* The same with values of 8 or 16 bits, of row r. */
-INLINE __m512i row_dot(__m512i start, const __m512i w[8], const struct act_scales *x, int r,
-                       bool wide, int from, int count)
+/* sum[r] += the products of lines from .. from+count-1 with the values of row r: each line with all
+ * rows in turn, as one row's products wait for each other. */
+INLINE void dot(__m512i *sum, const __m512i w[8], const int8_t (*q)[32], int rows, int from,
+                int count)
 {
-    if (!wide) return dot(start, w, ((const struct act_block *)x)->q[r], from, count);
+    UNROLL for (int j = from; j < from + count; j++) {
+        UNROLL for (int r = 0; r < rows; r++) sum[r] = dot_line(sum[r], w[j], q[r] + 4 * j);
+    }
+}
+
+/* The same with values of 8 or 16 bits, of rows from `row` on. */
+INLINE void dot_any(__m512i *sum, const __m512i w[8], const struct act_scales *x, int row, int rows,
+                    bool wide, int from, int count)
+{
+    if (!wide) {
+        dot(sum, w, ((const struct act_block *)x)->q + row, rows, from, count);
+        return;
+    }
     const struct wide_block *b = (const struct wide_block *)x;
-    __m512i high = dot(_mm512_setzero_si512(), w, b->high[r], from, count);
-    return _mm512_add_epi32(_mm512_slli_epi32(high, 8), dot(start, w, b->low[r], from, count));
+    __m512i start[AT_ONCE];
+    UNROLL for (int r = 0; r < rows; r++) start[r] = sum[r], sum[r] = _mm512_setzero_si512();
+    dot(sum, w, b->high + row, rows, from, count);
+    UNROLL for (int r = 0; r < rows; r++) {
+        sum[r] = _mm512_add_epi32(_mm512_slli_epi32(sum[r], 8), start[r]);
+    }
+    dot(sum, w, b->low + row, rows, from, count);
 }
 
 INLINE __m512i start_of(int32_t start, enum panel_kind kind)
@@ -76,22 +98,41 @@ INLINE __m512i start_of(int32_t start, enum panel_kind kind)
     return _mm512_srai_epi32(_mm512_set1_epi32(start), (unsigned)zero_shift(kind));
 }
 
-/* What a block adds to row r. */
-INLINE vf add_block(vf acc, const __m512i w[8], const struct block_scales *s,
-                    const struct act_scales *x, int r, enum panel_kind kind,
-                    enum panel_scales form, bool wide)
+/* What a block adds to rows from `row` on. */
+INLINE void add_block(vf *total, const __m512i w[8], const struct block_scales *s,
+                      const struct act_scales *x, int row, int rows, enum panel_kind kind,
+                      enum panel_scales form, bool wide)
 {
-    vf scale = vf_all(x->scale[r]);
-    if (form == SCALES_K6) {
-        __m512i start = start_of(x->start_low[r], kind);
-        __m512i rest = start_of(x->start[r] - x->start_low[r], kind);
-        vf low = _mm512_cvtepi32_ps(row_dot(start, w, x, r, wide, 0, 4));
-        vf high = _mm512_cvtepi32_ps(row_dot(rest, w, x, r, wide, 4, 4));
-        return vf_fma(vf_fma(high, s->d_high, low * s->d), scale, acc);
+    __m512i sum[AT_ONCE];
+    UNROLL for (int r = 0; r < rows; r++) {
+        sum[r] = has_low(form) ? _mm512_setzero_si512() : start_of(x->start[row + r], kind);
     }
-    __m512i start = has_low(form) ? _mm512_setzero_si512() : start_of(x->start[r], kind);
-    acc = vf_fma(_mm512_cvtepi32_ps(row_dot(start, w, x, r, wide, 0, 8)), s->d * scale, acc);
-    return has_low(form) ? vf_fma(s->low, vf_all(x->sum[r]), acc) : acc;
+    dot_any(sum, w, x, row, rows, wide, 0, 8);
+    UNROLL for (int r = 0; r < rows; r++) {
+        vf scale = s->d * vf_all(x->scale[row + r]);
+        total[r] = vf_fma(_mm512_cvtepi32_ps(sum[r]), scale, total[r]);
+        if (has_low(form)) total[r] = vf_fma(s->low, vf_all(x->sum[row + r]), total[r]);
+    }
+}
+
+/* The same where the halves of a block have scales of their own. */
+INLINE void add_halves(vf *total, const __m512i w[8], const struct block_scales *s,
+                       const struct act_scales *x, int row, int rows, enum panel_kind kind,
+                       bool wide)
+{
+    __m512i sum[AT_ONCE];
+    vf low[AT_ONCE];
+    UNROLL for (int r = 0; r < rows; r++) sum[r] = start_of(x->start_low[row + r], kind);
+    dot_any(sum, w, x, row, rows, wide, 0, 4);
+    UNROLL for (int r = 0; r < rows; r++) {
+        low[r] = _mm512_cvtepi32_ps(sum[r]) * s->d;
+        sum[r] = start_of(x->start[row + r] - x->start_low[row + r], kind);
+    }
+    dot_any(sum, w, x, row, rows, wide, 4, 4);
+    UNROLL for (int r = 0; r < rows; r++) {
+        vf both = vf_fma(_mm512_cvtepi32_ps(sum[r]), s->d_high, low[r]);
+        total[r] = vf_fma(both, vf_all(x->scale[row + r]), total[r]);
+    }
 }
 
 /* `rows` (a constant) rows of one group against one panel. */
@@ -108,8 +149,14 @@ INLINE void rows_panel(const struct matrix *m, const uint8_t *panel, const struc
         load_quants(panel, kind, w);
         prefetch_panel(panel + m->panel_bytes, quant_bytes, rows > 8);
         struct block_scales s = block_scales(scales, form, b, 0);
-        UNROLL for (int r = 0; r < rows; r++) {
-            total[r] = add_block(total[r], w, &s, x, r, kind, form, wide);
+        const int most = form == SCALES_K6 ? (AT_ONCE + 1) / 2 : AT_ONCE;
+        const int n = rows < most ? rows : most;
+        UNROLL for (int r = 0; r < rows; r += n) {
+            if (form == SCALES_K6) {
+                add_halves(total + r, w, &s, x, r, n, kind, wide);
+            } else {
+                add_block(total + r, w, &s, x, r, n, kind, form, wide);
+            }
         }
         x = (const struct act_scales *)((const uint8_t *)x + step);
     }

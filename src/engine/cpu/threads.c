@@ -1,9 +1,9 @@
 /* engine/cpu/threads.c - see threads.h.
  *
- * `ticket` is one word: generation, item count, next item.  Claiming is one fetch_add, and its
- * result says to which operation the claimed item belongs.  An operation cannot end before its
- * claimed items are done, so fn and ctx are stable while a claimed item is in hand, and a thread
- * that wakes late finds either nothing or a later operation's item, never a stale one.
+ * Each thread has a ticket, one word: the end of its share of the items, and the next of them.
+ * Claiming is one fetch_add, and its result says what was claimed.  An operation cannot end before
+ * its claimed items are done, so fn and ctx are stable while a claimed item is in hand, and who
+ * wakes late finds either nothing or a later operation's item, never a stale one.
  */
 #include "engine/cpu/threads.h"
 
@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -35,13 +36,18 @@ struct worker {
     uint32_t index;
 };
 
+struct share {
+    _Alignas(64) _Atomic uint64_t ticket;
+};
+
 struct pool {
     uint32_t threads;
     int nice;
-    struct worker *workers;            /* threads - 1 of them */
+    struct worker *workers;            /* (threads); 0, the caller, is not used */
+    struct share *shares;              /* (threads) */
     pool_fn *fn;
     void *ctx;
-    _Alignas(64) _Atomic uint64_t ticket;
+    uint32_t count;                    /* items */
     _Alignas(64) _Atomic uint32_t done;
     _Atomic bool caller_sleeps;
     _Alignas(64) _Atomic uint32_t bell;    /* changes with each operation; sleepers wait on it */
@@ -71,20 +77,20 @@ static uint32_t ticket_next(uint64_t t)
     return (uint32_t)(t & ITEM_MASK);
 }
 
-static uint32_t ticket_count(uint64_t t)
+static uint32_t ticket_end(uint64_t t)
 {
     return (uint32_t)(t >> ITEM_BITS & ITEM_MASK);
 }
 
-/* Claims and runs items until none is left. */
-static void work(struct pool *p, uint32_t worker)
+/* Claims and runs the items of a share until none is left. */
+static void work_on(struct pool *p, struct share *share, uint32_t worker)
 {
     for (;;) {
-        uint64_t t = atomic_load(&p->ticket);
-        if (ticket_next(t) >= ticket_count(t)) return;
-        t = atomic_fetch_add(&p->ticket, 1);
-        uint32_t count = ticket_count(t);
-        if (ticket_next(t) >= count) return;
+        uint64_t t = atomic_load(&share->ticket);
+        if (ticket_next(t) >= ticket_end(t)) return;
+        t = atomic_fetch_add(&share->ticket, 1);
+        if (ticket_next(t) >= ticket_end(t)) return;
+        uint32_t count = p->count;
         p->fn(p->ctx, ticket_next(t), worker);
         if (atomic_fetch_add(&p->done, 1) + 1 == count && atomic_load(&p->caller_sleeps)) {
             futex_wake(&p->done, 1);
@@ -92,10 +98,21 @@ static void work(struct pool *p, uint32_t worker)
     }
 }
 
+/* Its own share first, then what the others have left. */
+static void work(struct pool *p, uint32_t worker)
+{
+    for (uint32_t i = 0; i < p->threads; i++) {
+        work_on(p, &p->shares[(worker + i) % p->threads], worker);
+    }
+}
+
 static bool has_work(const struct pool *p)
 {
-    uint64_t t = atomic_load(&p->ticket);
-    return ticket_next(t) < ticket_count(t) || atomic_load(&p->closing);
+    for (uint32_t i = 0; i < p->threads; i++) {
+        uint64_t t = atomic_load(&p->shares[i].ticket);
+        if (ticket_next(t) < ticket_end(t)) return true;
+    }
+    return atomic_load(&p->closing);
 }
 
 static void wait_for_work(struct pool *p)
@@ -141,6 +158,9 @@ struct pool *pool_open(uint32_t threads, int nice)
     if (!p) die("out of memory: thread pool");
     *p = (struct pool){ .threads = threads, .nice = nice };
     p->workers = mem_array(threads, sizeof *p->workers);
+    p->shares = aligned_alloc(64, threads * sizeof *p->shares);
+    if (!p->shares) die("out of memory: thread pool");
+    memset(p->shares, 0, threads * sizeof *p->shares);
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);     /* signals are the main thread's */
@@ -163,6 +183,7 @@ void pool_close(struct pool *p)
     futex_wake(&p->bell, INT_MAX);
     for (uint32_t i = 1; i < p->threads; i++) pthread_join(p->workers[i].thread, NULL);
     free(p->workers);
+    free(p->shares);
     free(p);
 }
 
@@ -198,8 +219,13 @@ void pool_run(struct pool *p, pool_fn *fn, void *ctx, uint32_t count)
     }
     p->fn = fn;
     p->ctx = ctx;
+    p->count = count;
     atomic_store(&p->done, 0);
-    atomic_store(&p->ticket, (uint64_t)count << ITEM_BITS);
+    for (uint32_t i = 0; i < p->threads; i++) {
+        uint64_t from = (uint64_t)count * i / p->threads;
+        uint64_t end = (uint64_t)count * (i + 1) / p->threads;
+        atomic_store(&p->shares[i].ticket, end << ITEM_BITS | from);
+    }
     atomic_fetch_add(&p->bell, 1);
     if (atomic_load(&p->sleepers)) futex_wake(&p->bell, INT_MAX);
     work(p, 0);

@@ -1,7 +1,10 @@
-/* engine/cpu/threads.h - compute threads that claim work items from a counter.
+/* engine/cpu/threads.h - compute threads that claim work items.
  *
  * One operation at a time: pool_run hands out items 0 .. count-1 to whoever is awake, the caller
- * included, and returns when all are done.  Waiting threads spin some microseconds, then sleep.
+ * included, and returns when all are done.  Each thread begins with its own share of neighbouring
+ * items, so that in phase after phase it finds the rows that it wrote in its cache, and reads
+ * weights in one run; when that is done it claims what is left of the others' shares.
+ * Waiting threads spin some microseconds, then sleep.
  * A thread that the kernel does not run delays nobody: the others claim its share.
  */
 #ifndef RANKSERVE_ENGINE_CPU_THREADS_H
