@@ -25,6 +25,18 @@ cudaError_t cudaGetDeviceCount(int *count)
     return sim_error(*count ? cudaSuccess : cudaErrorNoDevice);
 }
 
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device)
+{
+    sim_open();
+    if (device < 0 || device >= sim_devices()) return sim_error(cudaErrorInvalidDevice);
+    switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor: *value = device_capability(device) / 10; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = device_capability(device) % 10; break;
+    default: report(NOT_MODELLED, "cudaDeviceGetAttribute(%d)", (int)attribute);
+    }
+    return sim_error(cudaSuccess);
+}
+
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
 {
     sim_open();
