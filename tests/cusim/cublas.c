@@ -34,21 +34,24 @@ struct product {
     float alpha, beta;
 };
 
-static uint32_t number_bytes(cudaDataType t)
+static enum type type_of(cudaDataType t)
 {
-    return t == CUDA_R_32F ? 4 : t == CUDA_R_16F || t == CUDA_R_16BF ? 2 : 0;
+    return t == CUDA_R_32F ? T_F32 : t == CUDA_R_16F ? T_F16
+           : t == CUDA_R_16BF ? T_BF16 : T_NO_TYPE;
 }
+
+static uint32_t number_bytes(cudaDataType t) { return type_bytes(type_of(t)); }
 
 static float load_one(const uint8_t *at, cudaDataType t)
 {
-    uint32_t bits = 0;
+    uint64_t bits = 0;
     memcpy(&bits, at, number_bytes(t));
-    return t == CUDA_R_32F ? as_float(bits) : t == CUDA_R_16F ? from_f16(bits) : from_bf16(bits);
+    return (float)load_number(bits, type_of(t));
 }
 
 static void store_one(uint8_t *at, cudaDataType t, float f)
 {
-    uint32_t bits = t == CUDA_R_32F ? float_bits(f) : t == CUDA_R_16F ? to_f16(f) : to_bf16(f);
+    uint64_t bits = store_number(f, type_of(t));
     memcpy(at, &bits, number_bytes(t));
 }
 

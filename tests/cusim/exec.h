@@ -15,12 +15,16 @@
 enum { WINDOW_LOW = 0x40000 };
 enum { SHARED_MAX = 227 * 1024, SHARED_DEFAULT = 48 * 1024, BLOCK_THREADS_MAX = 1024 };
 
+/* What CUSIM_STATS counts, of all launches of a kernel. */
+#define COUNTERS(X)                                                                              \
+    X(launches) X(warp_instructions) X(lane_instructions) X(mma) X(branches)                     \
+    X(divergent_branches) X(global_bytes) X(global_sectors) X(global_sectors_ideal)              \
+    X(shared_bytes) X(shared_wavefronts) X(shared_wavefronts_ideal)
+#define X(name) uint64_t name;
 struct kernel_stats {
-    uint64_t launches, warp_instructions, lane_instructions, mma;
-    uint64_t branches, divergent_branches;
-    uint64_t global_bytes, global_sectors, global_sectors_ideal;
-    uint64_t shared_bytes, shared_wavefronts, shared_wavefronts_ideal;
+    COUNTERS(X)
 };
+#undef X
 
 struct launch {
     const struct kernel *kernel;
@@ -56,7 +60,7 @@ struct block {
     struct warp *warps;
     uint32_t warp_count, thread_count, number, id[3];
     uint8_t *shared;
-    struct shared_cell *cells;
+    struct cell *cells;                 /* of shared memory; NULL when nothing is checked */
     uint32_t shared_bytes, barrier;     /* barrier: number of barriers passed, from 1 */
     uint64_t *seen;                     /* blocks whose work this one may see; NULL: none */
     bool fenced;                        /* no plain write since the last fence */
@@ -96,14 +100,10 @@ void exec_atom_close(struct grid *g);
     } else {                                                                                     \
         FOR_LANES(l, lanes) { __VA_ARGS__; }                                                     \
     }
-#define FOR_LANES(l, lanes) for (int l = -1; (l = next_lane(lanes, l)) < LANES;)
-
-static inline int next_lane(uint32_t lanes, int l)
-{
-    uint64_t rest = (uint64_t)lanes >> (l + 1);
-    return rest ? l + 1 + __builtin_ctzll(rest) : LANES;
-}
-
+/* No `break` inside: it would end one lane, not all. */
+#define FOR_LANES(l, lanes)                                                                      \
+    for (uint32_t rest_ = (lanes); rest_; rest_ &= rest_ - 1)                                    \
+        for (int l = __builtin_ctz(rest_), once_ = 1; once_; once_ = 0)
 #define REGISTER(type, k) ((type *)(w->file + i->o[k]))
 
 static inline uint32_t predicate(const struct warp *w, uint32_t slot)
@@ -159,6 +159,10 @@ static inline uint32_t to_f16(float f)
     }
     return sign | (size + 0xfff + (size >> 13 & 1) - (112u << 23)) >> 13;
 }
+
+/* One number of any type but FP8; in between every one is exact: 64 bits of mantissa, or more. */
+long double load_number(uint64_t bits, enum type t);
+uint64_t store_number(long double v, enum type t);
 
 /* What redux and atomics do, by the names in the opcode. */
 #define FOLDS "add min max and or xor"

@@ -100,8 +100,7 @@ static uint32_t to_fp8(float f, bool e5m2)
     return sign | (steps + ((uint32_t)(unit - lowest) << mantissa_bits));
 }
 
-/* Every number of every type is exact in between: 64 bits of mantissa, or more. */
-static long double load_number(uint64_t bits, enum type t)
+long double load_number(uint64_t bits, enum type t)
 {
     double d;
     switch (t) {
@@ -117,7 +116,7 @@ static long double load_number(uint64_t bits, enum type t)
     }
 }
 
-static uint64_t store_number(long double v, enum type t)
+uint64_t store_number(long double v, enum type t)
 {
     double d = (double)v;
     uint64_t bits;

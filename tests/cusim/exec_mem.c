@@ -14,6 +14,20 @@ static _Noreturn void misaligned(uint32_t bytes, uint64_t address)
     report(MISALIGNED, "%u bytes at %#llx", bytes, (unsigned long long)address);
 }
 
+/* From here on it is this warp that touches memory. */
+static void begin_touching(struct warp *w)
+{
+    struct toucher *t = &w->b->g->toucher;
+    t->tick = warp_tick(w);
+    t->seen_blocks = w->b->seen;
+}
+
+static struct toucher *toucher_of(struct block *b, uint32_t thread)
+{
+    b->g->toucher.who = b->number << THREAD_BITS | thread;
+    return &b->g->toucher;
+}
+
 static uint8_t *shared_at(struct warp *w, uint64_t offset, uint32_t bytes, enum touch touch,
                           uint32_t thread)
 {
@@ -25,7 +39,7 @@ static uint8_t *shared_at(struct warp *w, uint64_t offset, uint32_t bytes, enum 
         report(SHARED_BOUNDS, "%u bytes at offset %llu of %u bytes", bytes,
                (unsigned long long)offset, b->shared_bytes);
     }
-    if (b->g->check) shadow_shared(b->cells, (uint32_t)offset, bytes, touch, thread, warp_tick(w));
+    if (b->cells) shadow_shared(toucher_of(b, thread), b->cells, (uint32_t)offset, bytes, touch);
     return b->shared + offset;
 }
 
@@ -37,12 +51,7 @@ static uint8_t *global_at(struct warp *w, uint64_t address, uint32_t bytes, enum
     if (!r || address < r->start || address + bytes > r->end || r->carved) {
         memory_region(address, bytes, g->toucher.device, &g->hint);
     }
-    if (g->check) {
-        g->toucher.who = w->b->number << THREAD_BITS | thread;
-        g->toucher.tick = warp_tick(w);
-        g->toucher.seen_blocks = w->b->seen;
-        shadow_touch(&g->toucher, address, bytes, touch);
-    }
+    if (g->check) shadow_touch(toucher_of(w->b, thread), address, bytes, touch);
     if (touch == TOUCH_WRITE) w->b->fenced = false;
     return device_bytes(address);
 }
@@ -98,6 +107,7 @@ void exec_addresses(struct warp *w, const struct ins *i, uint32_t k, uint32_t la
                     uint64_t *address)
 {
     int64_t offset = i->offset[k - ADDRESS];
+    begin_touching(w);
     if (i->bits64 >> k & 1) {
         const uint64_t *base = REGISTER(uint64_t, k);
         EACH_LANE(address[l] = base[l] + (uint64_t)offset)
@@ -184,17 +194,18 @@ static void load_lane(struct warp *w, const struct ins *i, int l, const uint8_t 
     }
 }
 
-/* Four-byte words into four-byte registers, of shared or global memory: most loads are this. */
-static void load_words(struct warp *w, const struct ins *i, uint32_t lanes,
+/* Four-byte words into four-byte registers, of shared or global memory: most loads are this, so
+ * what it calls is put in line. */
+static __attribute__((flatten)) void load_words(struct warp *w, const struct ins *i, uint32_t lanes,
                        const uint64_t *address)
 {
-    uint32_t bytes = 4u * i->count;
+    const uint32_t bytes = 4u * i->count;
+    const bool shared = i->space == SPACE_SHARED;
     FOR_LANES(l, lanes) {
         uint32_t thread = place.thread = thread_of(w, l);
         if (address[l] & (bytes - 1)) misaligned(bytes, address[l]);
-        const uint8_t *from = i->space == SPACE_SHARED
-                                  ? shared_at(w, address[l], bytes, TOUCH_READ, thread)
-                                  : global_at(w, address[l], bytes, TOUCH_READ, thread);
+        const uint8_t *from = shared ? shared_at(w, address[l], bytes, TOUCH_READ, thread)
+                                     : global_at(w, address[l], bytes, TOUCH_READ, thread);
         for (uint32_t k = 0; k < i->count; k++) memcpy(&REGISTER(uint32_t, k)[l], from + 4 * k, 4);
     }
 }
@@ -296,10 +307,7 @@ static void async_begin(struct warp *w, const struct ins *i, uint32_t lanes)
         if (to[l] & (i->count - 1u)) misaligned(i->count, to[l]);
         if (from[l] & (i->count - 1u)) misaligned(i->count, from[l]);
         if (fetch[l] > i->count) report(BAD_PTX, "cp.async fetches more than it writes");
-        shared_at(w, at, i->count, TOUCH_WRITE, thread);
-        if (b->g->check) {
-            shadow_shared_pending(b->cells, at, i->count, thread, warp_tick(w));
-        }
+        shared_at(w, at, i->count, TOUCH_ISSUE, thread);
         if (fetch[l]) global_at(w, from[l], fetch[l], TOUCH_READ, thread);
         memset(b->shared + at, 0xff, i->count);         /* NaN until it has arrived */
         struct async_queue *q = &w->async[l];
@@ -311,14 +319,13 @@ static void arrive(struct warp *w, int lane, uint32_t groups_left)
 {
     struct async_queue *q = &w->async[lane];
     struct block *b = w->b;
+    begin_touching(w);
     for (; q->head < q->count; q->head++) {
         const struct async_copy *c = &q->items[q->head];
         if (c->group + groups_left >= q->group) break;
         memset(b->shared + c->to, 0, c->size);
         if (c->bytes) memcpy(b->shared + c->to, device_bytes(c->from), c->bytes);
-        if (b->g->check) {
-            shadow_shared_arrived(b->cells, c->to, c->size, thread_of(w, lane), warp_tick(w));
-        }
+        shared_at(w, c->to, c->size, TOUCH_ARRIVAL, thread_of(w, lane));
     }
 }
 

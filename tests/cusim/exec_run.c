@@ -322,7 +322,7 @@ static void run_block(struct block *b, uint32_t number, uint64_t *seed)
     free(b->seen);
     b->seen = NULL;
     memset(b->shared, 0xff, b->shared_bytes);
-    if (b->g->check) memset(b->cells, 0, (b->shared_bytes / 4 + 1) * sizeof *b->cells);
+    if (b->cells) memset(b->cells, 0, (b->shared_bytes / 4 + 1) * sizeof *b->cells);
     for (uint32_t k = 0; k < b->warp_count; k++) start_warp(&b->warps[k], k);
     uint32_t first = (uint32_t)(next_random(seed) % b->warp_count);
     for (bool ended = false; !ended;) {

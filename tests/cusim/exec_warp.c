@@ -94,15 +94,21 @@ static void ldmatrix(struct warp *w, const struct ins *i, uint32_t lanes)
 enum { A_AT = 4, B_AT = 8, C_AT = 10 };
 #define PLACE_OF_C(r, s) [(r) % 8 * 4 + (s) / 2]
 
-static inline void multiply(struct warp *w, const struct ins *i, float (*half)(uint32_t))
+static inline float from_half(uint32_t h, bool is_bf16)
+{
+    return is_bf16 ? from_bf16(h) : from_f16(h);
+}
+
+static inline void multiply(struct warp *w, const struct ins *i, bool is_bf16)
 {
     float a[16][16], b[16][8], c[16][8];
     for (int k = 0; k < 16; k++) {
         for (int r = 0; r < 16; r++) {
-            a[r][k] = half(REGISTER(uint16_t, A_AT + r / 8 + k / 8 * 2)[r % 8 * 8 + k % 8]);
+            a[r][k] = from_half(REGISTER(uint16_t, A_AT + r / 8 + k / 8 * 2)[r % 8 * 8 + k % 8],
+                                is_bf16);
         }
         for (int s = 0; s < 8; s++) {
-            b[k][s] = half(REGISTER(uint16_t, B_AT + k / 8)[s * 8 + k % 8]);
+            b[k][s] = from_half(REGISTER(uint16_t, B_AT + k / 8)[s * 8 + k % 8], is_bf16);
         }
     }
     for (int r = 0; r < 16; r++) {
@@ -122,8 +128,8 @@ static void mma(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     (void)lanes;
     if (w->b->g->stats) w->b->g->stats->mma++;
-    if (i->from == T_BF16) multiply(w, i, from_bf16);
-    else multiply(w, i, from_f16);
+    if (i->from == T_BF16) multiply(w, i, true);
+    else multiply(w, i, false);
 }
 
 /* The same with bytes and 32-bit sums. */

@@ -58,11 +58,13 @@ static uint32_t regions_before(uint64_t address)
 
 static struct region *add_region(uint64_t start, uint64_t bytes, int device)
 {
+    static uint32_t names;
     if (region_count == sizeof regions / sizeof *regions) {
         report(NOT_MODELLED, "more than %u regions of memory", region_count);
     }
     struct region *r = must_alloc(sizeof *r);
-    *r = (struct region){.start = start, .end = start + bytes, .device = device, .live = true};
+    *r = (struct region){.start = start, .end = start + bytes, .device = device, .live = true,
+                         .name = ++names};
     uint32_t at = regions_before(start);
     memmove(regions + at + 1, regions + at, (region_count - at) * sizeof *regions);
     regions[at] = r;
@@ -70,12 +72,10 @@ static struct region *add_region(uint64_t start, uint64_t bytes, int device)
     return r;
 }
 
-static uint64_t take(int device, uint64_t bytes, int seen_by)
+/* The region itself stays: kernels that ran may still hold it as their last answer. */
+static void remove_region(uint32_t at)
 {
-    uint64_t start = top[device];
-    add_region(start, bytes, seen_by);
-    top[device] += (bytes + MEMORY_ALIGN + 4095) & ~4095ull;    /* never adjacent */
-    return start;
+    memmove(regions + at, regions + at + 1, (--region_count - at) * sizeof *regions);
 }
 
 uint64_t memory_take(int device, uint64_t bytes)
@@ -83,17 +83,11 @@ uint64_t memory_take(int device, uint64_t bytes)
     pthread_mutex_lock(&lock);
     uint64_t start = 0;
     if (bytes <= memory_bytes - used_bytes[device]) {
-        start = take(device, bytes, device);
+        start = top[device];
+        add_region(start, bytes, device);
+        top[device] += (bytes + MEMORY_ALIGN + 4095) & ~4095ull;    /* never adjacent */
         used_bytes[device] += bytes;
     }
-    pthread_mutex_unlock(&lock);
-    return start;
-}
-
-uint64_t memory_constant(uint64_t bytes)
-{
-    pthread_mutex_lock(&lock);
-    uint64_t start = take(DEVICES_MAX - 1, bytes, ANY_DEVICE);
     pthread_mutex_unlock(&lock);
     return start;
 }
@@ -138,11 +132,48 @@ uint64_t memory_give(uint64_t address, int device)
 const struct region *memory_leak(void)
 {
     for (uint32_t i = 0; i < region_count; i++) {
-        const struct region *r = regions[i];
-        if (r->live && !r->piece && r->device != ANY_DEVICE) return r;
+        if (regions[i]->live && !regions[i]->piece) return regions[i];
     }
     return NULL;
 }
+
+/* Pinned memory: regions of the host's addresses, which may come again. */
+
+void *pinned_take(size_t bytes)
+{
+    void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return NULL;
+    pthread_mutex_lock(&lock);
+    add_region((uint64_t)start, bytes, PINNED);
+    pthread_mutex_unlock(&lock);
+    return start;
+}
+
+void pinned_give(void *start)
+{
+    pthread_mutex_lock(&lock);
+    uint32_t at = regions_before((uint64_t)start);
+    const struct region *r = at ? regions[at - 1] : NULL;
+    if (!r || r->device != PINNED || r->start != (uint64_t)start) {
+        report(BAD_FREE, "cudaFreeHost of %p, which is not pinned memory, or twice", start);
+    }
+    transfers_forbid((uint8_t *)r->start, (uint8_t *)r->end);
+    remove_region(at - 1);
+    munmap(start, r->end - r->start);
+    pthread_mutex_unlock(&lock);
+}
+
+uint32_t pinned_name(const void *start, size_t bytes)
+{
+    pthread_mutex_lock(&lock);
+    uint32_t at = regions_before((uint64_t)start);
+    const struct region *r = at ? regions[at - 1] : NULL;
+    bool holds = r && r->device == PINNED && (uint64_t)start + bytes <= r->end;
+    pthread_mutex_unlock(&lock);
+    return holds ? r->name : 0;
+}
+
+/* Pieces, as the allocator says. */
 
 void cusim_carve(const void *piece, size_t bytes);
 void cusim_uncarve(const void *piece);
@@ -160,8 +191,7 @@ void cusim_carve(const void *piece, size_t bytes)
         struct region *old = regions[i];
         if (!old->piece || old->start >= start + bytes || old->end <= start) continue;
         if (old->live) report(GLOBAL_BOUNDS, "two pieces of one allocation overlap");
-        memmove(regions + i, regions + i + 1, (--region_count - i) * sizeof *regions);
-        i--;
+        remove_region(i--);
     }
     add_region(start, bytes, r->device)->piece = true;
     pthread_mutex_unlock(&lock);
@@ -209,7 +239,7 @@ const struct region *memory_region(uint64_t address, uint64_t bytes, int device,
                (unsigned long long)bytes, (unsigned long long)(address - r->start));
     }
     if (r->carved) outside(r, address, bytes);
-    if (device != r->device && r->device != ANY_DEVICE) {
+    if (device != r->device) {
         report(WRONG_DEVICE, "device %d touches memory of device %d", device, r->device);
     }
     return *hint = r;

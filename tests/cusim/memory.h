@@ -21,11 +21,12 @@ enum { DEVICES_MAX = 16, MEMORY_ALIGN = 512, PAGE_BITS = 12 };
 
 struct region {
     uint64_t start, end;
-    int device;                             /* ANY_DEVICE: a kernel's constants */
+    int device;                             /* or PINNED: memory of the host */
+    uint32_t name;                          /* of this taking of it, from 1 */
     bool live, piece;
     bool carved;                            /* only its pieces may be touched */
 };
-enum { ANY_DEVICE = -1 };
+enum { PINNED = -1 };
 
 void memory_open(int devices, uint64_t bytes_each);
 static inline bool is_device(uint64_t address)
@@ -44,8 +45,7 @@ uint64_t memory_take(int device, uint64_t bytes);
 uint64_t memory_give(uint64_t address, int device);
 uint64_t memory_free_bytes(int device);
 uint64_t memory_total_bytes(void);
-uint64_t memory_constant(uint64_t bytes);
-/* The first region still taken on any device, or NULL. */
+/* The first region still taken, or NULL. */
 const struct region *memory_leak(void);
 
 /* The region that holds these bytes and may be touched by `device`; anything else is a finding.
@@ -55,9 +55,8 @@ const struct region *memory_region(uint64_t address, uint64_t bytes, int device,
 
 void *pinned_take(size_t bytes);
 void pinned_give(void *start);
-/* A number that says which taking of pinned memory holds these bytes; 0: none does. */
+/* The name of the pinned memory that holds these bytes; 0: none does. */
 uint32_t pinned_name(const void *start, size_t bytes);
-uint64_t pinned_leak(void);
 
 /* Copies between host and device in flight.  What the device will read is taken at the call, and
  * compared when the host learns that the copy is done; what it writes appears only then. */
@@ -68,5 +67,7 @@ uint8_t *transfer_bytes(struct transfer *t);
 void transfer_done(struct transfer *t);
 /* The host has waited for all that `clock` holds. */
 void transfers_settle(const struct clock *clock);
+/* A finding when one may still run over this memory. */
+void transfers_forbid(const uint8_t *start, const uint8_t *end);
 
 #endif

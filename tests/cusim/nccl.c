@@ -23,7 +23,6 @@ struct ncclComm {
     struct nccl_world *world;
     int rank, size, device, lock_file;
     uint64_t asked, done;               /* calls made and ended: they run one after another */
-    uint64_t sent[RANKS_MAX], received[RANKS_MAX], collectives, chunks;
     op_id last;
     bool live;
     volatile bool aborted;
@@ -53,187 +52,129 @@ static _Thread_local struct part *gathered;
 static _Thread_local int gathered_count;
 static _Thread_local cudaStream_t gathered_stream;
 
-static uint64_t type_size(ncclDataType_t t)
+static enum type type_of(int t)
 {
-    switch (t) {
-    case ncclInt8: case ncclUint8: case ncclFloat8e4m3: case ncclFloat8e5m2: return 1;
-    case ncclFloat16: case ncclBfloat16: return 2;
-    case ncclInt32: case ncclUint32: case ncclFloat32: return 4;
-    case ncclInt64: case ncclUint64: case ncclFloat64: return 8;
-    default: report(NCCL_MISUSE, "data type %d", (int)t);
-    }
+    static const enum type types[] = {
+        [ncclInt8] = T_S8, [ncclUint8] = T_U8, [ncclInt32] = T_S32, [ncclUint32] = T_U32,
+        [ncclInt64] = T_S64, [ncclUint64] = T_U64, [ncclFloat16] = T_F16, [ncclFloat32] = T_F32,
+        [ncclFloat64] = T_F64, [ncclBfloat16] = T_BF16, [ncclFloat8e4m3] = T_B8,
+        [ncclFloat8e5m2] = T_B8};
+    if (t < 0 || (size_t)t >= sizeof types / sizeof *types) report(NCCL_MISUSE, "data type %d", t);
+    return types[t];
 }
 
 static void moved(struct nccl_world *w) { atomic_fetch_add(&w->progress, 1); }
 
-static bool same_terms(const struct nccl_terms *a, const struct nccl_terms *b)
+/* Messages and collectives: all who take part meet, and agree; then, chunk by chunk, everybody
+ * writes its own, reads what it wants, and goes on when all have read. */
+
+struct meeting {
+    struct nccl_part *part, *mine;
+    int count;
+};
+
+static struct meeting meeting_of(const struct part *s)
 {
-    return a->count == b->count && a->type == b->type && a->kind == b->kind &&
-           a->fold == b->fold && a->root == b->root;
-}
-
-/* Point to point. */
-
-static void agree_pair(const struct nccl_pair *p, int from, int to)
-{
-    if (p->sent.count == p->received.count && p->sent.type == p->received.type) return;
-    report(NCCL_MISMATCH, "rank %d sends %llu of type %d, rank %d receives %llu of type %d", from,
-           (unsigned long long)p->sent.count, p->sent.type, to,
-           (unsigned long long)p->received.count, p->received.type);
-}
-
-static void move_chunks(struct part *s, struct nccl_pair *p)
-{
-    struct nccl_world *w = s->comm->world;
-    for (;;) {
-        uint64_t n = s->bytes - s->moved < CHUNK_BYTES ? s->bytes - s->moved : CHUNK_BYTES;
-        uint64_t wrote = atomic_load(&p->wrote), read = atomic_load(&p->read);
-        if (!n || (s->kind == SEND ? wrote != read : wrote == read)) return;
-        if (s->kind == SEND) memcpy(p->chunk, device_bytes(s->from + s->moved), n);
-        else memcpy(device_bytes(s->to + s->moved), p->chunk, n);
-        s->moved += n;
-        atomic_store(s->kind == SEND ? &p->wrote : &p->read, (s->kind == SEND ? wrote : read) + 1);
-        moved(w);
-    }
-}
-
-static void run_pair(struct part *s)
-{
-    ncclComm_t c = s->comm;
-    bool send = s->kind == SEND;
-    struct nccl_pair *p = send ? &c->world->pairs[c->rank][s->peer]
-                               : &c->world->pairs[s->peer][c->rank];
-    uint64_t number = send ? c->sent[s->peer] + 1 : c->received[s->peer] + 1;
-    if (s->stage == 0) {
-        *(send ? &p->sent : &p->received) = s->terms;
-        atomic_store(send ? &p->send_posted : &p->recv_posted, number);
-        s->stage = 1;
-        moved(c->world);
-    }
-    if (s->stage == 1) {
-        if (atomic_load(send ? &p->recv_posted : &p->send_posted) < number) return;
-        agree_pair(p, send ? c->rank : s->peer, send ? s->peer : c->rank);
-        s->stage = 2;
-    }
-    move_chunks(s, p);
-    if (s->moved < s->bytes || atomic_load(&p->read) < atomic_load(&p->wrote)) return;
-    (send ? c->sent : c->received)[s->peer] = number;
-    s->ended = true;
-    moved(c->world);
-}
-
-/* Collectives: chunk by chunk, everybody writes its own, reads all, and writes again when all have
- * read. */
-
-static double load_number(const uint8_t *at, uint64_t i, int type)
-{
-    switch (type) {
-    case ncclFloat32: return ((const float *)at)[i];
-    case ncclFloat64: return ((const double *)at)[i];
-    case ncclFloat16: return from_f16(((const uint16_t *)at)[i]);
-    case ncclBfloat16: return from_bf16(((const uint16_t *)at)[i]);
-    case ncclInt32: return ((const int32_t *)at)[i];
-    case ncclUint32: return ((const uint32_t *)at)[i];
-    case ncclInt8: return ((const int8_t *)at)[i];
-    case ncclUint8: return at[i];
-    default: report(NOT_MODELLED, "a reduction of data type %d", type);
-    }
-}
-
-static void store_number(uint8_t *at, uint64_t i, int type, double v)
-{
-    switch (type) {
-    case ncclFloat32: ((float *)at)[i] = (float)v; break;
-    case ncclFloat64: ((double *)at)[i] = v; break;
-    case ncclFloat16: ((uint16_t *)at)[i] = (uint16_t)to_f16((float)v); break;
-    case ncclBfloat16: ((uint16_t *)at)[i] = (uint16_t)to_bf16((float)v); break;
-    case ncclInt32: ((int32_t *)at)[i] = (int32_t)v; break;
-    case ncclUint32: ((uint32_t *)at)[i] = (uint32_t)v; break;
-    default: at[i] = (uint8_t)(int64_t)v; break;
-    }
-}
-
-static void reduce_chunk(const struct part *s, uint64_t bytes)
-{
-    const struct nccl_world *w = s->comm->world;
-    uint8_t *to = device_bytes(s->to + s->moved);
-    uint64_t n = bytes / type_size((ncclDataType_t)s->terms.type);
-    for (uint64_t i = 0; i < n; i++) {
-        double sum = load_number(w->parts[0].chunk, i, s->terms.type);
-        for (int r = 1; r < s->comm->size; r++) {
-            double v = load_number(w->parts[r].chunk, i, s->terms.type);
-            sum = s->terms.fold == ncclSum ? sum + v
-                  : s->terms.fold == ncclMax ? (v > sum ? v : sum) : v < sum ? v : sum;
-        }
-        store_number(to, i, s->terms.type, sum);
-    }
-}
-
-static void take_chunk(const struct part *s, uint64_t bytes)
-{
-    const struct nccl_world *w = s->comm->world;
-    if (s->kind == ALL_REDUCE) reduce_chunk(s, bytes);
-    else memcpy(device_bytes(s->to + s->moved), w->parts[s->terms.root].chunk, bytes);
+    const struct ncclComm *c = s->comm;
+    struct nccl_world *w = c->world;
+    if (s->kind > RECV) return (struct meeting){w->all, &w->all[c->rank], c->size};
+    struct nccl_part *ends = s->kind == SEND ? w->pairs[c->rank][s->peer]
+                                             : w->pairs[s->peer][c->rank];
+    return (struct meeting){ends, &ends[s->kind], 2};
 }
 
 enum counter { POSTED, WROTE, READ };
 
-static bool all_at(const struct ncclComm *c, enum counter which, uint64_t count)
+static bool all_at(const struct meeting *m, enum counter which, uint64_t count)
 {
-    for (int r = 0; r < c->size; r++) {
-        const struct nccl_part *p = &c->world->parts[r];
-        uint64_t at = atomic_load(which == POSTED ? &p->posted : which == WROTE ? &p->wrote
-                                                                                : &p->read);
-        if (at < count) return false;
+    for (int r = 0; r < m->count; r++) {
+        const struct nccl_part *p = &m->part[r];
+        if (atomic_load(which == POSTED ? &p->posted : which == WROTE ? &p->wrote : &p->read) <
+            count) {
+            return false;
+        }
     }
     return true;
 }
 
-static void agree_all(const struct part *s)
+static void agree(const struct part *s, const struct meeting *m)
 {
-    const struct ncclComm *c = s->comm;
-    for (int r = 0; r < c->size; r++) {
-        const struct nccl_terms *t = &c->world->parts[r].terms;
-        if (same_terms(t, &s->terms)) continue;
-        report(NCCL_MISMATCH, "rank %d runs %s of %llu of type %d, rank %d %s of %llu of type %d",
-               c->rank, call_text[s->kind], (unsigned long long)s->terms.count, s->terms.type, r,
-               call_text[t->kind], (unsigned long long)t->count, t->type);
+    for (int r = 0; r < m->count; r++) {
+        const struct nccl_terms *t = &m->part[r].terms, *mine = &s->terms;
+        if (t->count == mine->count && t->type == mine->type && t->kind == mine->kind &&
+            t->fold == mine->fold && t->root == mine->root) {
+            continue;
+        }
+        report(NCCL_MISMATCH, "rank %d: %s of %llu of type %d, the other side: %s of %llu of type "
+               "%d, root %d", s->comm->rank, call_text[s->kind], (unsigned long long)mine->count,
+               mine->type, call_text[t->kind], (unsigned long long)t->count, t->type, t->root);
     }
 }
 
-static void run_collective(struct part *s)
+static void reduce_chunk(const struct part *s, const struct meeting *m, uint8_t *to,
+                         uint64_t bytes)
 {
-    ncclComm_t c = s->comm;
-    struct nccl_part *mine = &c->world->parts[c->rank];
+    enum type type = type_of(s->terms.type);
+    if (type == T_B8) report(NOT_MODELLED, "a reduction of data type %d", s->terms.type);
+    for (uint64_t at = 0; at < bytes; at += type_bytes(type)) {
+        long double sum = 0;
+        for (int r = 0; r < m->count; r++) {
+            uint64_t bits = 0;
+            memcpy(&bits, m->part[r].chunk + at, type_bytes(type));
+            long double v = load_number(bits, type);
+            if (!r) sum = v;
+            else if (s->terms.fold == ncclSum) sum += v;
+            else if (s->terms.fold == ncclMax ? v > sum : v < sum) sum = v;
+        }
+        uint64_t bits = store_number(sum, type);
+        memcpy(to + at, &bits, type_bytes(type));
+    }
+}
+
+static void take_chunk(const struct part *s, const struct meeting *m, uint64_t bytes)
+{
+    uint8_t *to = device_bytes(s->to + s->moved);
+    if (s->kind == ALL_REDUCE) reduce_chunk(s, m, to, bytes);
+    else if (s->kind == BROADCAST) memcpy(to, m->part[s->terms.root].chunk, bytes);
+    else if (s->kind == RECV) memcpy(to, m->part[SEND].chunk, bytes);
+}
+
+/* As far as it goes; true when it has ended.  Even no bytes make a chunk: nobody posts again before
+ * all have agreed. */
+static bool run_part(struct part *s)
+{
+    struct nccl_world *w = s->comm->world;
+    struct meeting m = meeting_of(s);
+    uint64_t chunk = atomic_load(&m.mine->read), posted = atomic_load(&m.mine->posted);
     if (s->stage == 0) {
-        if (!all_at(c, READ, c->chunks)) return;        /* somebody still reads the last one */
-        mine->terms = s->terms;
-        atomic_store(&mine->posted, c->collectives + 1);
+        if (!all_at(&m, READ, chunk)) return false;     /* somebody still reads the last one */
+        m.mine->terms = s->terms;
+        atomic_store(&m.mine->posted, ++posted);
         s->stage = 1;
-        moved(c->world);
+        moved(w);
     }
     if (s->stage == 1) {
-        if (!all_at(c, POSTED, c->collectives + 1)) return;
-        agree_all(s);
+        if (!all_at(&m, POSTED, posted)) return false;
+        agree(s, &m);
         s->stage = 2;
     }
-    for (;;) {
+    while (s->stage == 2) {
         uint64_t n = s->bytes - s->moved < CHUNK_BYTES ? s->bytes - s->moved : CHUNK_BYTES;
-        if (atomic_load(&mine->wrote) == c->chunks) {
-            if (!all_at(c, READ, c->chunks)) return;
-            memcpy(mine->chunk, device_bytes(s->from + s->moved), n);
-            atomic_store(&mine->wrote, c->chunks + 1);
-            moved(c->world);
+        if (atomic_load(&m.mine->wrote) == chunk) {
+            if (!all_at(&m, READ, chunk)) return false;
+            if (s->kind != RECV) memcpy(m.mine->chunk, device_bytes(s->from + s->moved), n);
+            atomic_store(&m.mine->wrote, chunk + 1);
+            moved(w);
         }
-        if (!all_at(c, WROTE, c->chunks + 1)) return;
-        take_chunk(s, n);
+        if (!all_at(&m, WROTE, chunk + 1)) return false;
+        take_chunk(s, &m, n);
         s->moved += n;
-        atomic_store(&mine->read, ++c->chunks);
-        moved(c->world);
-        if (s->moved == s->bytes) break;
+        atomic_store(&m.mine->read, ++chunk);
+        moved(w);
+        if (s->moved == s->bytes) s->stage = 3;
     }
-    c->collectives++;
-    s->ended = true;
+    s->ended = all_at(&m, READ, chunk);
+    return s->ended;
 }
 
 /* The operation of a stream. */
@@ -310,11 +251,7 @@ static bool run_nccl(struct op *op)
         if (s->ended || s->comm->aborted) continue;
         if (s->comm->done + 1 != s->number) return false;       /* on another stream, before it */
         if (!o->begun) begin(o);
-        if (is_first(o, k)) {
-            if (s->kind <= RECV) run_pair(s);
-            else run_collective(s);
-        }
-        if (!s->ended) {
+        if (!is_first(o, k) || !run_part(s)) {
             ended = false;
             waits = s->comm;
         }
@@ -348,9 +285,6 @@ static bool is_complete(const struct ncclComm *c)
     return atomic_load(&c->world->joined) >= (uint32_t)c->size;
 }
 
-ncclResult_t ncclGroupStart(void);
-ncclResult_t ncclGroupEnd(void);
-
 static ncclResult_t flush(void)
 {
     if (!gathered_count) return ncclSuccess;
@@ -362,7 +296,7 @@ static ncclResult_t flush(void)
         bool again = false;
         for (int j = 0; j < k; j++) again |= o->parts[j].comm == s->comm;
         s->number = again ? s->comm->asked : ++s->comm->asked;
-        s->terms.kind = (int32_t)s->kind;
+        s->terms.kind = s->kind == RECV ? SEND : (int32_t)s->kind;
     }
     const struct part *first = &o->parts[0];
     cudaStream_t s = gathered_stream;
@@ -392,7 +326,7 @@ static ncclResult_t add(struct part part, size_t count, ncclDataType_t type, cud
     }
     part.terms.count = count;
     part.terms.type = (int32_t)type;
-    part.bytes = count * type_size(type);
+    part.bytes = count * type_bytes(type_of(type));
     gathered = must_grow(gathered, (size_t)gathered_count, sizeof *gathered);
     gathered[gathered_count++] = part;
     gathered_stream = stream;
@@ -431,6 +365,10 @@ ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataTyp
                              .from = (uint64_t)(c->rank == root ? from : to), .to = (uint64_t)to},
                count, type, s);
 }
+
+/* nccl.h declares these two without (void). */
+ncclResult_t ncclGroupStart(void);
+ncclResult_t ncclGroupEnd(void);
 
 ncclResult_t ncclGroupStart(void)
 {

@@ -19,15 +19,8 @@ struct nccl_terms {
     int32_t kind, type, fold, root;
 };
 
-/* Messages of one rank to another: a rendezvous, then chunks through one buffer. */
-struct nccl_pair {
-    _Atomic uint64_t send_posted, recv_posted;      /* messages begun by each side */
-    _Atomic uint64_t wrote, read;                   /* chunks, over all messages */
-    struct nccl_terms sent, received;
-    uint8_t chunk[CHUNK_BYTES];
-};
-
-/* A rank's part in collectives. */
+/* A rank's part in one meeting place: operations posted, and chunks that it wrote and has read,
+ * over all operations there. */
 struct nccl_part {
     _Atomic uint64_t posted, wrote, read;
     struct nccl_terms terms;
@@ -39,8 +32,8 @@ struct nccl_world {
     _Atomic uint64_t progress;                      /* any counter that moved */
     _Atomic uint64_t stuck[RANKS_MAX];              /* progress + 1 at which a rank saw no way on */
     _Atomic int32_t pid[RANKS_MAX];
-    struct nccl_part parts[RANKS_MAX];
-    struct nccl_pair pairs[RANKS_MAX][RANKS_MAX];   /* from, to */
+    struct nccl_part all[RANKS_MAX];                /* collectives meet here, */
+    struct nccl_part pairs[RANKS_MAX][RANKS_MAX][2];    /* messages here: from, to; both ends */
 };
 
 /* Maps the world of this id; `rank` joins it.  NULL if the file cannot be made. */

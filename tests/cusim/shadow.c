@@ -11,12 +11,6 @@
 enum { PAGE = 1 << PAGE_BITS, PAGE_CELLS = PAGE / 4, MANY_THREADS = (1 << THREAD_BITS) - 1 };
 #define MANY_BLOCKS 0xffffffffu
 
-struct cell {
-    op_id writer, reader, reader2;      /* reader2: another operation that reader does not cover */
-    uint32_t writer_who, writer_tick, reader_who, reader_tick;
-    uint8_t written, read, valid, atomic;
-};
-
 struct page {
     struct cell whole;                  /* what every cell is, while `cells` is NULL */
     struct cell *cells;
@@ -86,11 +80,9 @@ _Noreturn static void inside_race(const struct toucher *t, uint32_t who, const c
                thread, block);
     }
     if (thread == MANY_THREADS) {
-        report(BLOCK_RACE, "global memory: %s, and %ss by other threads with no barrier between",
-               now, then);
+        report(BLOCK_RACE, "%s, and %ss by other threads with no barrier between", now, then);
     }
-    report(BLOCK_RACE, "global memory: %s, and a %s by thread %u with no barrier between", now,
-           then, thread);
+    report(BLOCK_RACE, "%s, and a %s by thread %u with no barrier between", now, then, thread);
 }
 
 static void after_write(struct toucher *t, const struct cell *c, uint8_t mask, enum touch touch)
@@ -121,6 +113,7 @@ static void note_write(struct toucher *t, struct cell *c, uint8_t mask, enum tou
     c->writer_who = t->who;
     c->writer_tick = t->tick;
     c->atomic = touch == TOUCH_ATOMIC;
+    c->pending = touch == TOUCH_ISSUE;
     c->valid |= mask;
     c->read &= (uint8_t)~mask;
     if (!c->read) c->reader = c->reader2 = 0;
@@ -129,12 +122,13 @@ static void note_write(struct toucher *t, struct cell *c, uint8_t mask, enum tou
 static void note_read(struct toucher *t, struct cell *c, uint8_t mask)
 {
     if (c->reader == t->op && c->read) {
-        c->read |= mask;
-        if (c->reader_who >> THREAD_BITS != t->who >> THREAD_BITS) {
+        bool later = c->reader_tick >> 16 != t->tick >> 16;
+        if ((c->reader_who ^ t->who) >> THREAD_BITS) {
+            c->read |= mask;
             c->reader_who = MANY_BLOCKS;
-        } else if (c->reader_who != t->who) {
-            bool later = c->reader_tick >> 16 != t->tick >> 16;
-            c->reader_who = later ? t->who : (t->who | MANY_THREADS);
+        } else {
+            c->read = later ? mask : c->read | mask;
+            if (c->reader_who != t->who) c->reader_who = later ? t->who : t->who | MANY_THREADS;
         }
         c->reader_tick = t->tick;
         return;
@@ -148,18 +142,39 @@ static void note_read(struct toucher *t, struct cell *c, uint8_t mask)
 
 static void touch_cell(struct toucher *t, struct cell *c, uint8_t mask, enum touch touch)
 {
-    if (touch != TOUCH_WRITE && (c->valid & mask) != mask) {
-        report(UNINITIALISED, "read of device memory that nothing has written");
+    if (c->pending && touch != TOUCH_ARRIVAL) {
+        report(ASYNC_NOT_WAITED, "shared memory is touched that cp.async will write");
     }
-    after_write(t, c, mask, touch);
+    if ((touch == TOUCH_READ || touch == TOUCH_ATOMIC) && (c->valid & mask) != mask) {
+        report(UNINITIALISED, "read of memory that nothing has written");
+    }
+    if (touch != TOUCH_ARRIVAL) after_write(t, c, mask, touch);
     if (touch == TOUCH_READ) {
         note_read(t, c, mask);
     } else {
-        after_read(t, c, mask);
+        if (touch != TOUCH_ARRIVAL) after_read(t, c, mask);
         note_write(t, c, mask, touch);
     }
 }
 
+/* A read of a whole word of shared memory that was written before the last barrier: most are.  It
+ * finds nothing, and changes at most who has read; of other blocks these cells know nothing. */
+static inline bool read_settled(const struct toucher *t, struct cell *c)
+{
+    uint32_t interval = t->tick >> 16;
+    if (c->valid != 15 || c->pending || c->writer_tick >> 16 == interval) return false;
+    if (c->reader_tick >> 16 != interval || c->read != 15) {
+        c->reader = t->op;
+        c->reader_who = t->who;
+        c->read = 15;
+    } else if (c->reader_who != t->who) {
+        c->reader_who |= MANY_THREADS;
+    }
+    c->reader_tick = t->tick;
+    return true;
+}
+
+/* The bytes from `start` to `end` that are in this word. */
 static uint8_t mask_of(uint64_t word, uint64_t start, uint64_t end)
 {
     uint8_t mask = 15;
@@ -168,14 +183,34 @@ static uint8_t mask_of(uint64_t word, uint64_t start, uint64_t end)
     return mask;
 }
 
+/* `c` is the cell of the first word. */
+static __attribute__((noinline)) void touch_cells(struct toucher *t, struct cell *c,
+                                                  uint64_t start, uint64_t end, enum touch touch)
+{
+    for (uint64_t word = start & ~3ull; word < end; word += 4, c++) {
+        touch_cell(t, c, mask_of(word, start, end), touch);
+    }
+}
+
 void shadow_touch(struct toucher *t, uint64_t address, uint32_t bytes, enum touch touch)
 {
     struct cell *c = cells_of(address);     /* aligned, so within one page */
     if (bytes >= 4) {
-        for (uint32_t i = 0; i < bytes / 4; i++) touch_cell(t, c + i, 15, touch);
+        for (uint32_t k = 0; k < bytes / 4; k++) touch_cell(t, c + k, 15, touch);
     } else {
-        touch_cell(t, c, mask_of(address & ~3ull, address, address + bytes), touch);
+        touch_cells(t, c, address, address + bytes, touch);
     }
+}
+
+void shadow_shared(struct toucher *t, struct cell *cells, uint32_t offset, uint32_t bytes,
+                   enum touch touch)
+{
+    uint32_t end = offset + bytes;
+    if (touch == TOUCH_READ && bytes >= 4) {
+        while (offset < end && read_settled(t, &cells[offset / 4])) offset += 4;
+        if (offset == end) return;
+    }
+    touch_cells(t, cells + offset / 4, offset, end, touch);
 }
 
 static void bulk_page(struct toucher *t, uint64_t start, uint64_t end, enum touch touch)
@@ -186,10 +221,7 @@ static void bulk_page(struct toucher *t, uint64_t start, uint64_t end, enum touc
         touch_cell(t, &p->whole, 15, touch);
         return;
     }
-    struct cell *c = cells_of(start);
-    for (uint64_t word = start & ~3ull; word < end; word += 4) {
-        touch_cell(t, c++, mask_of(word, start, end), touch);
-    }
+    touch_cells(t, cells_of(start), start, end, touch);
     if (whole && touch == TOUCH_WRITE) {
         p->whole = p->cells[0];
         free(p->cells);
@@ -217,101 +249,5 @@ void shadow_forget(uint64_t address, uint64_t bytes)
         struct page *p = page_of(at);
         free(p->cells);
         *p = (struct page){0};
-    }
-}
-
-/* Shared memory. */
-
-static bool shared_ordered(uint32_t tick, uint16_t who, uint32_t now, uint32_t thread)
-{
-    if (!tick || tick >> 16 != now >> 16 || who == thread) return true;
-    return who != MANY && who / 32 == thread / 32 && tick != now;
-}
-
-static void shared_check(const struct shared_cell *c, uint8_t mask, enum touch touch,
-                         uint32_t thread, uint32_t tick)
-{
-    const char *now = touch == TOUCH_READ ? "read" : "write";
-    if (c->pending & mask) {
-        report(ASYNC_NOT_WAITED, "%s of shared memory that cp.async will write", now);
-    }
-    if (touch != TOUCH_WRITE && (c->valid & mask) != mask) {
-        report(UNINITIALISED, "read of shared memory that nothing has written");
-    }
-    if (c->written & mask && !(touch == TOUCH_ATOMIC && c->atomic) &&
-        !shared_ordered(c->wrote_tick, c->writer, tick, thread)) {
-        report(BLOCK_RACE, "shared memory: %s, and a write by thread %u with no barrier between",
-               now, c->writer);
-    }
-    if (touch != TOUCH_READ && c->read & mask &&
-        !shared_ordered(c->read_tick, c->reader, tick, thread)) {
-        report(BLOCK_RACE, "shared memory: write, and a read by %s%u with no barrier between",
-               c->reader == MANY ? "several threads " : "thread ", c->reader);
-    }
-}
-
-static void shared_note(struct shared_cell *c, uint8_t mask, enum touch touch, uint32_t thread,
-                        uint32_t tick)
-{
-    if (touch == TOUCH_READ) {
-        bool again = c->read_tick >> 16 == tick >> 16 && c->read && c->reader != thread;
-        c->read = c->read_tick >> 16 == tick >> 16 ? c->read | mask : mask;
-        c->reader = again ? MANY : (uint16_t)thread;
-        c->read_tick = tick;
-        return;
-    }
-    c->written = c->wrote_tick == tick && c->writer == thread ? c->written | mask : mask;
-    c->wrote_tick = tick;
-    c->writer = (uint16_t)thread;
-    c->valid |= mask;
-    c->atomic = touch == TOUCH_ATOMIC;
-    c->read &= (uint8_t)~mask;
-}
-
-/* A read that finds nothing, and changes at most who has read. */
-static bool is_settled(struct shared_cell *c, uint32_t thread, uint32_t tick)
-{
-    if (c->valid != 15 || c->pending || c->wrote_tick >> 16 == tick >> 16) return false;
-    if (c->read_tick >> 16 == tick >> 16 && c->read == 15) {
-        if (c->reader != thread) c->reader = MANY;
-    } else {
-        c->reader = (uint16_t)thread;
-        c->read = 15;
-    }
-    c->read_tick = tick;
-    return true;
-}
-
-void shadow_shared(struct shared_cell *cells, uint32_t offset, uint32_t bytes, enum touch touch,
-                   uint32_t thread, uint32_t tick)
-{
-    struct shared_cell *c = cells + offset / 4;
-    if (touch == TOUCH_READ && bytes >= 4) {        /* most accesses are reads of settled words */
-        uint32_t words = bytes / 4, settled = 0;
-        while (settled < words && is_settled(&c[settled], thread, tick)) settled++;
-        c += settled;
-        offset += 4 * settled;
-        bytes -= 4 * settled;
-    }
-    for (uint32_t word = offset & ~3u; word < offset + bytes; word += 4, c++) {
-        uint8_t mask = bytes >= 4 ? 15 : mask_of(word, offset, offset + bytes);
-        shared_check(c, mask, touch, thread, tick);
-        shared_note(c, mask, touch, thread, tick);
-    }
-}
-
-void shadow_shared_pending(struct shared_cell *cells, uint32_t offset, uint32_t bytes,
-                           uint32_t thread, uint32_t tick)
-{
-    shadow_shared(cells, offset, bytes, TOUCH_WRITE, thread, tick);
-    for (uint32_t i = 0; i < bytes / 4; i++) cells[offset / 4 + i].pending = 15;
-}
-
-void shadow_shared_arrived(struct shared_cell *cells, uint32_t offset, uint32_t bytes,
-                           uint32_t thread, uint32_t tick)
-{
-    for (uint32_t i = 0; i < bytes / 4; i++) {
-        cells[offset / 4 + i].pending = 0;
-        shared_note(&cells[offset / 4 + i], 15, TOUCH_WRITE, thread, tick);
     }
 }

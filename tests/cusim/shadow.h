@@ -8,8 +8,9 @@
  *     warp barrier in between, or
  *   - to two blocks of which the later has seen an atomic that the earlier made after a fence.
  *
- * Shared memory: the same inside one block.  Cells remember one writer per word: of two threads
- * that write halves of one word without a barrier, the later is remembered.
+ * Shared memory has cells of its own, which begin anew with each block.  Cells remember one writer
+ * per word: of two threads that write halves of one word without a barrier, the later is
+ * remembered.
  */
 #ifndef CUSIM_SHADOW_H
 #define CUSIM_SHADOW_H
@@ -32,33 +33,27 @@ struct toucher {
     int device;
 };
 
-enum touch { TOUCH_READ, TOUCH_WRITE, TOUCH_ATOMIC };
+/* What cp.async writes is pending from its ISSUE until the thread has waited for its ARRIVAL. */
+enum touch { TOUCH_READ, TOUCH_WRITE, TOUCH_ATOMIC, TOUCH_ISSUE, TOUCH_ARRIVAL };
+
+struct cell {
+    op_id writer, reader, reader2;      /* reader2: another operation that reader does not cover */
+    uint32_t writer_who, writer_tick, reader_who, reader_tick;
+    uint8_t written, read, valid;       /* bytes: of the last writer; since; that hold a value */
+    uint8_t atomic : 1, pending : 1;    /* the last write was; cp.async will write */
+};
 
 /* False when CUSIM_CHECK=0: then only bounds are looked at, by the callers. */
 bool shadow_on(void);
 
-/* One access of a thread, n <= 32, inside a region (memory_region has said so). */
+/* One aligned access of a thread, n <= 32, inside a region (memory_region has said so). */
 void shadow_touch(struct toucher *t, uint64_t address, uint32_t bytes, enum touch touch);
+/* The same at `offset` of the shared memory that `cells` belong to. */
+void shadow_shared(struct toucher *t, struct cell *cells, uint32_t offset, uint32_t bytes,
+                   enum touch touch);
 /* A copy, a product, a message: many bytes of one operation; checks the region too. */
 void shadow_bulk(struct toucher *t, uint64_t address, uint64_t bytes, enum touch touch);
 /* Memory was given back or taken anew: nothing holds a value. */
 void shadow_forget(uint64_t address, uint64_t bytes);
-
-struct shared_cell {
-    uint32_t wrote_tick, read_tick;     /* 0: not yet; ticks start at 1 << 16 */
-    uint16_t writer, reader;            /* thread; reader may be MANY */
-    uint8_t written, read, valid;       /* byte masks */
-    uint8_t pending;                    /* bytes that an async copy will write */
-    uint8_t atomic;
-};
-enum { MANY = 0xffff };
-
-void shadow_shared(struct shared_cell *cells, uint32_t offset, uint32_t bytes, enum touch touch,
-                   uint32_t thread, uint32_t tick);
-/* cp.async: `pending` at its issue, `arrived` when the thread has waited; whole words. */
-void shadow_shared_pending(struct shared_cell *cells, uint32_t offset, uint32_t bytes,
-                           uint32_t thread, uint32_t tick);
-void shadow_shared_arrived(struct shared_cell *cells, uint32_t offset, uint32_t bytes,
-                           uint32_t thread, uint32_t tick);
 
 #endif

@@ -30,27 +30,10 @@ struct kernel_stats *stats_of(const struct kernel *k)
 static void write_entry(FILE *f, const struct entry *e)
 {
     const struct kernel_stats *s = &e->stats;
-    const struct {
-        const char *name;
-        uint64_t value;
-    } fields[] = {
-        {"launches", s->launches},
-        {"warp_instructions", s->warp_instructions},
-        {"lane_instructions", s->lane_instructions},
-        {"mma", s->mma},
-        {"branches", s->branches},
-        {"divergent_branches", s->divergent_branches},
-        {"global_bytes", s->global_bytes},
-        {"global_sectors", s->global_sectors},
-        {"global_sectors_ideal", s->global_sectors_ideal},
-        {"shared_bytes", s->shared_bytes},
-        {"shared_wavefronts", s->shared_wavefronts},
-        {"shared_wavefronts_ideal", s->shared_wavefronts_ideal},
-    };
     fprintf(f, "{\"kernel\": \"%s\"", e->name);
-    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) {
-        fprintf(f, ", \"%s\": %llu", fields[k].name, (unsigned long long)fields[k].value);
-    }
+#define X(name) fprintf(f, ", \"" #name "\": %llu", (unsigned long long)s->name);
+    COUNTERS(X)
+#undef X
     fprintf(f, "}");
 }
 

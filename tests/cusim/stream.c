@@ -151,12 +151,10 @@ static void at_exit(void)
     if (unchecked_launch) launches_checked("the end of the program");
     const struct region *r = memory_leak();
     if (r) {
-        report(LEAK, "%llu bytes of device %d were not given back",
-               (unsigned long long)(r->end - r->start), r->device);
-    }
-    if (pinned_leak()) {
-        report(LEAK, "%llu bytes of pinned memory were not given back",
-               (unsigned long long)pinned_leak());
+        char device[32];
+        snprintf(device, sizeof device, "of device %d", r->device);
+        report(LEAK, "%llu bytes %s were not given back", (unsigned long long)(r->end - r->start),
+               r->device == PINNED ? "of pinned memory" : device);
     }
     for (const struct CUstream_st *s = streams; s; s = s->next) {
         if (s->live && s->head) report(LEAK, "a stream has work at the end: %s", s->head->what);

@@ -1,4 +1,4 @@
-/* tests/cusim/pinned.c - pinned host memory and the copies that are in flight over it.
+/* tests/cusim/transfer.c - the copies that are in flight over pinned memory.
  *
  * A copy to the device reads what the buffer held at the call.  When the host learns that the copy
  * is done, the buffer must still hold that: else it was written too early, and a GPU might have
@@ -8,20 +8,11 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "memory.h"
 #include "report.h"
 
 enum { PATTERN = 0xa5 };
-
-struct pinned {
-    uint8_t *start;
-    size_t bytes;
-    uint32_t name;
-    bool live;
-    struct pinned *next;
-};
 
 struct transfer {
     uint8_t *host, *bytes;
@@ -32,54 +23,16 @@ struct transfer {
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct pinned *taken;
 static struct transfer *in_flight, **in_flight_end = &in_flight;   /* in the order of the calls */
-static uint32_t names;
 
-void *pinned_take(size_t bytes)
-{
-    void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (start == MAP_FAILED) return NULL;
-    struct pinned *p = must_alloc(sizeof *p);
-    pthread_mutex_lock(&lock);
-    *p = (struct pinned){start, bytes, ++names, true, taken};
-    taken = p;
-    pthread_mutex_unlock(&lock);
-    return start;
-}
-
-void pinned_give(void *start)
+void transfers_forbid(const uint8_t *start, const uint8_t *end)
 {
     pthread_mutex_lock(&lock);
-    struct pinned **p = &taken;
-    while (*p && (*p)->start != start) p = &(*p)->next;
-    if (!*p) report(BAD_FREE, "cudaFreeHost of %p, which is not pinned memory, or twice", start);
     for (struct transfer *t = in_flight; t; t = t->next) {
-        if (t->host < (*p)->start || t->host >= (*p)->start + (*p)->bytes) continue;
+        if (t->host < start || t->host >= end) continue;
         report(PINNED_REUSED, "cudaFreeHost while '%s' may still run", clock_op_name(t->op));
     }
-    munmap((*p)->start, (*p)->bytes);
-    *p = (*p)->next;
     pthread_mutex_unlock(&lock);
-}
-
-uint32_t pinned_name(const void *start, size_t bytes)
-{
-    const uint8_t *at = start;
-    uint32_t name = 0;
-    pthread_mutex_lock(&lock);
-    for (struct pinned *p = taken; p && !name; p = p->next) {
-        if (at >= p->start && bytes <= p->bytes && at - p->start <= (long)(p->bytes - bytes)) {
-            name = p->name;
-        }
-    }
-    pthread_mutex_unlock(&lock);
-    return name;
-}
-
-uint64_t pinned_leak(void)
-{
-    return taken ? taken->bytes : 0;
 }
 
 /* Ends one transfer, for the host's eyes. */
