@@ -27,6 +27,10 @@ enum {
     WORKSPACE_BYTES = 32 << 20,       /* what the library's manual advises for compute 9.0    */
 };
 
+/* The version that the headers are of. */
+#define LIBRARY_OF(major) "libcublas.so." #major
+#define LIBRARY_NAME(major) LIBRARY_OF(major)
+#define LIBRARY LIBRARY_NAME(CUBLAS_VER_MAJOR)
 #define CALLS(X)                                                                                 \
     X(Create_v2) X(Destroy_v2) X(SetStream_v2) X(SetWorkspace_v2) X(SetMathMode) X(GetVersion_v2)\
     X(GetStatusString) X(GemmEx)
@@ -47,7 +51,7 @@ struct blas {
 
 static enum err load(struct why *why)
 {
-    void *library = dlopen("libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
+    void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
 #define X(name)                                                                                  \
     if (library) *(void **)&cublas.name = dlsym(library, "cublas" #name);                        \
     if (!cublas.name)                                                                            \

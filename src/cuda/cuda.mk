@@ -53,5 +53,5 @@ cuda-roofline: $(B)/cuda/roofline | cusim
 	$(Q)mv $(B)/cuda/roofline.md perf/results/cuda-roofline.md
 # For machines with GPUs: the same tests on the real libraries, with times; a report to paste.
 gpu-check: all cuda-tests
-	@tests/cuda/gpu_check.sh $(B)
+	@CUDA_HOME=$(CUDA_HOME) tests/cuda/gpu_check.sh $(B)
 .PHONY: cuda-tests cuda-gates cuda-roofline gpu-check

@@ -242,7 +242,7 @@ enum err cuda_step(void *self, const struct step *s)
 {
     struct cuda *u = self;
     CHECK(s->token_count >= 1 && s->token_count <= u->c.step_tokens_max);
-    CHECK(s->logit_count <= s->token_count);
+    CHECK(s->logit_count <= s->token_count && s->seq_count <= u->c.step_seqs_max);
     MUST(u, cudaSetDevice(u->device));
     bool as_graph = plan_step(u, s) && u->plan.rows <= u->logit_rows_max;
     bool follow = s->notify && s->layers_done;

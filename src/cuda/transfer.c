@@ -71,6 +71,8 @@ static void transfer(struct cuda *u, const uint32_t *blocks, uint32_t layer, uin
     uint64_t row = u->shape.token_bytes / 2, half = count * row;
     uint32_t most = (uint32_t)((STAGE_BYTES - blocks_bytes(u)) / u->shape.token_bytes);
     CHECK(layer < u->model->h.layers && layers <= u->model->h.layers - layer && most > 0);
+    CHECK((uint64_t)first + count <= pad_to(u->c.seq_tokens_max, u->c.block_tokens));
+    if (count == 0 || layers == 0) return;    /* the staging memory is free only behind a turn */
     MUST(u, cudaSetDevice(u->device));
     send_blocks(u, blocks, first + count);
     for (uint32_t i = 0; i < layers; i++, wire += 2 * half) {

@@ -212,6 +212,52 @@ static void test_moved_kv(void **state)
     assert_true(same);
 }
 
+/* --- beside a running step -------------------------------------------------------------------- */
+
+enum { AHEAD_LAYERS = 3, AHEAD = 40 };
+
+struct ahead {
+    struct world *w;
+    _Atomic uint32_t layers_done;
+    uint8_t *wire;
+    bool began;
+};
+
+/* The first layer is done: the last one's KV is asked for, which the step will still write. */
+static void read_ahead(void *ctx)
+{
+    struct ahead *a = ctx;
+    if (a->began) return;
+    a->began = true;
+    assert_int_equal(a->layers_done, 1);
+    backend_cuda.kv_read(a->w->self, a->w->blocks[0], AHEAD_LAYERS - 1, 1, 0, AHEAD, a->wire);
+}
+
+static void test_read_ahead(void **state)
+{
+    (void)state;
+    struct tiny tiny;
+    struct world w;
+    const uint32_t lengths[WORLD_SEQS] = { AHEAD, 1, 1 };
+    tiny_open(&tiny, &(struct tiny_plan){ "llama", AHEAD_LAYERS, 64, 1, 1, 64, 64, 64, q8_0, 1,
+                                          61 });
+    struct backend_config c = world_config(tiny.m, KV_F16, false);
+    world_open(&w, &backend_cuda, &c, lengths);
+    world_start(&w, 3);
+    uint64_t bytes = AHEAD * w.shape.token_bytes;
+    struct ahead a = { .w = &w, .wire = mem_alloc(2 * bytes) };
+    struct step_seq part = { .count = AHEAD, .blocks = w.blocks[0] };
+    struct step s = { .ids = w.ids[0], .token_count = AHEAD, .seq_count = 1, .seqs = &part,
+                      .layers_done = &a.layers_done, .notify = read_ahead, .notify_ctx = &a };
+    assert_int_equal(backend_cuda.step(w.self, &s), OK);
+    backend_cuda.kv_read(w.self, w.blocks[0], AHEAD_LAYERS - 1, 1, 0, AHEAD, a.wire + bytes);
+    bool same = a.began && !memcmp(a.wire, a.wire + bytes, bytes);
+    free(a.wire);
+    world_close(&w);
+    tiny_close(&tiny);
+    assert_true(same);
+}
+
 /* --- cuBLAS: windows of rows ------------------------------------------------------------------ */
 
 static void test_cublas_agrees(void **state)
@@ -347,6 +393,7 @@ int main(void)
         { "neither batch nor chunks change a bit", test_same_bits, NULL, NULL, NULL },
         { "nor with KV in fp8", test_same_bits_fp8, NULL, NULL, NULL },
         { "KV that was moved gives the same bits", test_moved_kv, NULL, NULL, NULL },
+        { "a read beside a step waits for its layer", test_read_ahead, NULL, NULL, NULL },
         { "with cuBLAS logits are within the bound", test_cublas_agrees, NULL, NULL, NULL },
         { "it takes whole windows of prompts' rows", test_cublas_windows, NULL, NULL, NULL },
         { "a layer is at most eight launches", test_launches, NULL, NULL, NULL },

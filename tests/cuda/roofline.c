@@ -1,6 +1,7 @@
 /* tests/cuda/roofline.c - one kernel at a model's true size, for counting in emulation.
  *
  *   roofline gemm TYPE ROWS OUT IN          TYPE: f16 q8_0 q4_0 q4_1
+ *   roofline unpack TYPE OUT IN             weights to F16, for cuBLAS
  *   roofline attend KV TOKENS LENGTH        KV: f16 fp8; TOKENS 0: eight sequences decode
  *
  * Prints the bytes that must cross the device's memory once; tests/cuda/roofline.py reads that and
@@ -56,24 +57,38 @@ static int number(const char *text, int most)
     return (int)n;
 }
 
-static void run_gemm(char **argv)
+static struct weights make_weights(const char *name, int out, int in)
 {
     static const struct { const char *name; int type; uint32_t bits, mins; } types[] = {
         { "f16", WEIGHT_F16, 16, 0 }, { "q8_0", WEIGHT_Q8_0, 8, 0 },
         { "q4_0", WEIGHT_Q4_0, 4, 0 }, { "q4_1", WEIGHT_Q4_1, 4, 1 },
     };
     uint32_t t = 0;
-    while (t < 3 && strcmp(types[t].name, argv[0])) t++;
-    int rows = number(argv[1], 4096), out = number(argv[2], 65536), in = number(argv[3], 65536);
+    while (t < 3 && strcmp(types[t].name, name)) t++;
     uint64_t all = (uint64_t)out * (uint64_t)in, blocks = all / 32 * 2;
-    uint64_t input = 2ull * (uint64_t)rows * (uint64_t)in, result = 4ull * (uint64_t)(rows * out);
     struct weights w = { .type = types[t].type, .out = out, .in = in };
     w.q = zeros(all * types[t].bits / 8, all * types[t].bits / 8);
     if (types[t].bits < 16) w.scales = zeros(blocks, blocks);
     if (types[t].mins) w.mins = zeros(blocks, blocks);
+    return w;
+}
+
+static void run_gemm(char **argv)
+{
+    int rows = number(argv[1], 4096), out = number(argv[2], 65536), in = number(argv[3], 65536);
+    uint64_t input = 2ull * (uint64_t)rows * (uint64_t)in, result = 4ull * (uint64_t)(rows * out);
+    struct weights w = make_weights(argv[0], out, in);
     struct gemm_out o = { .kind = OUT_STORE, .columns = out, .factor = 1, .f32_stride = out,
                           .f32 = zeros(result, result) };
     must(k_gemm(&w, zeros(input, input), in, rows, &o, stream));
+}
+
+static void run_unpack(char **argv)
+{
+    int out = number(argv[1], 65536), in = number(argv[2], 65536);
+    uint64_t bytes = 2ull * (uint64_t)out * (uint64_t)in;
+    struct weights w = make_weights(argv[0], out, in);
+    must(k_unpack(&w, 0, out, zeros(bytes, bytes), stream));
 }
 
 /* Items of a prompt's `tokens` behind what `length` holds before them, or of decoding. */
@@ -123,12 +138,15 @@ static void run_attend(char **argv)
 int main(int argc, char **argv)
 {
     bool gemm = argc == 6 && !strcmp(argv[1], "gemm");
-    if (!gemm && !(argc == 5 && !strcmp(argv[1], "attend")))
-        die("roofline gemm TYPE ROWS OUT IN | roofline attend KV TOKENS LENGTH");
+    bool unpack = argc == 5 && !strcmp(argv[1], "unpack");
+    if (!gemm && !unpack && !(argc == 5 && !strcmp(argv[1], "attend")))
+        die("roofline gemm TYPE ROWS OUT IN | unpack TYPE OUT IN | attend KV TOKENS LENGTH");
     must(cudaSetDevice(0));
     must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     if (gemm)
         run_gemm(argv + 2);
+    else if (unpack)
+        run_unpack(argv + 2);
     else
         run_attend(argv + 2);
     must(cudaStreamSynchronize(stream));

@@ -19,12 +19,15 @@ CASES = [("attend", kv, tokens, length) for kv in ("f16", "fp8")
          for tokens, length in (("0", "4096"), ("512", "512"), ("256", "4096"))]
 CASES += [("gemm", kind, rows, "4096", "4096") for kind in ("f16", "q8_0", "q4_0", "q4_1")
           for rows in ("1", "16")]
+CASES += [("unpack", kind, "1024", "4096") for kind in ("q8_0", "q4_0", "q4_1")]
 CASES += [("gemm", kind, "512", "1024", "4096") for kind in ("f16", "q8_0", "q4_0", "q4_1")]
 
 
 def describe(case):
     if case[0] == "gemm":
         return f"product {case[1]}, {case[2]} row{'s'[case[2] == '1':]}, {case[4]} in, {case[3]} out"
+    if case[0] == "unpack":
+        return f"unpack {case[1]} for cuBLAS, {case[3]} in, {case[2]} out"
     if case[2] == "0":
         return f"attention {case[1]}, 8 sequences decode at {case[3]}"
     return f"attention {case[1]}, {case[2]} tokens of a prompt up to {case[3]}"
@@ -36,7 +39,8 @@ def run(build, case):
         out = subprocess.run([os.path.join(build, "cuda/roofline"), *case], check=True, text=True,
                              stdout=subprocess.PIPE,
                              env={**os.environ, "LD_LIBRARY_PATH": os.path.join(build, "cusim"),
-                                  "CUSIM_CHECK": "0", "CUSIM_STATS": stats})
+                                  "CUSIM_CHECK": "0", "CUSIM_STATS": stats,
+                                  "CUSIM_PATIENCE": "600"})
         (counts,) = json.load(open(stats))
         return int(out.stdout), counts
 
