@@ -3,6 +3,7 @@
  * As in CUDA, a wait for an event that was never recorded is no wait, and a later recording does
  * not change an earlier wait: the clocks then show what the missing order leads to.
  */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "report.h"
@@ -10,7 +11,7 @@
 
 struct mark_op {
     struct op op;
-    struct mark *mark;                  /* marks are never freed: events outlive their waits */
+    struct mark *mark;
 };
 
 static bool run_record(struct op *op)
@@ -20,8 +21,45 @@ static bool run_record(struct op *op)
 
 static bool run_wait(struct op *op) { return ((struct mark_op *)op)->mark->done; }
 
-static const struct op_type record_type = {sizeof(struct mark_op), NULL, run_record, NULL};
-static const struct op_type wait_type = {sizeof(struct mark_op), NULL, run_wait, NULL};
+static void release_mark(struct op *op) { mark_drop(((struct mark_op *)op)->mark); }
+
+static const struct op_type record_type = {sizeof(struct mark_op), NULL, run_record, release_mark};
+static const struct op_type wait_type = {sizeof(struct mark_op), NULL, run_wait, release_mark};
+
+struct mark *mark_new(void)
+{
+    struct mark *mark = must_alloc(sizeof *mark);
+    mark->users = 1;
+    return mark;
+}
+
+void mark_drop(struct mark *mark)
+{
+    if (mark && !--mark->users) free(mark);
+}
+
+static struct mark_op *mark_op(const struct op_type *type, struct mark *mark)
+{
+    struct mark_op *op = op_new(type);
+    op->mark = mark;
+    mark->users++;
+    snprintf(op->op.what, sizeof op->op.what, type == &wait_type ? "event wait" : "event record");
+    return op;
+}
+
+struct mark *mark_record(cudaStream_t s)
+{
+    struct mark *mark = mark_new();
+    mark->clock = s->clock;
+    stream_push(s, &mark_op(&record_type, mark)->op);
+    return mark;
+}
+
+op_id mark_wait(cudaStream_t s, struct mark *mark)
+{
+    clock_join(&s->clock, &mark->clock);
+    return stream_push(s, &mark_op(&wait_type, mark)->op);
+}
 
 static void event_check(cudaEvent_t e, const char *call)
 {
@@ -43,6 +81,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 {
     event_check(e, "cudaEventDestroy");
     e->live = false;
+    sim_lock();
+    mark_drop(e->mark);
+    sim_unlock();
     return sim_error(cudaSuccess);
 }
 
@@ -54,20 +95,16 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
         report(WRONG_DEVICE, "an event of device %d is recorded on device %d", e->device,
                s->device);
     }
-    struct mark *mark = must_alloc(sizeof *mark);
     sim_lock();
-    e->mark = mark;
+    mark_drop(e->mark);
     if (s->capture) {
-        capture_record(s, mark);
-        sim_unlock();
-        return sim_error(cudaSuccess);
+        e->mark = mark_new();
+        capture_record(s, e->mark);
+    } else {
+        clock_join(&s->clock, &host_clock);
+        e->mark = mark_record(s);
     }
-    clock_join(&s->clock, &host_clock);
-    mark->clock = s->clock;
     sim_unlock();
-    struct mark_op *op = op_new(&record_type);
-    op->mark = mark;
-    stream_add(s, &op->op, "event record");
     return sim_error(cudaSuccess);
 }
 
@@ -76,19 +113,14 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
     event_check(e, "cudaStreamWaitEvent");
     stream_check(s, "cudaStreamWaitEvent");
     if (flags) report(NOT_MODELLED, "cudaStreamWaitEvent with flags %u", flags);
-    struct mark *mark = e->mark;
-    if (!mark) return sim_error(cudaSuccess);
     sim_lock();
-    if (mark->capture || s->capture) {
-        capture_wait(s, mark);
-        sim_unlock();
-        return sim_error(cudaSuccess);
+    if (e->mark && (e->mark->capture || s->capture)) {
+        capture_wait(s, e->mark);
+    } else if (e->mark) {
+        clock_join(&s->clock, &host_clock);
+        mark_wait(s, e->mark);
     }
-    clock_join(&s->clock, &mark->clock);
     sim_unlock();
-    struct mark_op *op = op_new(&wait_type);
-    op->mark = mark;
-    stream_add(s, &op->op, "event wait");
     return sim_error(cudaSuccess);
 }
 
@@ -96,33 +128,42 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
 bool cusim_behind(cudaStream_t s, cudaEvent_t e);
 bool cusim_behind(cudaStream_t s, cudaEvent_t e)
 {
-    bool behind = e->mark != NULL;
     sim_lock();
-    for (int i = 0; behind && i < CLOCK_SLOTS; i++)
+    bool behind = e->mark != NULL;
+    for (int i = 0; behind && i < CLOCK_SLOTS; i++) {
         behind = s->clock.tick[i] >= e->mark->clock.tick[i];
+    }
     sim_unlock();
     return behind;
 }
 
-static void not_captured(cudaEvent_t e, const char *call)
+/* The host waits for the event, or asks; true when it has happened. */
+static bool meet_event(cudaEvent_t e, const char *call, bool wait)
 {
     event_check(e, call);
-    if (e->mark && e->mark->capture) report(CAPTURE, "%s on an event of a capture", call);
+    sim_lock();
+    struct mark *mark = e->mark;
+    if (mark && mark->capture) report(CAPTURE, "%s on an event of a capture", call);
+    if (mark) mark->users++;            /* another thread may record the event anew */
+    sim_unlock();
+    bool happened = !mark || (wait ? host_wait(NULL, mark, call) : host_ask(NULL, mark));
+    sim_lock();
+    mark_drop(mark);
+    sim_unlock();
+    return happened;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
-    not_captured(e, "cudaEventSynchronize");
-    if (e->mark) host_wait(NULL, e->mark, "cudaEventSynchronize");
+    meet_event(e, "cudaEventSynchronize", true);
     return sim_error(cudaSuccess);
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t e)
 {
-    not_captured(e, "cudaEventQuery");
+    bool happened = meet_event(e, "cudaEventQuery", false);
     cudaError_t error = sim_error(cudaSuccess);
-    if (error || !e->mark || host_ask(NULL, e->mark)) return error;
-    return cudaErrorNotReady;
+    return error || happened ? error : cudaErrorNotReady;
 }
 
 /* A host function sees what its stream has done before it. */

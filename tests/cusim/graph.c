@@ -1,9 +1,9 @@
 /* tests/cusim/graph.c - captures, graphs, and their launches.
  *
- * A node is an operation that was not enqueued, and the nodes before it.  Nodes captured from one
- * stream form a branch, which has a clock slot in each instantiation.  A launch gives every node a
- * clock and copies of the operation, then runs the nodes in a random order that their edges allow:
- * an order that an edge does not force is found out by the clocks, as with streams.
+ * A graph is the list of what was captured, in the order of the calls: operations, records of
+ * events and waits for them.  What came from one stream is a branch.  An instantiation has a stream
+ * of its own for each branch; a launch enqueues copies there, so that branches run in a random
+ * order that the events allow, and an order that is missing is found out by the clocks.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,11 +11,12 @@
 #include "report.h"
 #include "stream.h"
 
-enum { BRANCHES = 16, TIPS = 32 };
+enum { BRANCHES = 16 };
 
 struct node {
-    struct op *op;                      /* NULL: only joins others */
-    int branch, before_count, *before;
+    int branch;
+    struct op *op;                      /* NULL: an event is recorded or waited for */
+    int record;                         /* wait for the event of this node; -1: record one */
 };
 
 struct CUgraph_st {
@@ -24,23 +25,16 @@ struct CUgraph_st {
     bool live;
 };
 
-struct member {
-    cudaStream_t stream;
-    int tips[TIPS], tip_count;          /* what the next node of this stream comes after */
-};
-
 struct capture {
     struct CUgraph_st *graph;
-    struct member members[BRANCHES];    /* the first began it */
-    int member_count;
+    cudaStream_t members[BRANCHES];     /* the first began it */
+    struct clock clocks[BRANCHES];      /* tick[b]: nodes of branch b that come before the next */
     bool ended, restricts;              /* restricts: nothing is allocated meanwhile */
 };
 
 struct CUgraphExec_st {
     struct CUgraph_st *graph;
-    int slots[BRANCHES];
-    uint64_t launched, done;
-    struct clock last;                  /* of the last launch: launches of one are in order */
+    cudaStream_t streams[BRANCHES];
     op_id last_launch;
     bool live;
 };
@@ -52,48 +46,45 @@ static void release_graph(struct CUgraph_st *g)
     if (--g->users) return;
     for (int k = 0; k < g->count; k++) {
         if (g->nodes[k].op) op_free(g->nodes[k].op);
-        free(g->nodes[k].before);
     }
     free(g->nodes);
     g->nodes = NULL;
 }
 
-static struct member *member_of(struct capture *c, cudaStream_t s)
+static int branch_of(struct capture *c, cudaStream_t s)
 {
-    for (int k = 0; k < c->member_count; k++) {
-        if (c->members[k].stream == s) return &c->members[k];
+    struct CUgraph_st *g = c->graph;
+    for (int b = 0; b < g->branches; b++) {
+        if (c->members[b] == s) return b;
     }
-    if (c->member_count == BRANCHES) report(NOT_MODELLED, "a capture of more than %d streams",
-                                            BRANCHES);
-    c->members[c->member_count].stream = s;
-    return &c->members[c->member_count++];
+    if (g->branches == BRANCHES) {
+        report(NOT_MODELLED, "a capture of more than %d streams", BRANCHES);
+    }
+    c->members[g->branches] = s;
+    return g->branches++;
 }
 
-static int add_node(struct capture *c, struct member *m, struct op *op)
+static int add_node(struct capture *c, int branch, struct op *op, int record)
 {
     struct CUgraph_st *g = c->graph;
     g->nodes = must_grow(g->nodes, (size_t)g->count, sizeof *g->nodes);
-    struct node *n = &g->nodes[g->count];
-    n->op = op;
-    n->branch = (int)(m - c->members);
-    n->before_count = m->tip_count;
-    n->before = must_alloc((size_t)m->tip_count * sizeof(int));
-    memcpy(n->before, m->tips, (size_t)m->tip_count * sizeof(int));
-    m->tips[0] = g->count;
-    m->tip_count = 1;
+    g->nodes[g->count] = (struct node){branch, op, record};
+    c->clocks[branch].tick[branch]++;
     return g->count++;
 }
 
 void capture_add(cudaStream_t s, struct op *op)
 {
     if (op->type == &nccl_op_type) report(NOT_MODELLED, "NCCL in a capture");
-    add_node(s->capture, member_of(s->capture, s), op);
+    add_node(s->capture, branch_of(s->capture, s), op, -1);
 }
 
 void capture_record(cudaStream_t s, struct mark *mark)
 {
+    int branch = branch_of(s->capture, s);
     mark->capture = s->capture;
-    mark->node = add_node(s->capture, member_of(s->capture, s), NULL);
+    mark->node = add_node(s->capture, branch, NULL, -1);
+    mark->clock = s->capture->clocks[branch];
 }
 
 void capture_wait(cudaStream_t s, struct mark *mark)
@@ -103,13 +94,11 @@ void capture_wait(cudaStream_t s, struct mark *mark)
     }
     if (mark->capture->ended) report(CAPTURE, "a wait for an event of a capture that has ended");
     if (s->capture && s->capture != mark->capture) report(CAPTURE, "two captures are joined");
-    if (!s->capture && s->head) {
-        report(CAPTURE, "a stream that has work joins a capture");
-    }
+    if (!s->capture && s->head) report(CAPTURE, "a stream that has work joins a capture");
     s->capture = mark->capture;
-    struct member *m = member_of(s->capture, s);
-    if (m->tip_count == TIPS) report(NOT_MODELLED, "a node after more than %d", TIPS);
-    m->tips[m->tip_count++] = mark->node;
+    int branch = branch_of(s->capture, s);
+    clock_join(&s->capture->clocks[branch], &mark->clock);
+    add_node(s->capture, branch, NULL, mark->node);
 }
 
 void capture_forbids(cudaStream_t s, const char *call)
@@ -135,32 +124,9 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mo
     sim_lock();
     restricting += c->restricts;
     s->capture = c;
-    member_of(c, s);
+    branch_of(c, s);
     sim_unlock();
     return sim_error(cudaSuccess);
-}
-
-/* Marks all that come before node `at`. */
-static void mark_before(const struct CUgraph_st *g, int at, bool *seen)
-{
-    if (seen[at]) return;
-    seen[at] = true;
-    const struct node *n = &g->nodes[at];
-    for (int k = 0; k < n->before_count; k++) mark_before(g, n->before[k], seen);
-}
-
-static void check_joined(const struct capture *c)
-{
-    bool *seen = must_alloc((size_t)c->graph->count + 1);
-    const struct member *first = &c->members[0];
-    for (int k = 0; k < first->tip_count; k++) mark_before(c->graph, first->tips[k], seen);
-    for (int m = 1; m < c->member_count; m++) {
-        for (int k = 0; k < c->members[m].tip_count; k++) {
-            if (seen[c->members[m].tips[k]]) continue;
-            report(CAPTURE, "the capture ends before a stream that it forked into was joined");
-        }
-    }
-    free(seen);
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
@@ -168,13 +134,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
     stream_check(s, "cudaStreamEndCapture");
     launches_checked("cudaStreamEndCapture");
     struct capture *c = s->capture;
-    if (!c || c->members[0].stream != s) {
+    if (!c || c->members[0] != s) {
         report(CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
     }
     sim_lock();
-    check_joined(c);
-    for (int m = 0; m < c->member_count; m++) c->members[m].stream->capture = NULL;
-    c->graph->branches = c->member_count;
+    for (int b = 0; b < c->graph->branches; b++) {
+        c->members[b]->capture = NULL;
+        if (c->clocks[0].tick[b] == c->clocks[b].tick[b]) continue;
+        report(CAPTURE, "the capture ends before a stream that it forked into was joined");
+    }
     c->ended = true;
     restricting -= c->restricts;
     sim_unlock();
@@ -198,9 +166,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned l
     e->graph = g;
     e->live = true;
     g->users++;
-    sim_lock();
-    for (int k = 0; k < g->branches; k++) e->slots[k] = clock_new_slot();
-    sim_unlock();
+    for (int b = 0; b < g->branches; b++) e->streams[b] = stream_open();
     *out = e;
     return sim_error(cudaSuccess);
 }
@@ -214,116 +180,52 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
 {
     exec_check(e, "cudaGraphExecDestroy");
     sim_lock();
-    if (!clock_before(e->last_launch, &host_clock)) {
-        report(GRAPH_MISUSE, "cudaGraphExecDestroy while a launch of it may still run");
-    }
-    e->live = false;
-    for (int k = 0; k < e->graph->branches; k++) clock_give_slot(e->slots[k]);
-    release_graph(e->graph);
+    bool known = clock_before(e->last_launch, &host_clock);
     sim_unlock();
+    if (!known) report(GRAPH_MISUSE, "cudaGraphExecDestroy while a launch of it may still run");
+    e->live = false;
+    for (int b = 0; b < e->graph->branches; b++) stream_close(e->streams[b]);
+    release_graph(e->graph);
     return sim_error(cudaSuccess);
 }
 
-/* A launch: one operation of its stream, which holds a copy of every node's. */
-struct graph_op {
-    struct op op;
-    cudaGraphExec_t exec;
-    struct CUgraph_st *graph;
-    uint64_t number;                    /* launches of one instantiation run in this order */
-    struct op **copies;                 /* one per node; NULL for joins */
-    struct clock *clocks;               /* one per node, at launch */
-};
-
-static void copy_node(struct graph_op *launch, int k)
+static void launch_node(const struct node *n, cudaStream_t s, struct mark **marks, int k)
 {
-    const struct node *n = &launch->graph->nodes[k];
-    struct clock *clock = &launch->clocks[k];
-    *clock = launch->op.clock;
-    for (int d = 0; d < n->before_count; d++) clock_join(clock, &launch->clocks[n->before[d]]);
-    if (!n->op) return;
-    struct op *op = must_alloc(n->op->type->bytes);
-    memcpy(op, n->op, n->op->type->bytes);
-    op->copied = true;
-    op->stream = launch->op.stream;
-    op->id = clock_new_op(clock, launch->exec->slots[n->branch], op->what);
-    op->clock = *clock;
-    if (op->type->prepare) op->type->prepare(op);
-    launch->copies[k] = op;
+    if (n->op) {
+        struct op *op = must_alloc(n->op->type->bytes);
+        memcpy(op, n->op, n->op->type->bytes);
+        op->copied = true;
+        stream_push(s, op);
+    } else if (n->record < 0) {
+        marks[k] = mark_record(s);
+    } else {
+        mark_wait(s, marks[n->record]);
+    }
 }
 
-static bool run_graph(struct op *op)
-{
-    struct graph_op *launch = (struct graph_op *)op;
-    const struct CUgraph_st *g = launch->graph;
-    static uint64_t seed = 88172645463325252u;
-    if (launch->exec->done + 1 != launch->number) return false;
-    int *left = must_alloc((size_t)g->count * sizeof(int));     /* nodes before it; -1: has run */
-    int *ready = must_alloc((size_t)g->count * sizeof(int)), ready_count = 0;
-    for (int k = 0; k < g->count; k++) {
-        left[k] = g->nodes[k].before_count;
-        if (!left[k]) ready[ready_count++] = k;
-    }
-    while (ready_count) {
-        int at = (int)(next_random(&seed) % (uint64_t)ready_count), k = ready[at];
-        ready[at] = ready[--ready_count];
-        struct op *node = launch->copies[k];
-        if (node) {
-            place.op = node->what;
-            node->type->run(node);
-        }
-        for (int n = k + 1; n < g->count; n++) {
-            for (int d = 0; d < g->nodes[n].before_count; d++) {
-                if (g->nodes[n].before[d] == k && !--left[n]) ready[ready_count++] = n;
-            }
-        }
-    }
-    free(left);
-    free(ready);
-    launch->exec->done++;
-    return true;
-}
-
-static void release_launch(struct op *op)
-{
-    struct graph_op *launch = (struct graph_op *)op;
-    for (int k = 0; k < launch->graph->count; k++) {
-        if (launch->copies[k]) op_free(launch->copies[k]);
-    }
-    free(launch->copies);
-    free(launch->clocks);
-    release_graph(launch->graph);
-}
-
-static const struct op_type graph_type = {sizeof(struct graph_op), NULL, run_graph,
-                                          release_launch};
-
+/* The branches wait for the stream, which waits for them. */
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 {
     exec_check(e, "cudaGraphLaunch");
     stream_check(s, "cudaGraphLaunch");
     capture_forbids(s, "cudaGraphLaunch");
-    struct graph_op *launch = op_new(&graph_type);
-    size_t n = (size_t)e->graph->count;
-    launch->copies = must_alloc(n * sizeof(struct op *));
-    launch->clocks = must_alloc(n * sizeof(struct clock));
-    strcpy(launch->op.what, "graph launch");
-    launch->op.stream = s;
+    const struct CUgraph_st *g = e->graph;
+    struct mark **marks = must_alloc((size_t)g->count * sizeof *marks);
     sim_lock();
-    launch->exec = e;
-    launch->graph = e->graph;
-    launch->number = ++e->launched;
-    e->graph->users++;
     clock_join(&s->clock, &host_clock);
-    clock_join(&s->clock, &e->last);
-    launch->op.id = clock_new_op(&s->clock, s->slot, launch->op.what);
-    launch->op.clock = s->clock;
-    e->last_launch = launch->op.id;
-    for (int k = 0; k < e->graph->count; k++) {
-        copy_node(launch, k);
-        clock_join(&s->clock, &launch->clocks[k]);
+    struct mark *begin = mark_record(s);
+    for (int b = 0; b < g->branches; b++) mark_wait(e->streams[b], begin);
+    mark_drop(begin);
+    for (int k = 0; k < g->count; k++) {
+        launch_node(&g->nodes[k], e->streams[g->nodes[k].branch], marks, k);
     }
-    e->last = s->clock;
-    stream_push(s, &launch->op);
+    for (int b = 0; b < g->branches; b++) {
+        struct mark *end = mark_record(e->streams[b]);
+        e->last_launch = mark_wait(s, end);
+        mark_drop(end);
+    }
+    for (int k = 0; k < g->count; k++) mark_drop(marks[k]);
     sim_unlock();
+    free(marks);
     return sim_error(cudaSuccess);
 }

@@ -72,8 +72,8 @@ static bool run_one(bool *waits)
     int first = count ? (int)(next_random(&seed) % (uint64_t)count) : 0;
     for (int k = 0; k < count; k++) {
         struct CUstream_st *s = streams;
-        for (int n = (first + k) % count; n; n--) s = s->next;
-        struct op *op = s->head;
+        for (int n = (first + k) % count; n && s; n--) s = s->next;
+        struct op *op = s ? s->head : NULL;     /* streams may have ended meanwhile */
         if (!op) continue;
         pthread_mutex_unlock(&lock);
         place = (struct place){.op = op->what};
@@ -199,14 +199,17 @@ struct toucher op_toucher(const struct op *op)
     return (struct toucher){.op = op->id, .clock = &op->clock, .device = op->stream->device};
 }
 
-void stream_push(cudaStream_t s, struct op *op)
+op_id stream_push(cudaStream_t s, struct op *op)
 {
+    op->stream = s;
+    op->id = clock_new_op(&s->clock, s->slot, op->what);
+    op->clock = s->clock;
     if (op->type->prepare) op->type->prepare(op);
-    op->next = NULL;
     *s->tail = op;
     s->tail = &op->next;
     s->enqueued++;
     pthread_cond_signal(&work);
+    return op->id;
 }
 
 void stream_check(cudaStream_t s, const char *call)
@@ -235,8 +238,6 @@ void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
         capture_add(s, op);
     } else {
         clock_join(&s->clock, &host_clock);
-        op->id = clock_new_op(&s->clock, s->slot, op->what);
-        op->clock = s->clock;
         stream_push(s, op);
     }
     sim_unlock();
@@ -318,13 +319,8 @@ cudaError_t cudaSetDevice(int device)
     return sim_error(cudaSuccess);
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
+cudaStream_t stream_open(void)
 {
-    sim_open();
-    if (flags != cudaStreamNonBlocking) {
-        report(DEFAULT_STREAM, "a stream that waits for the default stream: cudaStreamNonBlocking "
-               "is the house rule");
-    }
     struct CUstream_st *s = must_alloc(sizeof *s);
     sim_lock();
     *s = (struct CUstream_st){.live = true, .device = device_now, .slot = clock_new_slot(),
@@ -332,7 +328,29 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
     s->tail = &s->head;
     streams = s;
     sim_unlock();
-    *out = s;
+    return s;
+}
+
+/* The handle stays, so that its use is noticed. */
+void stream_close(cudaStream_t s)
+{
+    struct CUstream_st **at = &streams;
+    sim_lock();
+    while (*at != s) at = &(*at)->next;
+    *at = s->next;
+    s->live = false;
+    clock_give_slot(s->slot);
+    sim_unlock();
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
+{
+    sim_open();
+    if (flags != cudaStreamNonBlocking) {
+        report(DEFAULT_STREAM, "a stream that waits for the default stream: cudaStreamNonBlocking "
+               "is the house rule");
+    }
+    *out = stream_open();
     return sim_error(cudaSuccess);
 }
 
@@ -349,7 +367,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
     stream_check(s, "cudaStreamDestroy");
     capture_forbids(s, "cudaStreamDestroy");
     host_wait(s, NULL, "cudaStreamDestroy");
-    s->live = false;
+    stream_close(s);
     return sim_error(cudaSuccess);
 }
 

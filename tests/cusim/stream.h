@@ -46,6 +46,7 @@ struct CUstream_st {
 
 /* What an event holds of one recording. */
 struct mark {
+    int users;                          /* the event, operations, hosts that wait */
     bool done;
     struct clock clock;
     struct capture *capture;            /* recorded in a capture: `node` of it */
@@ -72,10 +73,18 @@ void stream_check(cudaStream_t s, const char *call);
 /* Takes `op` (of op_new); `fmt` says what it is, for messages. */
 void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+/* A stream of the current device that the program does not see; its work is done at its end. */
+cudaStream_t stream_open(void);
+void stream_close(cudaStream_t s);
 void *op_new(const struct op_type *type);
 void op_free(struct op *op);
-/* Called with the lock held, with op->clock complete. */
-void stream_push(cudaStream_t s, struct op *op);
+/* With the lock held: enqueues it after all that the stream's clock holds; stream_add asks first
+ * whether the stream is captured. */
+op_id stream_push(cudaStream_t s, struct op *op);
+struct mark *mark_record(cudaStream_t s);
+op_id mark_wait(cudaStream_t s, struct mark *mark);
+struct mark *mark_new(void);            /* with one user, who drops it */
+void mark_drop(struct mark *mark);
 struct toucher op_toucher(const struct op *op);
 
 /* The host waits, or asks; then it knows what the clock holds. */
