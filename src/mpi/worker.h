@@ -91,9 +91,6 @@ void worker_give_up(struct worker *w, struct wseq *s, enum err e);
 /* Sends what the last calls left: tokens, then GONEs. */
 void worker_flush(struct worker *w);
 
-/* KV that was on its way to this sequence, or pull, from there is lost. */
-void worker_kv_failed(struct worker *w, int from, struct req_id req);
-
 /* worker_blocks.c */
 void worker_stored(void *ctx, struct hash128 key, struct hash128 parent);
 void worker_dropped(void *ctx, struct hash128 key);
@@ -118,7 +115,6 @@ bool pull_open(struct worker *w, struct wseq *s, const struct msg_seq *m);
 void pull_close(struct worker *w, struct wseq *s);
 void pull_on_kv(struct worker *w, int from, const struct msg_kv *m);
 void pull_on_kvend(struct worker *w, int from, const struct msg_kvend *m);
-void pull_on_kv_failed(struct worker *w, int from, struct req_id id);
 void worker_on_pull(struct worker *w, int from, const struct msg_pull *m);
 /* Starts sequences whose pull is late. */
 void pulls_turn(struct worker *w, uint64_t now_ns);

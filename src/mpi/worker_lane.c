@@ -9,8 +9,8 @@
  * What was announced is sent, whatever becomes of its request; the receiver takes it off the lane
  * in the same order and drops what nobody waits for any more.  A head names its lane by a number
  * that is never used again, so one of a lane that has ended is refused.  When an end breaks, it
- * tells the other: what was announced is lost, the requests it was for fail here and are placed
- * again, and KV of this pair goes by MPI until RETRY_NS have passed.
+ * tells the other: what was announced is lost, the requests it was for fail here for want of it,
+ * and are placed again; KV of this pair goes by MPI until RETRY_NS have passed.
  *
  * Until its lane is ready a pair's KV goes by MPI, unless the job was told to use NCCL.
  */
@@ -107,13 +107,11 @@ static void say(struct worker *w, int to, uint32_t lane, enum lane_word word)
     port_send(w->port, to, word == LANE_END ? PORT_DATA : PORT_CONTROL, m);
 }
 
-/* What was announced will not come. */
-static void fail_announced(struct worker *w, struct way *y)
+/* What was announced will not come: the ends find that KV is missing, and end what waits. */
+static void forget_announced(struct worker *w, struct way *y)
 {
-    for (struct lane_entry *e; (e = lane_book_next(&y->book, true)); free(e)) {
+    for (struct lane_entry *e; (e = lane_book_next(&y->book, true)); free(e))
         if (e->is_end) worker_on_kvend(w, y->peer, &e->end);
-        else worker_kv_failed(w, y->peer, e->kv.req);
-    }
 }
 
 static void way_close(struct worker *w, struct way *y, bool tell)
@@ -124,7 +122,7 @@ static void way_close(struct worker *w, struct way *y, bool tell)
     w->ways->table->close(was.lane);
     if (tell) say(w, was.peer, was.book.lane, was.sends ? LANE_END : LANE_REFUSE);
     if (was.sends) w->ways->retry_ns[was.peer] = clock_now_ns() + RETRY_NS;
-    else fail_announced(w, &was);
+    else forget_announced(w, &was);
 }
 
 /* -- out -------------------------------------------------------------------------------------- */

@@ -146,12 +146,6 @@ void pull_on_kv(struct worker *w, int from, const struct msg_kv *m)
     pull_over(w, p);
 }
 
-void pull_on_kv_failed(struct worker *w, int from, struct req_id id)
-{
-    struct pull *p = pulling(w, id, from);
-    if (p) pull_over(w, p);
-}
-
 void pull_on_kvend(struct worker *w, int from, const struct msg_kvend *m)
 {
     struct pull *p = pulling(w, m->req, from);

@@ -193,16 +193,6 @@ void worker_on_kv(struct worker *w, int from, const struct msg_kv *m)
     if (e) import_failed(w, s, e);
 }
 
-void worker_kv_failed(struct worker *w, int from, struct req_id req)
-{
-    if (req.attempt & PULL_BIT) {
-        pull_on_kv_failed(w, from, req);
-        return;
-    }
-    struct wseq *s = importing(w, req, from);
-    if (s) import_failed(w, s, ERR_TIMEOUT);
-}
-
 void worker_on_kvend(struct worker *w, int from, const struct msg_kvend *m)
 {
     if (m->req.attempt & PULL_BIT) {

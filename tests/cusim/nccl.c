@@ -25,7 +25,7 @@ struct ncclComm {
     uint64_t asked, done;               /* calls made and ended: they run one after another */
     op_id last;
     bool live;
-    volatile bool aborted;
+    volatile bool aborted, broken;      /* broken: CUSIM_NCCL_FAULT */
 };
 
 struct part {
@@ -249,6 +249,7 @@ static bool run_nccl(struct op *op)
     for (int k = 0; k < o->count; k++) {
         struct part *s = &o->parts[k];
         if (s->ended || s->comm->aborted) continue;
+        if (s->comm->broken) return false;
         if (s->comm->done + 1 != s->number) return false;       /* on another stream, before it */
         if (!o->begun) begin(o);
         if (!is_first(o, k) || !run_part(s)) {
@@ -308,6 +309,14 @@ static ncclResult_t flush(void)
     return ncclSuccess;
 }
 
+/* CUSIM_NCCL_FAULT=N: the N-th message of this process is where its communicator breaks. */
+static void maybe_break(ncclComm_t c)
+{
+    static _Atomic uint64_t messages;
+    uint64_t at = setting_number("CUSIM_NCCL_FAULT", 0);
+    if (at && atomic_fetch_add(&messages, 1) + 1 == at) c->broken = true;
+}
+
 static ncclResult_t add(struct part part, size_t count, ncclDataType_t type, cudaStream_t stream)
 {
     ncclComm_t c = part.comm;
@@ -324,6 +333,7 @@ static ncclResult_t add(struct part part, size_t count, ncclDataType_t type, cud
     if (gathered_count && gathered_stream != stream) {
         report(NOT_MODELLED, "an NCCL group over several streams");
     }
+    maybe_break(c);
     part.terms.count = count;
     part.terms.type = (int32_t)type;
     part.bytes = count * type_bytes(type_of(type));
@@ -430,7 +440,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *out, int size, ncclUniqueId id, int ra
 ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *result)
 {
     comm_check(c, "ncclCommGetAsyncError");
-    *result = is_complete(c) ? ncclSuccess : ncclInProgress;
+    *result = c->broken ? ncclRemoteError : is_complete(c) ? ncclSuccess : ncclInProgress;
     return ncclSuccess;
 }
 

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+import job as job_module
 import tiny_gguf
 from job import Job
 from test_cuda import CUSIM, pytestmark as built
@@ -31,6 +32,18 @@ class Emulated(Job):
         env = {"LD_LIBRARY_PATH": CUSIM, "CUSIM_CHECK": "0", "CUSIM_DEVICES": "8", **(env or {})}
         super().__init__(*FLAGS, "--kv-connector", connector, *options, backend="cuda",
                          model=model, env=env, limit_s=120, **more)
+
+
+@pytest.fixture
+def only_rank(tmp_path, monkeypatch):
+    """The program under a shell that sets a variable in one rank."""
+    def make(rank, name, value):
+        path = tmp_path / "program"
+        path.write_text(f"#!/bin/sh\n[ $OMPI_COMM_WORLD_RANK = {rank} ] && "
+                        f'export {name}={value}\nexec {job_module.PROGRAM} "$@"\n')
+        path.chmod(0o755)
+        monkeypatch.setattr(job_module, "PROGRAM", str(path))
+    return make
 
 
 def prompts(count, seed=1):
@@ -98,15 +111,24 @@ def test_auto_begins_by_mpi_and_goes_on_over_the_lane(model, wanted):
 
 
 def test_cancels_in_the_middle_leave_the_lane_in_order(model, wanted):
-    """What was announced of a cancelled request still moves, and disturbs nobody."""
+    """What was announced of a cancelled request still moves, and disturbs nobody.  The receiver is
+    stopped for a moment, so that it learns of KV and of the end at once."""
     with Emulated(model, prefill=2, decode=1) as job:
         c = job.client()
-        for turn in range(4):
+        for turn in range(12):
             streams = [c.request(ids, max_tokens=60) for ids in prompts(8, seed=20 + turn)]
-            c.pump(0.05 * turn)
+            c.pump(0.1 + 0.03 * turn)
+            job.kill(3, signal.SIGSTOP)
+            c.pump(0.2)
             for s in streams:
                 c.cancel(s)
+            c.pump(0.1)
+            job.kill(3, signal.SIGCONT)
             c.wait(streams, 30)
+            c.pump(0.6)
+            if turn >= 2 and c.state["stale_refused"]:
+                break
+        assert c.state["stale_refused"], "no cancel hit a transfer"
         assert c.home()
         assert answers(job, prompts(12)) == wanted
         assert nothing_failed(job), job.log()
@@ -125,6 +147,18 @@ def test_a_rank_that_dies_takes_its_lanes_with_it_and_nothing_else(model, wanted
         before = carried(job)[1]
         assert answers(job, prompts(12, seed=30))
         assert carried(job)[1] > before
+
+
+@pytest.mark.parametrize("rank, message", [(1, 5), (3, 4)], ids=["a sender's", "a receiver's"])
+def test_a_lane_that_breaks_is_replaced_by_mpi(model, wanted, only_rank, rank, message):
+    """Both ranks live: what was announced is computed again, and the pair goes on without it."""
+    only_rank(rank, "CUSIM_NCCL_FAULT", message)
+    with Emulated(model, prefill=2, decode=2) as job:
+        assert answers(job, prompts(12)) == wanted
+        assert job.wait_log("broke in a transfer: remote process exited")
+        assert answers(job, prompts(12)) == wanted
+        sent, over_lanes = carried(job)
+        assert 0 < over_lanes < sent
 
 
 def test_a_rank_that_hangs_is_fenced(model, wanted):
@@ -162,31 +196,13 @@ def test_a_prefix_is_pulled_over_a_lane(model):
         assert nothing_failed(job), job.log()
 
 
-def version_of(rank, version):
-    """The program under a shell that gives one rank another NCCL."""
-    return f"[ $OMPI_COMM_WORLD_RANK = {rank} ] && export CUSIM_NCCL_VERSION={version}\n"
-
-
-@pytest.fixture
-def other_nccl(tmp_path, monkeypatch):
-    """Rank 2 sees another version of NCCL than rank 1."""
-    def make(version):
-        import job as job_module
-        path = tmp_path / "program"
-        path.write_text("#!/bin/sh\n" + version_of(2, version) +
-                        f'exec {job_module.PROGRAM} "$@"\n')
-        path.chmod(0o755)
-        monkeypatch.setattr(job_module, "PROGRAM", str(path))
-    return make
-
-
 @pytest.mark.parametrize("version, said", [
     (22708, "rank 1 has NCCL 2.28.9, rank 2 has 2.27.8: all must have the same|"
             "rank 2 has NCCL 2.27.8, rank 1 has 2.28.9: all must have the same"),
     (20905, "rank 2: kv-connector nccl: NCCL 2.9.5 is too old"),
 ])
-def test_a_wrong_nccl_is_one_line_and_ends_the_job(model, other_nccl, version, said):
-    other_nccl(version)
+def test_a_wrong_nccl_is_one_line_and_ends_the_job(model, only_rank, version, said):
+    only_rank(2, "CUSIM_NCCL_VERSION", version)
     with Emulated(model, prefill=1, decode=1, live=False) as job:
         status = job.status(30)
         assert status and status["code"] != 0
@@ -194,8 +210,8 @@ def test_a_wrong_nccl_is_one_line_and_ends_the_job(model, other_nccl, version, s
         assert job.ended(15)
 
 
-def test_auto_with_a_wrong_nccl_goes_by_mpi(model, wanted, other_nccl):
-    other_nccl(22708)
+def test_auto_with_a_wrong_nccl_goes_by_mpi(model, wanted, only_rank):
+    only_rank(2, "CUSIM_NCCL_VERSION", 22708)
     with Emulated(model, connector="auto", prefill=1, decode=1) as job:
         assert answers(job, prompts(12)) == wanted
         sent, over_lanes = carried(job)
