@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "common/log.h"
+
 static void fatal_default(int code)
 {
     if (code == EXIT_BUG) abort();
@@ -15,6 +17,7 @@ void (*fatal_hook)(int code) = fatal_default;
 
 _Noreturn void check_failed(const char *expr, const char *file, int line)
 {
+    log_flush();
     fprintf(stderr, "BUG %s:%d: %s\n", file, line, expr);
     fflush(stderr);
     fatal_hook(EXIT_BUG);
@@ -28,6 +31,7 @@ _Noreturn void die(const char *fmt, ...)
     char line[1024];
     vsnprintf(line, sizeof line, fmt, ap);
     va_end(ap);
+    log_flush();
     fprintf(stderr, "rankserve: %s\n", line);
     fflush(stderr);
     fatal_hook(1);

@@ -1,4 +1,4 @@
-/* common/log.c - formats a line and hands it to stderr in one write. */
+/* common/log.c - formats lines and hands them to stderr; see log.h. */
 #include "common/log.h"
 
 #include <stdarg.h>
@@ -10,6 +10,11 @@
 static enum log_level level_max = LOG_INFO;
 static char speaker[32] = "rankserve";
 static const char *const level_names[] = { "error", "warn", "info", "debug" };
+
+enum { GATHERED_BYTES_MAX = 8192 };
+static _Thread_local bool gathers;    /* of one thread at most: `gathered` is its own */
+static char gathered[GATHERED_BYTES_MAX];
+static size_t gathered_bytes;
 
 void log_name(const char *name)
 {
@@ -24,6 +29,36 @@ bool log_set_level(const char *text)
         return true;
     }
     return false;
+}
+
+static void put_now(const char *text, size_t bytes)
+{
+    if (write(STDERR_FILENO, text, bytes) < 0) return; /* nowhere left to say it */
+}
+
+void log_flush(void)
+{
+    if (!gathers || !gathered_bytes) return;
+    put_now(gathered, gathered_bytes);
+    gathered_bytes = 0;
+}
+
+void log_gather(bool on)
+{
+    log_flush();
+    gathers = on;
+}
+
+static void put(enum log_level level, const char *line, size_t bytes)
+{
+    bool later = gathers && level >= LOG_INFO;
+    if (!later || gathered_bytes + bytes > sizeof gathered) log_flush();
+    if (!later) {
+        put_now(line, bytes);
+        return;
+    }
+    memcpy(gathered + gathered_bytes, line, bytes);
+    gathered_bytes += bytes;
 }
 
 void log_line(enum log_level level, const char *fmt, ...)
@@ -44,5 +79,5 @@ void log_line(enum log_level level, const char *fmt, ...)
     at += wrote < 0 ? 0 : (size_t)wrote;
     if (at > sizeof line - 2) at = sizeof line - 2;
     line[at++] = '\n';
-    if (write(STDERR_FILENO, line, at) < 0) return; /* nowhere left to say it */
+    put(level, line, at);
 }

@@ -1,4 +1,4 @@
-/* common/log.h - one event, one line, one write; keys before values.
+/* common/log.h - one event, one line; keys before values.
  *
  *   2026-11-24T12:00:00.123Z info rank=2 placed req=812.1 prefill=1 decode=2 cached=64/700
  *
@@ -15,8 +15,12 @@ enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 /* Who is speaking ("rank=2", "gateway"); kept by pointer-free copy, at most 31 bytes. */
 void log_name(const char *name);
 /* "error" | "warn" | "info" | "debug"; returns false when `text` is none of them. */
-
 bool log_set_level(const char *text);
+/* A line is one write, which wakes who reads it.  One thread of a program, whose answers should not
+ * wait for that, may gather its lines and write them when it has time: with log_flush, when 8 KiB
+ * are full, before a warning or an error, and before the program stops on its own account. */
+void log_gather(bool on);             /* off: what was gathered is written */
+void log_flush(void);
 void log_line(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...) log_line(LOG_ERROR, __VA_ARGS__)

@@ -407,12 +407,15 @@ static void turn(struct rank0 *z)
     }
     links_turn(z);
     drain_check(z, now);
+    log_flush();                      /* after all that somebody waits for */
 }
 
 _Noreturn void rank0_run(struct job *j, struct port *port, const struct weights *weights)
 {
     struct rank0 *z = mem_alloc(sizeof *z);
     open_all(z, j, port, weights);
+    log_gather(true);
     while (!z->over) turn(z);
+    log_gather(false);
     leave(z);
 }
