@@ -267,8 +267,11 @@ static enum err cuda_open(void **self, const struct backend_config *c, struct kv
     return OK;
 }
 
+/* Sends that wait for their peers must not stand in a queue before other streams' work: the
+ * driver has 8 queues unless told otherwise, before its first call. */
 static void cuda_choose_device(int device)
 {
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     if (cudaSetDevice(device)) cudaGetLastError();
 }
 

@@ -65,8 +65,10 @@ with Service("--backend", "cuda", "--max-num-batched-tokens", "2048", *sys.argv[
 PYTHON
 }
 
+# pair_agrees CONNECTOR: how KV goes from GPU to GPU.
 pair_agrees() {
-    answer --both 1 > "$work/one" && answer --prefill 1 --decode 1 > "$work/two" &&
+    answer --both 1 > "$work/one" &&
+        answer --prefill 1 --decode 1 --kv-connector "$1" > "$work/two" &&
         diff "$work/one" "$work/two"
 }
 
@@ -77,6 +79,11 @@ echo "rankserve gpu-check, $(git describe --always --dirty 2> /dev/null)"
 sed 's/^/  GPU    /' <<< "$gpus"
 step "kernels, steps, cuBLAS against the CPU; same bits" 900 "$build/cuda/backend_test"
 grep -E '^ +[a-z0-9_, ]+: [0-9.e+-]+ of' "$work/log" | sed 's/^ */         /'
+if [ "$count" -ge 2 ]; then
+    step "KV over NCCL lanes between two GPUs" 300 "$build/cuda/lanes_test"
+else
+    skip "KV over NCCL lanes between two GPUs" "one GPU"
+fi
 [ -n "$RANKSERVE_TEST_MODEL" ] || RANKSERVE_TEST_MODEL=$(timeout 600 "$build/rankservectl" pull)
 export RANKSERVE_TEST_MODEL
 if [ ! -x build/venv/bin/python ]; then
@@ -89,11 +96,14 @@ else
         step "a long prompt, products by $linear" 300 bash -c "prompt_time --linear-backend $linear"
         grep ' ms for ' "$work/log" | sed 's/^/         /'
     done
-    if [ "$count" -ge 2 ]; then
-        step "prefill and decode on two GPUs answer alike" 600 bash -c pair_agrees
-    else
-        skip "prefill and decode on two GPUs answer alike" "one GPU"
-    fi
+    for connector in nccl mpi; do
+        name="prefill and decode on two GPUs, KV by $connector"
+        if [ "$count" -ge 2 ]; then
+            step "$name" 600 bash -c "pair_agrees $connector"
+        else
+            skip "$name" "one GPU"
+        fi
+    done
 fi
 [ "$failed" = 0 ] && echo "gpu-check: passed on $count GPU(s)"
 exit "$failed"
