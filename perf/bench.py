@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """perf/bench.py - `make bench`: our figures, llama.cpp's beside them in the same run, and the lines.
 
-    perf/bench.py [--rounds N] [--only machine,kernels,engine,service,places] [--quick] [--out FILE]
+    perf/bench.py [--rounds N] [--only machine,kernels,engine,service,places,plane] [--quick] [--out FILE]
     make bench LLAMA_BIN=DIR BENCH="--rounds 3 --quick"
 
 LLAMA_BIN is a folder with llama-bench and llama-server; then rows are measured on both, in turns.
@@ -30,12 +30,13 @@ import sys
 import tempfile
 import time
 
+import bench_plane as plane
 import bench_service as service
 from bench_lines import lines, print_lines
 from bench_machine import QUIET, ROOT, Watch, isa_of, machine
 from bench_service import LLAMA, VLLM, build, llama_env
 
-PARTS = ["machine", "kernels", "engine", "service", "places"]
+PARTS = ["machine", "kernels", "engine", "service", "places", "plane"]
 ISAS = ["plain", "avx2", "avx512"]
 
 
@@ -269,6 +270,16 @@ def places_round():
     return out
 
 
+def plane_figures(a, meter, number):
+    out = {}
+    with meter.or_left_out("the control plane"):
+        out = plane.plane_round(a, meter, number * 1000 + 1)
+    out.update(meter("simulator", 20, plane.simulator))
+    if number == 0:
+        out.update(meter("decisions", 30, plane.decisions))
+    return out
+
+
 # --- the table --------------------------------------------------------------------------------
 
 def summary(rounds, name):
@@ -323,9 +334,10 @@ def make_rows(results):
     vllm = [s["vllm"] for s in services if "vllm" in s]
     for name in dict.fromkeys(n for v in vllm for n in v):
         add("vLLM", name, summary(vllm, name), None)
-    places = results.get("places", [])
-    for name in (places[0] if places else {}):
-        add("places", name, summary(places, name), None)
+    for part in "places", "plane":
+        rounds = results.get(part, [])
+        for name in (rounds[0] if rounds else {}):
+            add(part, name, summary(rounds, name), None)
     return rows
 
 
@@ -455,6 +467,8 @@ def measure(a, meter, results):
                 engine_round(a, meter, results, number)
             if "service" in a.only and meter.left() > 60:
                 results["service"].append(service_round(a, meter, vllm, number))
+            if "plane" in a.only and meter.left() > 60:
+                results["plane"].append(plane_figures(a, meter, number))
 
 
 def main():
@@ -464,7 +478,7 @@ def main():
     results = {"machine": here, "isa": isa_of(here), "rounds": a.rounds, "threads": a.threads,
                "only": a.only, "quick": a.quick, "model": os.path.basename(a.model),
                "llama_model": os.path.basename(a.llama_model), "engine": [], "llama_engine": [],
-               "llama_engine_q4_0": [], "service": []}
+               "llama_engine_q4_0": [], "service": [], "plane": []}
     date = here["date"][:16].replace(":", "").replace("-", "")
     name = f"{date}-{results['isa']}-{here['commit'].rstrip('+')}"
     path = a.out or os.path.join(ROOT, "perf", "results", name + ".json")

@@ -132,6 +132,25 @@ def throughput_lines(t):
         t.most(f"start to ready, {name}", t.service(kind, "start_s"), 1, "s")
 
 
+def plane_lines(t):
+    """Null workers; gateway and rank 0 together, all of their CPU."""
+    t.most("100,000-token prompts, 95 % known, 98.8 a second", t.median("plane", "plane_long_cores"),
+           0.8, "cores")
+    rate = t.median("plane", "plane_long_requests_s")
+    t.add("the same: requests a second", ">= 95", f"{rate:.1f}" if rate else None,
+          rate is not None and rate >= 95)
+    for name in "gateway", "rank0":
+        t.most(f"100,000 tokens never seen, {name}", t.median("plane", f"plane_cold_{name}_ms"), 60,
+               "ms of CPU")
+    t.most("200-token prompts, 500 a second, added", t.median("plane", "plane_added_p50_ms"), 0.3,
+           "ms p50")
+    t.most("the same: first token, all of it", t.median("plane", "plane_first_token_p99_ms"), 2,
+           "ms p99")
+    rate = t.median("plane", "plane_requests_s")
+    t.add("200-token prompts, 64 clients", ">= 5000 requests/s", f"{rate:.0f}" if rate else None,
+          rate is not None and rate >= 5000)
+
+
 def lines(results, shares):
     """`shares`: parts of the machine's peak by name, where they say something."""
     t = Lines(results)
@@ -140,6 +159,8 @@ def lines(results, shares):
     if "service" in results["only"]:
         latency_lines(t)
         throughput_lines(t)
+    if "plane" in results["only"]:
+        plane_lines(t)
     return t.rows
 
 

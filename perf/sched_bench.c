@@ -1,6 +1,6 @@
 /* perf/sched_bench.c - rank 0's index and decisions at full size.
  *
- *   sched_bench [seconds]
+ *   sched_bench [FILE]                figures as JSON into FILE
  *
  * An index of 10 million blocks over 1,024 workers; prompts of 8,192 blocks: a system prompt that
  * many workers hold, a conversation that a few hold to different depths, then new blocks.  One row:
@@ -13,6 +13,7 @@
 
 #include "common/clock.h"
 #include "common/mem.h"
+#include "figures.h"
 #include "kv/index.h"
 #include "sched/sched.h"
 
@@ -37,6 +38,7 @@ struct bench {
     struct hash128 keys[PROMPTS][PROMPT_BLOCKS];
     uint64_t ns[SAMPLES];
     uint32_t held[WORKERS + 1];
+    struct figures figures;
 };
 
 static void store(struct bench *b, uint32_t rank, struct hash128 key)
@@ -85,6 +87,11 @@ static void print_row(struct bench *b, const char *what, uint32_t count)
     for (uint32_t i = 0; i < count; i++) sum += (double)b->ns[i];
     printf("%-28s mean %7.1f us   p50 %7.1f us   p99 %7.1f us\n", what, sum / count / 1e3,
            (double)b->ns[count / 2] / 1e3, (double)b->ns[count * 99 / 100] / 1e3);
+    char name[64];
+    snprintf(name, sizeof name, "%s_p50_us", what);
+    for (char *c = name; *c; c++)
+        if (*c == ',' || *c == ' ' || *c == '-') *c = '_';
+    figure(&b->figures, name, (double)b->ns[count / 2] / 1e3);
 }
 
 static void bench_lookup(struct bench *b)
@@ -95,7 +102,7 @@ static void bench_lookup(struct bench *b)
         kv_index_match(b->index, keys, PROMPT_BLOCKS, b->held);
         b->ns[i] = clock_now_ns() - start;
     }
-    print_row(b, "lookup, 8,192 blocks", SAMPLES);
+    print_row(b, "lookup", SAMPLES);
 }
 
 static uint64_t now_ns = 1;
@@ -153,15 +160,16 @@ static void bench_decision(struct bench *b, enum sched_policy policy)
         }
     }
     char name[64];
-    snprintf(name, sizeof name, "decision, %s", sched_policy_name(policy));
+    snprintf(name, sizeof name, "decision %s", sched_policy_name(policy));
     print_row(b, name, SAMPLES);
     if (placed == 0) printf("  nothing was placed\n");
     free(s);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     struct bench *b = mem_alloc(sizeof *b);
+    b->figures = figures_open(argc > 1 ? argv[1] : NULL);
     b->index = kv_index_open(BLOCKS, WORKERS + 1);
     uint64_t start = clock_now_ns();
     fill(b);
@@ -175,6 +183,7 @@ int main(void)
     start = clock_now_ns();
     kv_index_lost(b->index, 1);
     printf("a lost worker's entries go in %.1f us\n", (double)(clock_now_ns() - start) / 1e3);
+    figures_close(&b->figures);
     kv_index_close(b->index);
     free(b);
     return 0;
