@@ -1,8 +1,8 @@
 /* tests/cusim/cublas.c - matrix products of cuBLAS, as operations of a stream.
  *
  * What the real library answers with a status or does silently wrong is a finding here: leading
- * dimensions, types outside the documented table, an output that overlaps an input or another
- * batch, no stream, another device.  Sums are in floats, over k in order.
+ * dimensions, types outside the documented table, an output that overlaps an input, no stream,
+ * another device.  Sums are in floats, over k in order.
  */
 #include <cublas_v2.h>
 #include <stdlib.h>
@@ -23,14 +23,13 @@ struct matrix {
     uint64_t at;
     cudaDataType type;
     int rows, columns, stride;
-    long long batch_stride;
 };
 
 struct product {
     struct op op;
     struct matrix a, b, c;
     bool a_turned, b_turned;
-    int m, n, k, batches;
+    int m, n, k;
     float alpha, beta;
 };
 
@@ -55,25 +54,27 @@ static void store_one(uint8_t *at, cudaDataType t, float f)
     memcpy(at, &bits, number_bytes(t));
 }
 
-static uint64_t column(const struct matrix *x, int j, int batch)
+static uint64_t column_bytes(const struct matrix *x)
 {
-    int64_t offset = (int64_t)j * x->stride + (int64_t)batch * x->batch_stride;
-    return x->at + (uint64_t)offset * number_bytes(x->type);
+    return (uint64_t)x->rows * number_bytes(x->type);
 }
 
-static void touch(struct toucher *t, const struct matrix *x, int batch, enum touch how)
+static uint64_t column(const struct matrix *x, int j)
 {
-    for (int j = 0; j < x->columns; j++) {
-        shadow_bulk(t, column(x, j, batch), (uint64_t)x->rows * number_bytes(x->type), how);
-    }
+    return x->at + (uint64_t)j * (uint64_t)x->stride * number_bytes(x->type);
+}
+
+static void touch(struct toucher *t, const struct matrix *x, enum touch how)
+{
+    for (int j = 0; j < x->columns; j++) shadow_bulk(t, column(x, j), column_bytes(x), how);
 }
 
 /* op(X) as floats, (rows of op, columns of op), row after row. */
-static float *unpack(const struct matrix *x, bool turned, int batch)
+static float *unpack(const struct matrix *x, bool turned)
 {
     float *f = must_alloc((size_t)x->rows * (size_t)x->columns * sizeof *f);
     for (int j = 0; j < x->columns; j++) {
-        const uint8_t *from = device_bytes(column(x, j, batch));
+        const uint8_t *from = device_bytes(column(x, j));
         for (int i = 0; i < x->rows; i++) {
             size_t to = turned ? (size_t)j * (size_t)x->rows + (size_t)i
                                : (size_t)i * (size_t)x->columns + (size_t)j;
@@ -85,7 +86,7 @@ static float *unpack(const struct matrix *x, bool turned, int batch)
 
 /* One column of C from A (m, k) and B (k, n) would stride through both; rows of B's transpose and
  * of A's do not: at (k, m) and b (n, k). */
-static void multiply(const struct product *p, const float *at, const float *b, int batch)
+static void multiply(const struct product *p, const float *at, const float *b)
 {
     float *sums = must_alloc((size_t)p->m * sizeof *sums);
     uint32_t bytes = number_bytes(p->c.type);
@@ -96,7 +97,7 @@ static void multiply(const struct product *p, const float *at, const float *b, i
             const float *row = at + (size_t)l * (size_t)p->m;
             for (int i = 0; i < p->m; i++) sums[i] += row[i] * x;
         }
-        uint8_t *to = device_bytes(column(&p->c, j, batch));
+        uint8_t *to = device_bytes(column(&p->c, j));
         for (int i = 0; i < p->m; i++, to += bytes) {
             float old = p->beta != 0 ? p->beta * load_one(to, p->c.type) : 0;
             store_one(to, p->c.type, p->alpha * sums[i] + old);
@@ -109,43 +110,33 @@ static bool run_product(struct op *op)
 {
     struct product *p = (struct product *)op;
     struct toucher t = op_toucher(op);
-    for (int z = 0; z < p->batches; z++) {
-        touch(&t, &p->a, z, TOUCH_READ);
-        touch(&t, &p->b, z, TOUCH_READ);
-        if (p->beta != 0) touch(&t, &p->c, z, TOUCH_READ);
-        touch(&t, &p->c, z, TOUCH_WRITE);
-        float *a = unpack(&p->a, !p->a_turned, z), *b = unpack(&p->b, !p->b_turned, z);
-        multiply(p, a, b, z);
-        free(a);
-        free(b);
-    }
+    touch(&t, &p->a, TOUCH_READ);
+    touch(&t, &p->b, TOUCH_READ);
+    if (p->beta != 0) touch(&t, &p->c, TOUCH_READ);
+    touch(&t, &p->c, TOUCH_WRITE);
+    float *a = unpack(&p->a, !p->a_turned), *b = unpack(&p->b, !p->b_turned);
+    multiply(p, a, b);
+    free(a);
+    free(b);
     return true;
 }
 
 static const struct op_type product_type = {sizeof(struct product), NULL, run_product, NULL};
 
-/* The range of addresses that a matrix spans, all batches together. */
-static void span(const struct matrix *x, int batches, uint64_t *start, uint64_t *end)
+static uint64_t end_of(const struct matrix *x)
 {
-    *start = x->at;
-    *end = column(x, x->columns - 1, batches - 1) + (uint64_t)x->rows * number_bytes(x->type);
+    return column(x, x->columns - 1) + column_bytes(x);
 }
 
-static void check_overlap(const struct product *p, const struct matrix *x, const char *name)
+static void check_overlap(const struct matrix *c, const struct matrix *x, const char *name)
 {
-    uint64_t c_start, c_end, start, end;
-    span(&p->c, p->batches, &c_start, &c_end);
-    span(x, p->batches, &start, &end);
-    if (c_start >= end || start >= c_end) return;
+    if (c->at >= end_of(x) || x->at >= end_of(c)) return;
     /* interleaved columns of one buffer may be meant; the same bytes may not */
-    for (int z = 0; z < p->batches; z++) {
-        for (int j = 0; j < p->n; j++) {
-            uint64_t low = column(&p->c, j, z), n = (uint64_t)p->m * number_bytes(p->c.type);
-            for (int q = 0; q < x->columns * p->batches; q++) {
-                uint64_t other = column(x, q % x->columns, q / x->columns);
-                if (low < other + (uint64_t)x->rows * number_bytes(x->type) && other < low + n) {
-                    report(BLAS_ALIAS, "the result of a product overlaps %s", name);
-                }
+    for (int j = 0; j < c->columns; j++) {
+        for (int k = 0; k < x->columns; k++) {
+            uint64_t low = column(c, j), other = column(x, k);
+            if (low < other + column_bytes(x) && other < low + column_bytes(c)) {
+                report(BLAS_ALIAS, "the result of a product overlaps %s", name);
             }
         }
     }
@@ -175,13 +166,8 @@ static void check_product(const struct product *p, cublasComputeType_t compute)
         report(BLAS_ARGUMENT, "types %d and %d to %d with compute type %d", (int)p->a.type,
                (int)p->b.type, (int)p->c.type, (int)compute);
     }
-    long long column_span = (long long)p->c.stride * (p->n - 1) + p->m;
-    if (p->batches > 1 && llabs(p->c.batch_stride) < column_span &&
-        (p->c.batch_stride >= 0 ? p->c.batch_stride : -p->c.batch_stride) < p->m) {
-        report(BLAS_ALIAS, "batches of the result overlap: stride %lld", p->c.batch_stride);
-    }
-    check_overlap(p, &p->a, "A");
-    check_overlap(p, &p->b, "B");
+    check_overlap(&p->c, &p->a, "A");
+    check_overlap(&p->c, &p->b, "B");
 }
 
 static void handle_check(cublasHandle_t h, const char *call)
@@ -242,12 +228,11 @@ const char *cublasGetStatusString(cublasStatus_t s)
     return s == CUBLAS_STATUS_SUCCESS ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_NOT_INITIALIZED";
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(
-    cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m, int n, int k,
-    const void *alpha, const void *a, cudaDataType a_type, int lda, long long a_stride,
-    const void *b, cudaDataType b_type, int ldb, long long b_stride, const void *beta, void *c,
-    cudaDataType c_type, int ldc, long long c_stride, int batches, cublasComputeType_t compute,
-    cublasGemmAlgo_t algorithm)
+cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m,
+                            int n, int k, const void *alpha, const void *a, cudaDataType a_type,
+                            int lda, const void *b, cudaDataType b_type, int ldb, const void *beta,
+                            void *c, cudaDataType c_type, int ldc, cublasComputeType_t compute,
+                            cublasGemmAlgo_t algorithm)
 {
     (void)algorithm;
     handle_check(h, "a product");
@@ -256,28 +241,18 @@ cublasStatus_t cublasGemmStridedBatchedEx(
         report(WRONG_DEVICE, "a handle of device %d while device %d is current", h->device,
                current_device());
     }
-    if (m < 0 || n < 0 || k < 0 || batches < 0) report(BLAS_ARGUMENT, "a negative size");
-    if (!m || !n || !k || !batches) return CUBLAS_STATUS_SUCCESS;
+    if (m < 0 || n < 0 || k < 0) report(BLAS_ARGUMENT, "a negative size");
+    if (!m || !n || !k) return CUBLAS_STATUS_SUCCESS;
     bool ta = a_op != CUBLAS_OP_N, tb = b_op != CUBLAS_OP_N;
     struct product *p = op_new(&product_type);
-    p->a = (struct matrix){(uint64_t)a, a_type, ta ? k : m, ta ? m : k, lda, a_stride};
-    p->b = (struct matrix){(uint64_t)b, b_type, tb ? n : k, tb ? k : n, ldb, b_stride};
-    p->c = (struct matrix){(uint64_t)c, c_type, m, n, ldc, c_stride};
+    p->a = (struct matrix){(uint64_t)a, a_type, ta ? k : m, ta ? m : k, lda};
+    p->b = (struct matrix){(uint64_t)b, b_type, tb ? n : k, tb ? k : n, ldb};
+    p->c = (struct matrix){(uint64_t)c, c_type, m, n, ldc};
     p->a_turned = ta, p->b_turned = tb;
-    p->m = m, p->n = n, p->k = k, p->batches = batches;
+    p->m = m, p->n = n, p->k = k;
     memcpy(&p->alpha, alpha, sizeof p->alpha);
     memcpy(&p->beta, beta, sizeof p->beta);
     check_product(p, compute);
     stream_add(h->stream, &p->op, "product of %d x %d x %d", m, n, k);
     return sim_faulted() ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m,
-                            int n, int k, const void *alpha, const void *a, cudaDataType a_type,
-                            int lda, const void *b, cudaDataType b_type, int ldb, const void *beta,
-                            void *c, cudaDataType c_type, int ldc, cublasComputeType_t compute,
-                            cublasGemmAlgo_t algorithm)
-{
-    return cublasGemmStridedBatchedEx(h, a_op, b_op, m, n, k, alpha, a, a_type, lda, 0, b, b_type,
-                                      ldb, 0, beta, c, c_type, ldc, 0, 1, compute, algorithm);
 }

@@ -25,6 +25,8 @@ struct kernel_stats {
     COUNTERS(X)
 };
 #undef X
+struct kernel_stats *stats_of(const struct kernel *k);      /* NULL when nothing is counted */
+void stats_write(void);
 
 struct launch {
     const struct kernel *kernel;
@@ -38,9 +40,10 @@ struct async_copy {
     uint8_t bytes, size;                /* bytes come from memory, the rest of size are zero */
 };
 
+/* Of a thread.  Copies wait in `items` until their group is waited for. */
 struct async_queue {
     struct async_copy *items;
-    uint32_t head, count, room, group;
+    uint32_t count, group;
 };
 
 enum lane_state { LANE_RUN, LANE_BARRIER, LANE_WARP, LANE_EXITED };

@@ -282,17 +282,6 @@ static void unpack(struct warp *w, const struct ins *i, uint32_t lanes)
 
 /* cp.async of ins.count bytes, of which the operand's number comes from memory. */
 
-static void async_add(struct async_queue *q, struct async_copy c)
-{
-    if (q->head && q->head == q->count) q->head = q->count = 0;
-    if (q->count == q->room) {
-        q->room = q->room ? 2 * q->room : 16;
-        q->items = realloc(q->items, q->room * sizeof *q->items);
-        if (!q->items) report(NOT_MODELLED, "no memory for asynchronous copies");
-    }
-    q->items[q->count++] = c;
-}
-
 static void async_begin(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint64_t to[LANES], from[LANES];
@@ -311,22 +300,28 @@ static void async_begin(struct warp *w, const struct ins *i, uint32_t lanes)
         if (fetch[l]) global_at(w, from[l], fetch[l], TOUCH_READ, thread);
         memset(b->shared + at, 0xff, i->count);         /* NaN until it has arrived */
         struct async_queue *q = &w->async[l];
-        async_add(q, (struct async_copy){from[l], at, q->group, (uint8_t)fetch[l], i->count});
+        q->items = must_grow(q->items, q->count, sizeof *q->items);
+        q->items[q->count++] = (struct async_copy){from[l], at, q->group, (uint8_t)fetch[l],
+                                                   i->count};
     }
 }
 
+/* Those of all groups but the last so many. */
 static void arrive(struct warp *w, int lane, uint32_t groups_left)
 {
     struct async_queue *q = &w->async[lane];
     struct block *b = w->b;
+    uint32_t n = 0;
     begin_touching(w);
-    for (; q->head < q->count; q->head++) {
-        const struct async_copy *c = &q->items[q->head];
-        if (c->group + groups_left >= q->group) break;
+    for (; n < q->count && q->items[n].group + groups_left < q->group; n++) {
+        const struct async_copy *c = &q->items[n];
         memset(b->shared + c->to, 0, c->size);
         if (c->bytes) memcpy(b->shared + c->to, device_bytes(c->from), c->bytes);
         shared_at(w, c->to, c->size, TOUCH_ARRIVAL, thread_of(w, lane));
     }
+    if (!n) return;
+    q->count -= n;
+    memmove(q->items, q->items + n, q->count * sizeof *q->items);
 }
 
 static void async_commit(struct warp *w, const struct ins *i, uint32_t lanes)

@@ -6,7 +6,6 @@
 
 #include "exec.h"
 #include "report.h"
-#include "stats.h"
 
 enum { TURN = 4096 };                       /* instructions of a warp before the next has a turn */
 
@@ -274,41 +273,39 @@ static void meet_block(struct block *b)
                   : "lanes wait for others of their mask that do not come");
 }
 
-static void fill(struct warp *w, enum special s, const uint32_t *value, uint32_t step)
-{
-    uint32_t *lane = (uint32_t *)(w->file + (size_t)s * SLOT4);
-    for (int l = 0; l < LANES; l++) lane[l] = value[l * (int)step];
-}
-
 static void start_warp(struct warp *w, uint32_t id)
 {
-    struct block *b = w->b;
+    const struct block *b = w->b;
     const struct launch *launch = b->g->launch;
     const uint32_t *n = launch->threads;
-    uint32_t at[3][LANES], mask[5][LANES];
+    uint32_t (*special)[LANES] = (uint32_t (*)[LANES])w->file;
     w->id = id;
     w->tick = 0;
     w->present = w->exited = 0;
     for (uint32_t l = 0; l < LANES; l++) {
         uint32_t t = id * LANES + l;
-        at[0][l] = t % n[0], at[1][l] = t / n[0] % n[1], at[2][l] = t / n[0] / n[1];
-        mask[0][l] = (1u << l) - 1, mask[1][l] = (uint32_t)((2ull << l) - 1), mask[2][l] = 1u << l;
-        mask[3][l] = ~mask[1][l], mask[4][l] = ~mask[0][l];
+        bool present = t < b->thread_count;
         w->pc[l] = 0;
-        w->state[l] = t < b->thread_count ? LANE_RUN : LANE_EXITED;
-        if (t < b->thread_count) w->present |= 1u << l;
-        w->async[l].head = w->async[l].count = w->async[l].group = 0;
-        ((uint32_t *)(w->file + SPECIAL_LANEID * SLOT4))[l] = l;
+        w->state[l] = present ? LANE_RUN : LANE_EXITED;
+        w->present |= (uint32_t)present << l;
+        w->async[l].count = w->async[l].group = 0;
+        special[SPECIAL_TID_X][l] = t % n[0];
+        special[SPECIAL_TID_Y][l] = t / n[0] % n[1];
+        special[SPECIAL_TID_Z][l] = t / n[0] / n[1];
+        for (int d = 0; d < 3; d++) {
+            special[SPECIAL_NTID_X + d][l] = n[d];
+            special[SPECIAL_CTAID_X + d][l] = b->id[d];
+            special[SPECIAL_NCTAID_X + d][l] = launch->grid[d];
+        }
+        special[SPECIAL_LANEID][l] = l;
+        special[SPECIAL_WARPID][l] = id;
+        special[SPECIAL_LANEMASK_EQ][l] = 1u << l;
+        special[SPECIAL_LANEMASK_LT][l] = (1u << l) - 1;
+        special[SPECIAL_LANEMASK_LE][l] = (2u << l) - 1;
+        special[SPECIAL_LANEMASK_GE][l] = ~((1u << l) - 1);
+        special[SPECIAL_LANEMASK_GT][l] = ~((2u << l) - 1);
+        special[SPECIAL_DYNAMIC_SHARED][l] = launch->dynamic_shared;
     }
-    for (int d = 0; d < 3; d++) {
-        fill(w, SPECIAL_TID_X + (enum special)d, at[d], 1);
-        fill(w, SPECIAL_NTID_X + (enum special)d, &launch->threads[d], 0);
-        fill(w, SPECIAL_CTAID_X + (enum special)d, &b->id[d], 0);
-        fill(w, SPECIAL_NCTAID_X + (enum special)d, &launch->grid[d], 0);
-    }
-    for (int k = 0; k < 5; k++) fill(w, SPECIAL_LANEMASK_LT + (enum special)k, mask[k], 1);
-    fill(w, SPECIAL_WARPID, &w->id, 0);
-    fill(w, SPECIAL_DYNAMIC_SHARED, &launch->dynamic_shared, 0);
 }
 
 static void run_block(struct block *b, uint32_t number, uint64_t *seed)

@@ -134,14 +134,6 @@ void __cudaRegisterFunction(void **handle, const char *host, char *device, const
     functions[function_count++] = (struct function){host, k};
 }
 
-void __cudaRegisterVar(void **handle, char *host, char *device, const char *name, int external,
-                       size_t bytes, int constant, int global)
-{
-    /* Its initial value is in the PTX; no call that cusim has copies to a symbol. */
-    (void)handle, (void)host, (void)device, (void)name, (void)external, (void)bytes;
-    (void)constant, (void)global;
-}
-
 static _Thread_local struct {
     dim3 grid, block;
     size_t shared;
@@ -212,8 +204,7 @@ static cudaError_t check_launch(const struct kernel *k, dim3 grid, dim3 block, s
         return cudaErrorInvalidConfiguration;
     }
     if (k->max_threads && threads > k->max_threads) return cudaErrorInvalidValue;
-    uint64_t limit = k->dynamic_shared_max > SHARED_DEFAULT ? k->dynamic_shared_max
-                     : k->shared_bytes < SHARED_DEFAULT ? SHARED_DEFAULT - k->shared_bytes : 0;
+    uint64_t limit = k->shared_bytes < SHARED_DEFAULT ? SHARED_DEFAULT - k->shared_bytes : 0;
     if (k->dynamic_shared_max > limit) limit = k->dynamic_shared_max;
     if (shared > limit) return cudaErrorInvalidValue;
     if (blocks >= 1u << BLOCK_BITS) report(NOT_MODELLED, "a grid of %llu blocks",
@@ -257,12 +248,6 @@ static cudaError_t launch(const void *host, dim3 grid, dim3 block, void **args, 
 /* For tests that count: what this process has launched, the kernels of a captured graph once. */
 uint64_t cusim_launches(void);
 uint64_t cusim_launches(void) { return launches; }
-
-cudaError_t cudaLaunchKernel(const void *host, dim3 grid, dim3 block, void **args, size_t shared,
-                             cudaStream_t s)
-{
-    return launch(host, grid, block, args, shared, s);
-}
 
 /* What <<<>>> becomes: nobody sees what it returns. */
 cudaError_t __cudaLaunchKernel(void *kernel, dim3 grid, dim3 block, void **args, size_t shared,

@@ -487,9 +487,3 @@ const char *ncclGetErrorString(ncclResult_t r)
         "NCCL operation in progress"};
     return (size_t)r < sizeof text / sizeof *text ? text[r] : "unknown result code";
 }
-
-const char *ncclGetLastError(ncclComm_t c)
-{
-    (void)c;
-    return "";
-}

@@ -37,34 +37,20 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     return sim_error(cudaSuccess);
 }
 
+/* What the backend asks for, and what bounds a launch here; the rest is zero, which no GPU says. */
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
 {
     sim_open();
     if (device < 0 || device >= sim_devices()) return sim_error(cudaErrorInvalidDevice);
-    int capability = device_capability(device);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "cusim device %d", device);
     p->totalGlobalMem = memory_total_bytes();
-    p->major = capability / 10, p->minor = capability % 10;
+    p->major = device_capability(device) / 10, p->minor = device_capability(device) % 10;
     p->sharedMemPerBlock = SHARED_DEFAULT;
     p->sharedMemPerBlockOptin = SHARED_MAX;
-    p->sharedMemPerMultiprocessor = SHARED_MAX + 1024;
-    p->reservedSharedMemPerBlock = 1024;
-    p->regsPerBlock = p->regsPerMultiprocessor = 65536;
     p->warpSize = LANES;
     p->maxThreadsPerBlock = BLOCK_THREADS_MAX;
-    p->maxThreadsPerMultiProcessor = 2048;
-    p->maxBlocksPerMultiProcessor = 32;
-    p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
-    p->maxGridSize[0] = INT32_MAX, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
     p->multiProcessorCount = 132;
-    p->l2CacheSize = 50 << 20;
-    p->memoryBusWidth = 5120;
-    p->totalConstMem = 65536;
-    p->asyncEngineCount = 3;
-    p->unifiedAddressing = p->concurrentKernels = p->canMapHostMemory = 1;
-    p->pciBusID = 1 + device;
-    p->uuid.bytes[0] = (char)(1 + device);
     return sim_error(cudaSuccess);
 }
 

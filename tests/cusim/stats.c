@@ -1,6 +1,8 @@
-/* tests/cusim/stats.c - see stats.h. */
-#include "stats.h"
-
+/* tests/cusim/stats.c - counters of each kernel, written as JSON when CUSIM_STATS names a file.
+ *
+ * An array of objects, one per kernel that ran: its name and COUNTERS of exec.h, where `ideal` is
+ * the least that the same bytes could need.
+ */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -40,13 +42,12 @@ static void write_entry(FILE *f, const struct entry *e)
 void stats_write(void)
 {
     const char *pattern = setting("CUSIM_STATS", NULL);
-    char path[4096];
+    char path[4096], number[16] = "";
     if (!pattern) return;
     const char *pid = strstr(pattern, "%p");
-    size_t plain = pid ? (size_t)(pid - pattern) : strlen(pattern);
-    snprintf(path, sizeof path, "%.*s", (int)plain, pattern);
-    size_t used = strlen(path);
-    if (pid) snprintf(path + used, sizeof path - used, "%d%s", (int)getpid(), pid + 2);
+    if (pid) snprintf(number, sizeof number, "%d", (int)getpid());
+    snprintf(path, sizeof path, "%.*s%s%s", pid ? (int)(pid - pattern) : (int)strlen(pattern),
+             pattern, number, pid ? pid + 2 : "");
     FILE *f = fopen(path, "w");
     if (!f) {
         report_note("cusim: %s cannot be written", path);

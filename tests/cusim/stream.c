@@ -8,8 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "exec.h"
 #include "report.h"
-#include "stats.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t work = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
@@ -17,7 +17,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct CUstream_st *streams;
 static int devices, waiting_hosts[DEVICES_MAX];
 static bool no_driver;
-static uint64_t seed, progress, patience;
+static uint64_t seed, pushed, progress, patience;
 static cudaError_t fault;
 struct clock host_clock;
 static _Thread_local int device_now;
@@ -107,8 +107,11 @@ static void *device_thread(void *unused)
     pthread_mutex_lock(&lock);
     for (;;) {
         bool waits = false;
+        uint64_t before = pushed;
         if (run_one(&waits)) {
             pause = 20000;
+        } else if (pushed != before) {  /* while it looked, at a stream that it had passed */
+            continue;
         } else if (waits) {             /* peers are other processes: look again soon */
             struct timespec t = from_now(CLOCK_REALTIME, pause);
             pthread_cond_timedwait(&work, &lock, &t);
@@ -208,6 +211,7 @@ op_id stream_push(cudaStream_t s, struct op *op)
     *s->tail = op;
     s->tail = &op->next;
     s->enqueued++;
+    pushed++;
     pthread_cond_signal(&work);
     return op->id;
 }
