@@ -22,7 +22,11 @@
 #define ITL_TARGET_NS UINT64_C(50000000)      /* unless the configuration says */
 #define DRAIN_NS UINT64_C(10000000000)        /* when there is no interval */
 #define GIVEN_MOST 0.8                /* of the larger load: what the giver's may become        */
-#define GIVEN_LEFT 0.9                /* and that at most: it must not be the next one to lack  */
+/* And it must not be the next to lack: decode with so many more tokens, because its load is steep
+ * near 1; prefill without a backlog that will be gone. */
+#define DECODE_MORE 1.2
+#define DECODE_LEFT 0.9
+#define PREFILL_LEFT 1.0
 #define GAIN_LEAST 0.2                /* of what one worker does */
 #define OVER 100.0
 #define LATER 2                       /* intervals that a rise of sequences goes on */
@@ -37,7 +41,23 @@ struct team {                         /* of both roles; and a decode worker on a
 
 /* -- the mix ---------------------------------------------------------------------------------- */
 
-static void add_worker(struct mix *m, const struct worker *w, uint64_t now_ns)
+/* Another sequence as large as those there. */
+static bool has_room(const struct worker *w)
+{
+    uint32_t each = w->seqs_charged ? w->blocks_charged / w->seqs_charged : 0;
+    return w->seqs_charged < w->seqs && w->blocks_charged + each < w->blocks;
+}
+
+static bool decode_is_full(const struct sched *s)
+{
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
+        const struct worker *w = &s->workers[rank];
+        if (w->alive && w->role == ROLE_DECODE && !w->becomes && has_room(w)) return false;
+    }
+    return true;
+}
+
+static void add_worker(struct mix *m, const struct worker *w, bool full, uint64_t now_ns)
 {
     m->decoding -= w->prompts_charged;    /* these have their place on a decode worker too */
     if (w->role == ROLE_DECODE) {
@@ -51,7 +71,7 @@ static void add_worker(struct mix *m, const struct worker *w, uint64_t now_ns)
         m->backlog_ns += (double)w->work_charged_ns;
     }
     /* What could start now, and was not handed out, waits for room to generate. */
-    if (w->busy_until_ns <= now_ns) m->waiting += w->plan_count;
+    if (full || w->busy_until_ns <= now_ns) m->waiting += w->plan_count;
     else m->backlog_ns += (double)w->plan_ns;
 }
 
@@ -78,9 +98,10 @@ static void add_queue(const struct sched *s, struct mix *m)
 static struct mix mix_now(const struct sched *s, uint64_t now_ns)
 {
     struct mix m = { 0 };
+    bool full = decode_is_full(s);
     for (uint32_t rank = 1; rank < s->config.rank_count; rank++) {
         const struct worker *w = &s->workers[rank];
-        if (w->alive && w->role != ROLE_BOTH) add_worker(&m, w, now_ns);
+        if (w->alive && w->role != ROLE_BOTH) add_worker(&m, w, full, now_ns);
     }
     add_queue(s, &m);
     if (m.decoding < 0) m.decoding = 0;
@@ -116,7 +137,10 @@ static void look(struct sched *s, uint64_t now_ns)
     struct mix m = mix_now(s, now_ns);
     m.rising = (m.held - o->held) / ((double)gone / 1e9 + 1e-9);
     o->held = m.held;
+    double rising = o->mix.rising;
     approach(&o->mix, &m, (double)gone / ((double)gone + average));
+    double longer = (double)gone + average * AVERAGE_PART;    /* a difference has more noise */
+    o->mix.rising = rising + (double)gone / longer * (m.rising - rising);
     o->looked_ns = now_ns;
     o->look_ns = now_ns + every;
 }
@@ -146,14 +170,14 @@ static double load_prefill(const struct sched *s, const struct mix *m, uint32_t 
     return (m->prompts + m->backlog_ns / (double)target) / prefill;
 }
 
-/* How many times as many sequences are there at once when as many tokens as now shall come from
- * another number of workers, whose steps take longer with more of them; at most OVER. */
-static double growth(const struct mix *m, const struct team *t, uint32_t decode)
+/* How many times as many sequences a worker has when `more` times as many tokens as now shall come
+ * from another number of workers, whose steps take longer with more of them; at most OVER. */
+static double growth(const struct mix *m, const struct team *t, uint32_t decode, double more)
 {
     double now = m->decoding / t->decode;
-    double tokens = now / (t->step_ns + t->step_seq_ns * now) * t->decode / decode;
+    double tokens = more * now / (t->step_ns + t->step_seq_ns * now) * t->decode / decode;
     double rest = 1 - tokens * t->step_seq_ns;
-    if (now <= 0) return (double)t->decode / decode;
+    if (now <= 0) return more * t->decode / decode;
     if (rest <= 0) return OVER;
     double then = tokens * t->step_ns / rest / now;
     return then < OVER ? then : OVER;
@@ -161,17 +185,17 @@ static double growth(const struct mix *m, const struct team *t, uint32_t decode)
 
 static double step_ns(const struct mix *m, const struct team *t, uint32_t decode)
 {
-    return t->step_ns + t->step_seq_ns * m->decoding / t->decode * growth(m, t, decode);
+    return t->step_ns + t->step_seq_ns * m->decoding / t->decode * growth(m, t, decode, 1);
 }
 
 static double load_decode(const struct sched *s, const struct mix *m, const struct team *t,
-                          uint32_t decode)
+                          uint32_t decode, double more)
 {
     uint64_t target = s->config.itl_target_ns ? s->config.itl_target_ns : ITL_TARGET_NS;
     double each = t->seqs, slow = step_ns(m, t, decode) / (double)target;
     if (m->blocks * each > t->blocks * m->held) each = t->blocks * m->held / m->blocks;
     double full = each > 0 ? (m->held + m->waiting) / (t->decode * each) : 0;
-    full *= growth(m, t, decode);
+    full *= growth(m, t, decode, more);
     return full > slow ? full : slow;
 }
 
@@ -286,7 +310,7 @@ static enum role lacking(const struct sched *s, uint32_t *rank)
     struct team t = team_of(s);
     if (t.prefill == 0 || t.decode == 0) return 0;
     const struct mix *m = &s->roles.mix;
-    double prefill = load_prefill(s, m, t.prefill), decode = load_decode(s, m, &t, t.decode);
+    double prefill = load_prefill(s, m, t.prefill), decode = load_decode(s, m, &t, t.decode, 1);
     bool more_prefill = prefill > decode;
     uint32_t p = more_prefill ? t.prefill + 1 : t.prefill - 1;
     uint32_t d = more_prefill ? t.decode - 1 : t.decode + 1;
@@ -294,10 +318,12 @@ static enum role lacking(const struct sched *s, uint32_t *rank)
     if (most < 1 || p == 0 || d == 0) return 0;
     struct mix then = later(s);
     if (!more_prefill) then = *m;
-    double prefill_then = load_prefill(s, m, p), decode_then = load_decode(s, &then, &t, d);
+    double prefill_then = load_prefill(s, m, p), decode_then = load_decode(s, &then, &t, d, 1);
     double most_then = prefill_then > decode_then ? prefill_then : decode_then;
     double given = more_prefill ? decode_then : prefill_then;
-    if (given > GIVEN_MOST * most || given > GIVEN_LEFT) return 0;
+    if (given > GIVEN_MOST * most) return 0;
+    if (more_prefill && load_decode(s, &then, &t, d, DECODE_MORE) > DECODE_LEFT) return 0;
+    if (!more_prefill && m->prompts / p > PREFILL_LEFT) return 0;
     *rank = giver(s, more_prefill ? ROLE_DECODE : ROLE_PREFILL);
     double gain = (1 - most_then / most) * (t.prefill + t.decode);
     double gain_ns = gain * (double)s->config.switch_interval_ns;
@@ -358,5 +384,5 @@ void roles_stats(const struct sched *s, struct sched_stats *out)
     struct team t = team_of(s);
     bool known = s->config.switch_interval_ns && s->rated && t.prefill && t.decode;
     out->prefill_load = known ? load_prefill(s, &s->roles.mix, t.prefill) : 0;
-    out->decode_load = known ? load_decode(s, &s->roles.mix, &t, t.decode) : 0;
+    out->decode_load = known ? load_decode(s, &s->roles.mix, &t, t.decode, 1) : 0;
 }

@@ -218,7 +218,7 @@ static void no_worker_moves_when_both_roles_lack_some_or_neither(void **state)
 {
     (void)state;
     struct world *w = team(2, 3);
-    generate(w, 0, 3 * SEQS);
+    generate(w, 0, 3 * SEQS - 5);
     for (uint16_t slot = 50; slot < 90; slot++) {    /* and prompts without end */
         struct sched_event e = request(slot, 0);
         e.prompt_tokens = 3000, e.max_tokens = 1;
