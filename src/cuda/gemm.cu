@@ -33,77 +33,117 @@ DEVICE float2 fetch_scales(const weights &w, const void *plane, int column0, int
 
 /* --- one slice ------------------------------------------------------------------------------- */
 
-/* a[0]: row g, a[1]: row g + 8; eight inputs each. */
-DEVICE void fetch_inputs(const inputs &in, int row, int k, uint4 a[2])
+/* Where this lane's inputs begin in row g of each row tile, and how far it is to row g + 8.  Rows
+ * behind the last are the last once more: nothing of theirs is kept. */
+template <int TILES> struct lane_rows {
+    const uint16_t *at[TILES];
+    int next[TILES];
+};
+
+template <int TILES> DEVICE void find_rows(const inputs &in, int row0, lane_rows<TILES> &to)
 {
+    int lane = threadIdx.x & 31;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int r = row + 8 * i;
-        a[i] = r < in.rows ? *(const uint4 *)(in.at + r * in.stride + k) : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < TILES; i++) {
+        int row = min(row0 + 16 * i + lane / 4, in.rows - 1), other = min(row + 8, in.rows - 1);
+        to.at[i] = in.at + row * in.stride + lane % 4 * 8;
+        to.next[i] = (other - row) * (int)in.stride;
     }
 }
 
-/* c += 32 inputs: two instructions. */
-DEVICE void multiply(float c[4], const uint4 a[2], const uint32_t b[4])
+/* a[0]: row g, a[1]: row g + 8; eight inputs each. */
+DEVICE void fetch_inputs(const uint16_t *at, int next, uint4 a[2])
+{
+    a[0] = *(const uint4 *)at;
+    a[1] = *(const uint4 *)(at + next);
+}
+
+/* c += 32 inputs, or with `fresh` c = 32 inputs: two instructions. */
+DEVICE void multiply(float c[4], const uint4 a[2], const uint32_t b[4], bool fresh)
 {
     const uint32_t first[4] = { a[0].x, a[1].x, a[0].y, a[1].y };
     const uint32_t second[4] = { a[0].z, a[1].z, a[0].w, a[1].w };
-    mma_f16(c, first, b[0], b[1]);
+    if (fresh)
+        mma_f16_new(c, first, b[0], b[1]);
+    else
+        mma_f16(c, first, b[0], b[1]);
     mma_f16(c, second, b[2], b[3]);
 }
 
+/* 32 inputs of one row tile, weights that need no scale. */
 template <int TYPE>
-DEVICE void block_of_32(const weights &w, const lane_weights<TYPE> &lane_w, const uint4 a[2],
-                        int column0, int k, int half, const float ones[4], float sum[4])
+DEVICE void dense_32(const lane_weights<TYPE> lane_w[COLUMN_TILES], int half, const uint4 a[2],
+                     float sum[COLUMN_TILES][4])
+{
+#pragma unroll
+    for (int j = 0; j < COLUMN_TILES; j++) {
+        uint32_t b[4];
+        expand<TYPE>(lane_w[j], half, b);
+        multiply(sum[j], a, b, false);
+    }
+}
+
+/* 32 inputs of one column tile of blocks, for all row tiles: what is made of the weights is made
+ * once. */
+template <int TYPE, int TILES>
+DEVICE void block_of_32(const weights &w, const lane_weights<TYPE> &lane_w,
+                        const uint4 a[TILES][2], const float ones[TILES][4], int j, int column0,
+                        int k, int half, float sum[TILES][COLUMN_TILES][4])
 {
     int t = threadIdx.x & 3;
     uint32_t b[4];
+    float2 d = fetch_scales(w, w.scales, column0, k, t), m = make_float2(0, 0);
     expand<TYPE>(lane_w, half, b);
-    if constexpr (TYPE == WEIGHT_F16) {
-        multiply(sum, a, b);
-    } else {
-        float part[4] = { 0, 0, 0, 0 };
-        multiply(part, a, b);
-        float2 d = fetch_scales(w, w.scales, column0, k + 32 * half, t);
-        sum[0] = fmaf(part[0], d.x, sum[0]), sum[1] = fmaf(part[1], d.y, sum[1]);
-        sum[2] = fmaf(part[2], d.x, sum[2]), sum[3] = fmaf(part[3], d.y, sum[3]);
+    if constexpr (TYPE == WEIGHT_Q4_1) m = fetch_scales(w, w.mins, column0, k, t);
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+        float *to = sum[i][j], part[4];
+        multiply(part, a[i], b, true);
+        to[0] = fmaf(part[0], d.x, to[0]), to[1] = fmaf(part[1], d.y, to[1]);
+        to[2] = fmaf(part[2], d.x, to[2]), to[3] = fmaf(part[3], d.y, to[3]);
         if constexpr (TYPE == WEIGHT_Q4_1) {
-            float2 m = fetch_scales(w, w.mins, column0, k + 32 * half, t);
-            sum[0] = fmaf(ones[0], m.x, sum[0]), sum[1] = fmaf(ones[1], m.y, sum[1]);
-            sum[2] = fmaf(ones[2], m.x, sum[2]), sum[3] = fmaf(ones[3], m.y, sum[3]);
+            to[0] = fmaf(ones[i][0], m.x, to[0]), to[1] = fmaf(ones[i][1], m.y, to[1]);
+            to[2] = fmaf(ones[i][2], m.x, to[2]), to[3] = fmaf(ones[i][3], m.y, to[3]);
         }
     }
 }
 
-/* Inputs k .. k+63 into sum[row tile][column tile]. */
+/* Inputs k .. k+31 into sum[row tile][column tile]. */
 template <int TYPE, int TILES>
-DEVICE void step_of_64(const weights &w, const inputs &in, int row0, int column0, int k,
+DEVICE void step_of_32(const weights &w, const lane_weights<TYPE> lane_w[COLUMN_TILES],
+                       const lane_rows<TILES> &rows, int column0, int k, int half,
                        float sum[TILES][COLUMN_TILES][4])
 {
-    int lane = threadIdx.x & 31;
-    lane_weights<TYPE> lane_w[COLUMN_TILES];
+    const uint32_t one[4] = { 0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u };
+    uint4 a[TILES][2];
+    float ones[TILES][4];
 #pragma unroll
-    for (int j = 0; j < COLUMN_TILES; j++) fetch<TYPE>(w, column0 + 8 * j, k, lane, lane_w[j]);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-#pragma unroll
-        for (int i = 0; i < TILES; i++) {
-            uint4 a[2];
-            float ones[4] = { 0, 0, 0, 0 };
-            fetch_inputs(in, row0 + 16 * i + lane / 4, k + 32 * half + lane % 4 * 8, a);
-            if constexpr (TYPE == WEIGHT_Q4_1) {
-                const uint32_t one[4] = { 0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u };
-                multiply(ones, a, one);
-            }
-#pragma unroll
-            for (int j = 0; j < COLUMN_TILES; j++)
-                block_of_32<TYPE>(w, lane_w[j], a, column0 + 8 * j, k, half, ones, sum[i][j]);
-        }
+    for (int i = 0; i < TILES; i++) {
+        fetch_inputs(rows.at[i] + k, rows.next[i], a[i]);
+        if constexpr (TYPE == WEIGHT_Q4_1) multiply(ones[i], a[i], one, true);
+        if constexpr (TYPE == WEIGHT_F16) dense_32<TYPE>(lane_w, half, a[i], sum[i]);
     }
+    if constexpr (TYPE != WEIGHT_F16)
+#pragma unroll
+        for (int j = 0; j < COLUMN_TILES; j++)
+            block_of_32<TYPE, TILES>(w, lane_w[j], a, ones, j, column0 + 8 * j, k, half, sum);
 }
 
 template <int TYPE, int TILES>
-DEVICE void slice(const weights &w, const inputs &in, int row0, int column0, int index,
+DEVICE void step_of_64(const weights &w, const lane_rows<TILES> &rows, int column0, int k,
+                       float sum[TILES][COLUMN_TILES][4])
+{
+    lane_weights<TYPE> lane_w[COLUMN_TILES];
+#pragma unroll
+    for (int j = 0; j < COLUMN_TILES; j++)
+        fetch<TYPE>(w, column0 + 8 * j, k, threadIdx.x & 31, lane_w[j]);
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+        step_of_32<TYPE, TILES>(w, lane_w, rows, column0, k + 32 * half, half, sum);
+}
+
+template <int TYPE, int TILES>
+DEVICE void slice(const weights &w, const lane_rows<TILES> &rows, int column0, int index,
                   float sum[TILES][COLUMN_TILES][4])
 {
     int end = min((index + 1) * GEMM_SLICE, w.in);
@@ -112,8 +152,9 @@ DEVICE void slice(const weights &w, const inputs &in, int row0, int column0, int
 #pragma unroll
         for (int j = 0; j < COLUMN_TILES; j++)
             sum[i][j][0] = sum[i][j][1] = sum[i][j][2] = sum[i][j][3] = 0;
+#pragma unroll 1   /* two would not fit the registers */
     for (int k = index * GEMM_SLICE; k < end; k += 64)
-        step_of_64<TYPE, TILES>(w, in, row0, column0, k, sum);
+        step_of_64<TYPE, TILES>(w, rows, column0, k, sum);
 }
 
 /* --- kernels --------------------------------------------------------------------------------- */
@@ -129,12 +170,14 @@ gemm_few(const weights w, const inputs in, const gemm_out out)
     int row = threadIdx.x >> 4, column = 2 * (threadIdx.x & 15);
     int slices = (w.in + GEMM_SLICE - 1) / GEMM_SLICE;
     float2 total = make_float2(0, 0);
+    lane_rows<1> rows;
+    find_rows(in, row0, rows);
     for (int base = 0; base < slices; base += ROUND_SLICES) {
         int end = min(base + ROUND_SLICES, slices);
         if (base) __syncthreads();
         for (int s = base + warp; s < end; s += WARPS) {
             float sum[1][COLUMN_TILES][4];
-            slice<TYPE, 1>(w, in, row0, column0, s, sum);
+            slice<TYPE, 1>(w, rows, column0, s, sum);
 #pragma unroll
             for (int j = 0; j < COLUMN_TILES; j++) {
                 float *to = &sums[s - base][g][8 * j + 2 * t];
@@ -162,10 +205,12 @@ gemm_many(const weights w, const inputs in, const gemm_out out)
     int column0 = blockIdx.x * 2 * WARP_COLUMNS + warp % 2 * WARP_COLUMNS;
     int slices = (w.in + GEMM_SLICE - 1) / GEMM_SLICE;
     float total[MANY_TILES][COLUMN_TILES][4] = { 0 };
+    lane_rows<MANY_TILES> rows;
     if (row0 >= in.rows) return;
+    find_rows(in, row0, rows);
     for (int s = 0; s < slices; s++) {
         float sum[MANY_TILES][COLUMN_TILES][4];
-        slice<TYPE, MANY_TILES>(w, in, row0, column0, s, sum);
+        slice<TYPE, MANY_TILES>(w, rows, column0, s, sum);
 #pragma unroll
         for (int i = 0; i < MANY_TILES; i++)
 #pragma unroll
