@@ -91,6 +91,7 @@ struct rank0 {
     uint32_t *emitted;                /* by slot: tokens passed on; the scheduler reads it */
     uint16_t *free_slots;
     uint32_t free_count;
+    uint32_t slot_end;                /* behind the last slot that was ever used */
     struct blocks_in blocks;          /* the index, once every worker is up */
     struct shared_view *view;         /* what is told to other jobs' gateways; NULL: no Redis */
     uint64_t epoch;                   /* of this run: entries of another one count for nothing */

@@ -36,6 +36,7 @@ struct request *request_add(struct rank0 *z, int gateway, const struct link_requ
         .prefill = -1, .decode = -1, .arrived_ns = clock_now_ns(), .score_next = 1,
     };
     z->streams[id.slot] = r->stream;
+    if (id.slot >= z->slot_end) z->slot_end = id.slot + 1u;
     z->emitted[id.slot] = 0;
     r->ids = mem_array(r->id_room, sizeof *r->ids);
     memcpy(r->ids, link_request_ids(m), m->id_count * sizeof *r->ids);
@@ -55,7 +56,7 @@ struct request *request_find(struct rank0 *z, struct req_id id)
 
 struct request *request_of_stream(struct rank0 *z, int gateway, uint64_t stream)
 {
-    for (int i = 0; i < REQ_COUNT_MAX; i++) {
+    for (uint32_t i = 0; i < z->slot_end; i++) {
         if (z->streams[i] != stream) continue;
         struct request *r = &z->requests[i];
         if (r->used && !r->answered && r->gateway == gateway) return r;
