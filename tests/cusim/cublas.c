@@ -157,7 +157,7 @@ static void check_product(const struct product *p, cublasComputeType_t compute)
             report(MISALIGNED, "%s of a product at %#llx", names[k], (unsigned long long)x[k]->at);
         }
         if (!is_device(x[k]->at)) {
-            report(HOST_ON_DEVICE, "%s of a product is host memory", names[k]);
+            report(DEVICE_TOUCHES_HOST_MEMORY, "%s of a product is host memory", names[k]);
         }
     }
     bool plain = compute == CUBLAS_COMPUTE_32F || compute == CUBLAS_COMPUTE_32F_PEDANTIC;

@@ -143,7 +143,7 @@ static bool meet_event(cudaEvent_t e, const char *call, bool wait)
     event_check(e, call);
     sim_lock();
     struct mark *mark = e->mark;
-    if (mark && mark->capture) report(CAPTURE, "%s on an event of a capture", call);
+    if (mark && mark->capture) report(ILLEGAL_IN_CAPTURE, "%s on an event of a capture", call);
     if (mark) mark->users++;            /* another thread may record the event anew */
     sim_unlock();
     bool happened = !mark || (wait ? host_wait(NULL, mark, call) : host_ask(NULL, mark));

@@ -34,7 +34,7 @@ static uint8_t *shared_at(struct warp *w, uint64_t offset, uint32_t bytes, enum 
     struct block *b = w->b;
     if (offset + bytes > b->shared_bytes) {
         if (offset - WINDOW_LOW < b->shared_bytes) {
-            report(TRUNCATED, "a generic address cut to 32 bits is used as a shared one");
+            report(TRUNCATED_ADDRESS, "a generic address cut to 32 bits is used as a shared one");
         }
         report(SHARED_BOUNDS, "%u bytes at offset %llu of %u bytes", bytes,
                (unsigned long long)offset, b->shared_bytes);
@@ -60,7 +60,7 @@ static uint8_t *param_at(struct warp *w, uint64_t offset, uint32_t bytes)
 {
     const struct launch *launch = w->b->g->launch;
     if (offset + bytes > launch->kernel->param_bytes) {
-        report(WRONG_SPACE, "parameters: %u bytes at offset %llu of %u", bytes,
+        report(WRONG_ADDRESS_SPACE, "parameters: %u bytes at offset %llu of %u", bytes,
                (unsigned long long)offset, launch->kernel->param_bytes);
     }
     return launch->params + offset;
@@ -98,7 +98,7 @@ uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t ad
     default: break;
     }
     if (address >> 40 == SHARED_WINDOW >> 40 || address >> 40 == LOCAL_WINDOW >> 40) {
-        report(WRONG_SPACE, "a shared or local address is used as a global one");
+        report(WRONG_ADDRESS_SPACE, "a shared or local address is used as a global one");
     }
     return global_at(w, address, bytes, touch, thread);
 }
@@ -295,7 +295,9 @@ static void async_begin(struct warp *w, const struct ins *i, uint32_t lanes)
         uint32_t thread = place.thread = thread_of(w, l), at = (uint32_t)to[l];
         if (to[l] & (i->count - 1u)) misaligned(i->count, to[l]);
         if (from[l] & (i->count - 1u)) misaligned(i->count, from[l]);
-        if (fetch[l] > i->count) report(BAD_PTX, "cp.async fetches more than it writes");
+        if (fetch[l] > i->count) {
+            report(UNKNOWN_INSTRUCTION, "cp.async fetches more than it writes");
+        }
         shared_at(w, at, i->count, TOUCH_ISSUE, thread);
         if (fetch[l]) global_at(w, from[l], fetch[l], TOUCH_READ, thread);
         memset(b->shared + at, 0xff, i->count);         /* NaN until it has arrived */

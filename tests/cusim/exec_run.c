@@ -104,7 +104,7 @@ static bool release_warp(struct warp *w)
             return true;
         }
         if ((here | elsewhere) == members) {
-            stuck(w->b, DIVERGENT_WARP, "lanes of one mask are at different collectives");
+            stuck(w->b, DIVERGENT_COLLECTIVE, "lanes of one mask are at different collectives");
         }
     }
     return false;
@@ -138,7 +138,7 @@ static bool run_flow(struct warp *w, const struct ins *i, uint32_t lanes, uint32
     uint32_t here = *pc;
     if (i->flow == FLOW_ALIGNED && now != ~0u) {
         place.thread = w->id * LANES + (uint32_t)(now ? __builtin_ctz(now) : 0);
-        report(DIVERGENT_WARP, "only lanes %08x of the warp are here", now);
+        report(DIVERGENT_COLLECTIVE, "only lanes %08x of the warp are here", now);
     }
     *pc = here + 1;
     if (stats && i->guard && i->flow == FLOW_BRANCH) {
@@ -268,7 +268,7 @@ static void meet_block(struct block *b)
     for (uint32_t n = 0; n < b->warp_count; n++) {
         for (int l = 0; l < LANES; l++) barrier |= b->warps[n].state[l] == LANE_BARRIER;
     }
-    stuck(b, barrier ? DIVERGENT_BARRIER : DIVERGENT_WARP,
+    stuck(b, barrier ? DIVERGENT_BARRIER : DIVERGENT_COLLECTIVE,
           barrier ? "threads wait at a barrier to which others of the block do not come"
                   : "lanes wait for others of their mask that do not come");
 }
@@ -332,7 +332,8 @@ static void run_block(struct block *b, uint32_t number, uint64_t *seed)
         }
         if (!any && !ended) meet_block(b);
         if (b->g->instructions > b->g->instructions_max) {
-            stuck(b, HANG, "the kernel ran for more instructions than CUSIM_INSTRUCTIONS");
+            stuck(b, KERNEL_DOES_NOT_END,
+                  "the kernel ran for more instructions than CUSIM_INSTRUCTIONS");
         }
     }
 }

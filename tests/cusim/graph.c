@@ -90,11 +90,17 @@ void capture_record(cudaStream_t s, struct mark *mark)
 void capture_wait(cudaStream_t s, struct mark *mark)
 {
     if (!mark->capture) {
-        report(CAPTURE, "a captured stream waits for an event from outside the capture");
+        report(ILLEGAL_IN_CAPTURE, "a captured stream waits for an event from outside the capture");
     }
-    if (mark->capture->ended) report(CAPTURE, "a wait for an event of a capture that has ended");
-    if (s->capture && s->capture != mark->capture) report(CAPTURE, "two captures are joined");
-    if (!s->capture && s->head) report(CAPTURE, "a stream that has work joins a capture");
+    if (mark->capture->ended) {
+        report(ILLEGAL_IN_CAPTURE, "a wait for an event of a capture that has ended");
+    }
+    if (s->capture && s->capture != mark->capture) {
+        report(ILLEGAL_IN_CAPTURE, "two captures are joined");
+    }
+    if (!s->capture && s->head) {
+        report(ILLEGAL_IN_CAPTURE, "a stream that has work joins a capture");
+    }
     s->capture = mark->capture;
     int branch = branch_of(s->capture, s);
     clock_join(&s->capture->clocks[branch], &mark->clock);
@@ -103,13 +109,13 @@ void capture_wait(cudaStream_t s, struct mark *mark)
 
 void capture_forbids(cudaStream_t s, const char *call)
 {
-    if (s->capture) report(CAPTURE, "%s on a stream that is captured", call);
+    if (s->capture) report(ILLEGAL_IN_CAPTURE, "%s on a stream that is captured", call);
 }
 
 void capture_forbids_any(const char *call)
 {
     sim_lock();
-    if (restricting) report(CAPTURE, "%s while a stream is captured", call);
+    if (restricting) report(ILLEGAL_IN_CAPTURE, "%s while a stream is captured", call);
     sim_unlock();
 }
 
@@ -135,13 +141,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
     launches_checked("cudaStreamEndCapture");
     struct capture *c = s->capture;
     if (!c || c->members[0] != s) {
-        report(CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
+        report(ILLEGAL_IN_CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
     }
     sim_lock();
     for (int b = 0; b < c->graph->branches; b++) {
         c->members[b]->capture = NULL;
         if (c->clocks[0].tick[b] == c->clocks[b].tick[b]) continue;
-        report(CAPTURE, "the capture ends before a stream that it forked into was joined");
+        report(ILLEGAL_IN_CAPTURE,
+               "the capture ends before a stream that it forked into was joined");
     }
     c->ended = true;
     restricting -= c->restricts;

@@ -20,7 +20,7 @@ static void on_fault(int signal_number, siginfo_t *info, void *context)
     uint64_t at = (uint64_t)info->si_addr;
     if (is_device(at)) {
         place = (struct place){0};
-        report(DEVICE_ON_HOST, "the host reads or writes device address %#llx",
+        report(HOST_TOUCHES_DEVICE_MEMORY, "the host reads or writes device address %#llx",
                (unsigned long long)at);
     }
     signal(signal_number, SIG_DFL);         /* not ours: the instruction runs again and faults */
@@ -226,7 +226,7 @@ const struct region *memory_region(uint64_t address, uint64_t bytes, int device,
     const struct region *r = *hint;
     if (r && address >= r->start && address + bytes <= r->end && r->live && !r->carved) return r;
     if (!is_device(address)) {
-        report(HOST_ON_DEVICE, "%llu bytes at %#llx, which is not device memory",
+        report(DEVICE_TOUCHES_HOST_MEMORY, "%llu bytes at %#llx, which is not device memory",
                (unsigned long long)bytes, (unsigned long long)address);
     }
     pthread_mutex_lock(&lock);

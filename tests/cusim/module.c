@@ -61,7 +61,8 @@ static char *text_of(const struct fat_entry *e)
     char *text = must_alloc(e->bytes + 1);
     memcpy(text, data, e->bytes);
     if (!strstr(text, ".version")) {
-        report(BAD_PTX, "the PTX of an object is compressed: nvcc needs -compress-mode none");
+        report(UNKNOWN_INSTRUCTION,
+               "the PTX of an object is compressed: nvcc needs -compress-mode none");
     }
     return text;
 }
@@ -102,7 +103,7 @@ void **__cudaRegisterFatBinary(void *data)
     sim_open();
     const struct fat_header *h = (const struct fat_header *)w->data;
     if (w->magic != FAT_MAGIC || h->magic != (uint32_t)FAT_DATA_MAGIC) {
-        report(BAD_PTX, "a fat binary of an unknown kind");
+        report(UNKNOWN_INSTRUCTION, "a fat binary of an unknown kind");
     }
     void **handle = must_alloc(sizeof *handle);
     *handle = load(h, device_capability(0));
@@ -129,7 +130,7 @@ void __cudaRegisterFunction(void **handle, const char *host, char *device, const
     bool fits = k != NULL;
     (void)device, (void)limit, (void)tid, (void)bid, (void)block, (void)grid, (void)warp;
     while (k && strcmp(k->name, name)) k = k->next;
-    if (fits && !k) report(BAD_PTX, "the kernel %s is not in its module", name);
+    if (fits && !k) report(UNKNOWN_INSTRUCTION, "the kernel %s is not in its module", name);
     functions = must_grow(functions, function_count, sizeof *functions);
     functions[function_count++] = (struct function){host, k};
 }

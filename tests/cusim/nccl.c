@@ -233,7 +233,7 @@ static void look_for_deadlock(struct nccl_op *o, ncclComm_t c)
     } else if (seconds() - o->quiet_since > 0.5) {
         for (int r = 0; r < c->size; r++) {
             if (!world_rank_gone(w, c->lock_file, r)) continue;
-            report(NCCL_HANG, "the host waits for ever: rank %d has ended", r);
+            report(NCCL_PEER_GONE, "the host waits for ever: rank %d has ended", r);
         }
         if (!all_stuck(c, at)) return;
         stream_list();

@@ -20,7 +20,7 @@ void bad_ptx(const struct reader *r, const char *what, const char *text)
 {
     uint32_t line = 1;
     for (const char *at = r->start; at < r->at; at++) line += *at == '\n';
-    report(BAD_PTX, "PTX line %u: %s: %.200s, in %s", line, what, text,
+    report(UNKNOWN_INSTRUCTION, "PTX line %u: %s: %.200s, in %s", line, what, text,
            r->k ? r->k->name : "the module");
 }
 

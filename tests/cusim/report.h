@@ -13,47 +13,17 @@
 enum { EXIT_FOUND = 99 };
 
 #define KIND_LIST(X)                                                                             \
-    X(GLOBAL_BOUNDS, "global-bounds")                                                            \
-    X(SHARED_BOUNDS, "shared-bounds")                                                            \
-    X(LOCAL_BOUNDS, "local-bounds")                                                              \
-    X(USE_AFTER_FREE, "use-after-free")                                                          \
-    X(UNINITIALISED, "uninitialised")                                                            \
-    X(ASYNC_NOT_WAITED, "async-copy-not-waited")                                                 \
-    X(BLOCK_RACE, "race-in-block")                                                               \
-    X(GRID_RACE, "race-between-blocks")                                                          \
-    X(STREAM_RACE, "race-between-streams")                                                       \
-    X(MISALIGNED, "misaligned")                                                                  \
-    X(DIVERGENT_BARRIER, "divergent-barrier")                                                    \
-    X(DIVERGENT_WARP, "divergent-collective")                                                    \
-    X(WRONG_MASK, "wrong-mask")                                                                  \
-    X(TRUNCATED, "truncated-address")                                                            \
-    X(WRONG_SPACE, "wrong-address-space")                                                        \
-    X(HANG, "kernel-does-not-end")                                                               \
-    X(BAD_PTX, "unknown-instruction")                                                            \
-    X(DEVICE_ON_HOST, "host-touches-device-memory")                                              \
-    X(HOST_ON_DEVICE, "device-touches-host-memory")                                              \
-    X(PAGEABLE, "pageable-memory-in-async-copy")                                                 \
-    X(PINNED_REUSED, "pinned-buffer-in-flight")                                                  \
-    X(NCCL_MISMATCH, "nccl-mismatch")                                                            \
-    X(NCCL_DEADLOCK, "nccl-deadlock")                                                            \
-    X(NCCL_HANG, "nccl-peer-gone")                                                               \
-    X(NCCL_MISUSE, "nccl-misuse")                                                                \
-    X(NO_PROGRESS, "no-progress")                                                                \
-    X(BAD_FREE, "bad-free")                                                                      \
-    X(LEAK, "leak-at-exit")                                                                      \
-    X(CAPTURE, "illegal-in-capture")                                                             \
-    X(STALE_GRAPH, "graph-host-memory-gone")                                                     \
-    X(GRAPH_MISUSE, "graph-misuse")                                                              \
-    X(BAD_LAUNCH, "bad-launch")                                                                  \
-    X(UNCHECKED, "launch-not-checked")                                                           \
-    X(DEFAULT_STREAM, "default-stream")                                                          \
-    X(DEAD_HANDLE, "dead-handle")                                                                \
-    X(WRONG_DEVICE, "wrong-device")                                                              \
-    X(BLAS_ARGUMENT, "blas-argument")                                                            \
-    X(BLAS_ALIAS, "blas-alias")                                                                  \
-    X(NOT_MODELLED, "not-modelled")
-
-#define X(name, text) name,
+    X(GLOBAL_BOUNDS) X(SHARED_BOUNDS) X(LOCAL_BOUNDS) X(USE_AFTER_FREE) X(UNINITIALISED)         \
+    X(ASYNC_COPY_NOT_WAITED) X(RACE_IN_BLOCK) X(RACE_BETWEEN_BLOCKS) X(RACE_BETWEEN_STREAMS)     \
+    X(MISALIGNED) X(DIVERGENT_BARRIER) X(DIVERGENT_COLLECTIVE) X(WRONG_MASK)                     \
+    X(TRUNCATED_ADDRESS) X(WRONG_ADDRESS_SPACE) X(KERNEL_DOES_NOT_END) X(UNKNOWN_INSTRUCTION)    \
+    X(HOST_TOUCHES_DEVICE_MEMORY) X(DEVICE_TOUCHES_HOST_MEMORY) X(PAGEABLE_MEMORY_IN_ASYNC_COPY) \
+    X(PINNED_BUFFER_IN_FLIGHT) X(NCCL_MISMATCH) X(NCCL_DEADLOCK) X(NCCL_PEER_GONE)               \
+    X(NCCL_MISUSE) X(NO_PROGRESS) X(BAD_FREE) X(LEAK_AT_EXIT) X(ILLEGAL_IN_CAPTURE)              \
+    X(GRAPH_HOST_MEMORY_GONE) X(GRAPH_MISUSE) X(BAD_LAUNCH) X(LAUNCH_NOT_CHECKED)                \
+    X(DEFAULT_STREAM) X(DEAD_HANDLE) X(WRONG_DEVICE) X(BLAS_ARGUMENT) X(BLAS_ALIAS)              \
+    X(NOT_MODELLED)
+#define X(name) name,
 enum kind { KIND_LIST(X) KIND_COUNT };
 #undef X
 

@@ -117,7 +117,8 @@ static void prepare_copy(struct op *op)
     struct copy_op *c = (struct copy_op *)op;
     if (!c->host) return;
     if (op->copied && pinned_name(c->host, c->bytes) != c->pinned) {
-        report(STALE_GRAPH, "a graph copies over pinned memory that was given back since");
+        report(GRAPH_HOST_MEMORY_GONE,
+               "a graph copies over pinned memory that was given back since");
     }
     c->transfer = transfer_open(c->host, c->bytes, c->host == c->to, op->id, &op->clock);
 }
@@ -147,14 +148,16 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
     enum cudaMemcpyKind real = to_host ? from_host ? cudaMemcpyHostToHost : cudaMemcpyDeviceToHost
                                : from_host ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToDevice;
     if (kind != cudaMemcpyDefault && kind != real) {
-        report(HOST_ON_DEVICE, "a copy of kind %d between addresses of kind %d", kind, real);
+        report(DEVICE_TOUCHES_HOST_MEMORY, "a copy of kind %d between addresses of kind %d", kind,
+               real);
     }
     if (real == cudaMemcpyHostToHost) report(NOT_MODELLED, "a copy between host addresses");
     struct copy_op *c = op_new(&copy_type);
     c->to = to, c->from = (uint8_t *)from, c->bytes = bytes;
     c->host = to_host ? c->to : from_host ? c->from : NULL;
     if (c->host && !(c->pinned = pinned_name(c->host, bytes))) {
-        report(PAGEABLE, "an asynchronous copy of %zu bytes at %p, which is not pinned", bytes,
+        report(PAGEABLE_MEMORY_IN_ASYNC_COPY,
+               "an asynchronous copy of %zu bytes at %p, which is not pinned", bytes,
                (void *)c->host);
     }
     stream_add(s, &c->op, "copy of %zu bytes %s", bytes,
@@ -199,7 +202,9 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s)
 {
     stream_check(s, "cudaMemsetAsync");
     if (sim_error(cudaSuccess) || !bytes) return sim_error(cudaSuccess);
-    if (!is_device((uint64_t)to)) report(HOST_ON_DEVICE, "cudaMemsetAsync of host memory");
+    if (!is_device((uint64_t)to)) {
+        report(DEVICE_TOUCHES_HOST_MEMORY, "cudaMemsetAsync of host memory");
+    }
     struct set_op *set = op_new(&set_type);
     set->to = (uint64_t)to, set->value = value, set->bytes = bytes;
     stream_add(s, &set->op, "memset of %zu bytes", bytes);

@@ -50,7 +50,7 @@ static void in_order_or_report(struct toucher *t, op_id earlier, const char *now
 {
     if (earlier == t->in_order || earlier == t->op) return;
     if (!clock_before(earlier, t->clock)) {
-        report(STREAM_RACE, "%s by '%s', and nothing puts the %s by '%s' before it", now,
+        report(RACE_BETWEEN_STREAMS, "%s by '%s', and nothing puts the %s by '%s' before it", now,
                clock_op_name(t->op), then, clock_op_name(earlier));
     }
     t->in_order = earlier;
@@ -73,16 +73,17 @@ _Noreturn static void inside_race(const struct toucher *t, uint32_t who, const c
 {
     uint32_t block = who >> THREAD_BITS, thread = who & MANY_THREADS;
     if (who == MANY_BLOCKS) {
-        report(GRID_RACE, "%s, and %ss by threads of several blocks are not before it", now, then);
+        report(RACE_BETWEEN_BLOCKS, "%s, and %ss by threads of several blocks are not before it",
+               now, then);
     }
     if (block != t->who >> THREAD_BITS) {
-        report(GRID_RACE, "%s, and a %s by thread %u of block %u is not before it", now, then,
-               thread, block);
+        report(RACE_BETWEEN_BLOCKS, "%s, and a %s by thread %u of block %u is not before it", now,
+               then, thread, block);
     }
     if (thread == MANY_THREADS) {
-        report(BLOCK_RACE, "%s, and %ss by other threads with no barrier between", now, then);
+        report(RACE_IN_BLOCK, "%s, and %ss by other threads with no barrier between", now, then);
     }
-    report(BLOCK_RACE, "%s, and a %s by thread %u with no barrier between", now, then, thread);
+    report(RACE_IN_BLOCK, "%s, and a %s by thread %u with no barrier between", now, then, thread);
 }
 
 static void after_write(struct toucher *t, const struct cell *c, uint8_t mask, enum touch touch)
@@ -143,7 +144,7 @@ static void note_read(struct toucher *t, struct cell *c, uint8_t mask)
 static void touch_cell(struct toucher *t, struct cell *c, uint8_t mask, enum touch touch)
 {
     if (c->pending && touch != TOUCH_ARRIVAL) {
-        report(ASYNC_NOT_WAITED, "shared memory is touched that cp.async will write");
+        report(ASYNC_COPY_NOT_WAITED, "shared memory is touched that cp.async will write");
     }
     if ((touch == TOUCH_READ || touch == TOUCH_ATOMIC) && (c->valid & mask) != mask) {
         report(UNINITIALISED, "read of memory that nothing has written");

@@ -156,11 +156,14 @@ static void at_exit(void)
     if (r) {
         char device[32];
         snprintf(device, sizeof device, "of device %d", r->device);
-        report(LEAK, "%llu bytes %s were not given back", (unsigned long long)(r->end - r->start),
+        report(LEAK_AT_EXIT, "%llu bytes %s were not given back",
+               (unsigned long long)(r->end - r->start),
                r->device == PINNED ? "of pinned memory" : device);
     }
     for (const struct CUstream_st *s = streams; s; s = s->next) {
-        if (s->live && s->head) report(LEAK, "a stream has work at the end: %s", s->head->what);
+        if (s->live && s->head) {
+            report(LEAK_AT_EXIT, "a stream has work at the end: %s", s->head->what);
+        }
     }
 }
 
@@ -258,7 +261,8 @@ static void host_learns(const struct clock *clock)
 void launches_checked(const char *call)
 {
     if (!unchecked_launch) return;
-    report(UNCHECKED, "%s, and no cudaGetLastError since the launch of %s", call, unchecked_launch);
+    report(LAUNCH_NOT_CHECKED, "%s, and no cudaGetLastError since the launch of %s", call,
+           unchecked_launch);
 }
 
 /* Until stream `s` has done all it has now, or the mark is done; false when the device ended. */

@@ -30,7 +30,8 @@ void transfers_forbid(const uint8_t *start, const uint8_t *end)
     pthread_mutex_lock(&lock);
     for (struct transfer *t = in_flight; t; t = t->next) {
         if (t->host < start || t->host >= end) continue;
-        report(PINNED_REUSED, "cudaFreeHost while '%s' may still run", clock_op_name(t->op));
+        report(PINNED_BUFFER_IN_FLIGHT, "cudaFreeHost while '%s' may still run",
+               clock_op_name(t->op));
     }
     pthread_mutex_unlock(&lock);
 }
@@ -43,7 +44,8 @@ static void settle(struct transfer *t)
     } else {
         for (size_t i = 0; i < t->size; i++) {
             if (t->host[i] == t->bytes[i]) continue;
-            report(PINNED_REUSED, "byte %zu of a pinned buffer was written while '%s' of %zu "
+            report(PINNED_BUFFER_IN_FLIGHT,
+                   "byte %zu of a pinned buffer was written while '%s' of %zu "
                    "bytes might still read it", i, clock_op_name(t->op), t->size);
         }
     }
@@ -59,8 +61,8 @@ static void meet(struct transfer *old, const char *what, bool to_host, const str
 {
     if (!old->to_host && !to_host) return;
     if (!clock_before(old->op, clock)) {
-        report(STREAM_RACE, "'%s' uses a pinned buffer of '%s', which may not have run", what,
-               clock_op_name(old->op));
+        report(RACE_BETWEEN_STREAMS, "'%s' uses a pinned buffer of '%s', which may not have run",
+               what, clock_op_name(old->op));
     }
     if (old->to_host && !to_host) {
         report(NOT_MODELLED, "'%s' reads a pinned buffer that '%s' fills, with no host in between",
