@@ -392,6 +392,32 @@ static void a_dropped_sequence_says_nothing_more_and_gives_its_blocks_back(void 
     world_close(&w);
 }
 
+static void another_priority_waits_for_the_step_and_changes_no_token(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct engine_config c = world_config(32);
+    world_open(&w, &c);
+    struct track *t = world_request(&w, 0, SEQ_LOCAL, 1, 20, world_params(9));
+    uint32_t before = mock.priorities;
+    mock_hold(1);
+    engine_poll(w.e);
+    engine_low_priority(w.e, 1);
+    assert_true(engine_poll(w.e));
+    assert_int_equal(mock.priorities, before);    /* the step runs */
+    mock_hold(0);
+    world_run(&w, 1);
+    assert_int_equal(mock.priorities, before + 1);
+    assert_int_equal(t->tokens, 9);
+    engine_low_priority(w.e, 1);                  /* it has that one */
+    engine_poll(w.e);
+    assert_int_equal(mock.priorities, before + 1);
+    engine_low_priority(w.e, 0);
+    engine_poll(w.e);
+    assert_int_equal(mock.priorities, before + 2);
+    world_close(&w);
+}
+
 static void closing_waits_for_the_step_and_frees_all(void **state)
 {
     (void)state;
@@ -596,6 +622,7 @@ int main(void)
         cmocka_unit_test(prompt_scores_come_in_order_and_skip_the_cache),
         cmocka_unit_test(an_already_emitted_output_is_continued),
         cmocka_unit_test(a_dropped_sequence_says_nothing_more_and_gives_its_blocks_back),
+        cmocka_unit_test(another_priority_waits_for_the_step_and_changes_no_token),
         cmocka_unit_test(closing_waits_for_the_step_and_frees_all),
         cmocka_unit_test(a_failed_step_ends_its_sequences_and_no_others),
         cmocka_unit_test(an_idle_engine_never_wakes_its_owner),

@@ -23,6 +23,8 @@ enum { MOCK_LAYERS = 3, MOCK_VOCAB = 64, MOCK_CELL = 8 };
 static struct {
     _Atomic uint32_t step_tokens_max, chunk_max, seqs_max;   /* out: the largest seen */
     _Atomic int fail_steps, fail_samples;            /* that many next ones fail */
+    _Atomic bool stepping;
+    _Atomic uint32_t priorities;                     /* out: how often they were set */
     pthread_mutex_t lock;
     pthread_cond_t moved;
     uint32_t hold_layer;                             /* steps stop before it; 0: they do not */
@@ -33,6 +35,7 @@ struct mock_backend {
     uint32_t blocks, logits_max;
     uint32_t *cells;                  /* (layer, position of block, 4): K id pos, V ~id layer */
     const struct step *step;
+    int low_priority;
 };
 
 static inline void mock_hold(uint32_t layer)
@@ -139,12 +142,14 @@ static inline enum err mock_step(void *self, const struct step *s)
     m->step = s;
     mock_check_step(m, s);
     if (mock_fails(&mock.fail_steps)) return ERR_IO;
+    mock.stepping = true;
     for (uint32_t layer = 0; layer < MOCK_LAYERS; layer++) {
         mock_pass(layer);
         for (uint32_t i = 0; i < s->seq_count; i++) mock_seq(m, s, &s->seqs[i], layer);
         atomic_store_explicit(s->layers_done, layer + 1, memory_order_release);
         if (s->notify) s->notify(s->notify_ctx);
     }
+    mock.stepping = false;
     return OK;
 }
 
@@ -230,10 +235,20 @@ static inline void mock_kv_write(void *self, const uint32_t *blocks, uint32_t la
                 memcpy(mock_cell(self, blocks, l, first + i) + 2 * half, at, MOCK_CELL);
 }
 
+/* Between two steps only, by the control thread. */
+static inline void mock_set_priority(void *self, int low_priority)
+{
+    struct mock_backend *m = self;
+    CHECK(!mock.stepping);
+    m->low_priority = low_priority;
+    mock.priorities++;
+}
+
 static const struct backend backend_mock = {
     .name = "mock",
     .open = mock_open,
     .close = mock_close,
+    .set_priority = mock_set_priority,
     .step = mock_step,
     .sample = mock_sample,
     .kv_read = mock_kv_read,
