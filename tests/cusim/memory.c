@@ -99,7 +99,9 @@ static struct region *allocation_at(uint64_t address)
 {
     for (uint32_t i = regions_before(address); i > 0; i--) {
         struct region *r = regions[i - 1];
-        if (!r->piece) return address < r->end || address == r->start ? r : NULL;
+        if (r->piece) continue;
+        bool holds = r->device != PINNED && (address < r->end || address == r->start);
+        return holds ? r : NULL;
     }
     return NULL;
 }

@@ -113,11 +113,11 @@ static void rows_of_bytes(int unused)
     CK(cudaFreeHost(h));
 }
 
-/* 1 twice, 2 from the middle, 3 pinned twice. */
+/* 1 twice, 2 from the middle, 3 pinned twice, 4 pinned as if it were the device's. */
 static void frees(int bad)
 {
     char *a = on_device(4096), *h = pinned(64);
-    CK(cudaFree(bad == 2 ? a + 512 : a));
+    CK(cudaFree(bad == 2 ? a + 512 : bad == 4 ? h : a));
     if (bad == 1) CK(cudaFree(a));
     CK(cudaFreeHost(h));
     if (bad == 3) CK(cudaFreeHost(h));
@@ -294,6 +294,7 @@ const struct row host_rows[] = {
     {"memory is given back twice", "bad-free", frees, 1, NULL},
     {"the middle of an allocation is given back", "bad-free", frees, 2, NULL},
     {"pinned memory is given back twice", "bad-free", frees, 3, NULL},
+    {"pinned memory is given back as the device's", "bad-free", frees, 4, NULL},
     {"device memory is not given back", "leak-at-exit", leak, 0, NULL},
     {"pinned memory is not given back", "leak-at-exit", leak, 1, NULL},
     {"too much shared memory is refused", NULL, refused, 0, NULL},
