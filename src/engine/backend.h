@@ -4,7 +4,8 @@
  * backend is real and is the reference; others must agree with it.
  *
  * The promise every backend keeps: the KV and the logits of a token have the same bits whatever the
- * step's other sequences, chunk borders, or number of threads (per instruction set).
+ * step's other sequences, chunk borders, or number of threads (per instruction set), unless
+ * `cublas` is set.
  *
  * Threads: `step` and `sample` are called by one compute thread, one call at a time.  `kv_read` and
  * `kv_write` may be called by another thread (the control thread) while a step runs; the caller

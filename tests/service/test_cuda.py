@@ -124,6 +124,16 @@ def test_a_lost_device_ends_its_rank_and_no_answer(tmp_path, monkeypatch, models
         assert ("ECC" if "ecc" in fault else "illegal memory access") in died[0]
 
 
+def test_long_prompts_go_through_cublas_when_asked(models):
+    flags = [*FLAGS[:2], "--max-num-batched-tokens", "512", "--kv-cache-memory-bytes", "32MiB",
+             "--max-model-len", "512", "--linear-backend", "cublas"]
+    ids = [i % WORDS for i in range(300)]
+    with job.Job(*flags, model=models[1], both=1, env=emulated()) as j:
+        got = j.client().generate(ids, 60, max_tokens=2)
+        assert got.code == 0 and len(got.ids) == 2 and "linear_backend=cublas" in j.log()
+        assert not j.wait_log(" lost: ", 0)
+
+
 def answer(model, *flags):
     with Service(*FLAGS, *flags, model=model, env=emulated()) as service:
         reply = service.complete("The capital of France is", max_tokens=3, temperature=0)

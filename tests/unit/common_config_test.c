@@ -106,6 +106,7 @@ static void values_out_of_range_are_refused_in_one_line(void **state)
     refused("--threads 0", "--threads is 0; it must be from 1 to 256, or auto");
     refused("--threads -1", "--threads is -1; it must be from");
     refused("--tensor-parallel-size 2", "not supported yet");
+    refused("--linear-backend cublas", "is for --backend cuda");
     refused("--pipeline-parallel-size 2", "not supported");
     refused("--block-size 24", "power of two");
     refused("--block-size 4", "from 8 to 256");
