@@ -50,6 +50,15 @@ INLINE const float *scales_of(const struct tile *t, uint32_t position)
     return (const float *)(const void *)(block + t->scales);
 }
 
+/* Fetches the scales of block b of the next tile, if that is known. */
+INLINE void prefetch_scales(const struct tile *t, uint32_t b)
+{
+    uint32_t bytes = 2 * t->kv->block_tokens * sizeof(float);
+    for (uint32_t i = 0; t->next[b] && i < bytes; i += 64) {
+        __builtin_prefetch(t->next[b] + t->scales + i, 0, 2);
+    }
+}
+
 /* acc[i][v] += x[i][j] * what is from[v].  The fewer of the two wait in registers beside the
  * sums. */
 INLINE void multiply(const float *const *x, uint32_t j, int count, const uint8_t *const *from,
@@ -201,6 +210,7 @@ INLINE void few_values_part(const struct tile *t, int count, enum kv_type type, 
     }
     for (uint32_t at = 0, b = 0; at < t->longest; at += tokens, b++) {
         uint32_t n = t->longest - at < tokens ? t->longest - at : tokens;
+        if (kv_is_scaled(type)) prefetch_scales(t, b);
         weigh(t, 0, count, at, n, t->block[b] + t->values + (uint64_t)s * element,
               t->next[b] ? t->next[b] + (uint64_t)s * element : NULL, row_bytes, vectors, type,
               acc);
