@@ -100,7 +100,7 @@ static bool settled(struct lane *l, ncclResult_t r, const char *what)
     uint64_t until = clock_now_ns() + l->deadline_ns;
     while (r == ncclInProgress && l->comm) {
         if (clock_now_ns() > until) return failed(l, what, "the deadline has passed");
-        if (!nap(l, LOOK_NS)) return false;
+        if (!nap(l, l->state == LANE_READY ? LOOK_NS : OPEN_LOOK_NS)) return false;
         ncclResult_t asked = nccl.CommGetAsyncError(l->comm, &r);
         if (asked) r = asked;
     }
