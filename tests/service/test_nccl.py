@@ -12,6 +12,7 @@ import pytest
 import job as job_module
 import tiny_gguf
 from job import Job
+from service import LONG
 from test_cuda import CUSIM, pytestmark as built
 
 pytestmark = [built[0]]
@@ -93,6 +94,7 @@ def test_prefill_and_decode_over_nccl_answer_as_one_rank_does(model, wanted, pre
         assert nothing_failed(job), job.log()
 
 
+@pytest.mark.skipif(not LONG, reason="a wrong NCCL goes the same way: make check-long")
 def test_through_the_host_the_answers_are_the_same(model, wanted):
     with Emulated(model, connector="mpi", prefill=1, decode=1) as job:
         assert answers(job, prompts(12)) == wanted
@@ -111,22 +113,16 @@ def test_auto_begins_by_mpi_and_goes_on_over_the_lane(model, wanted):
 
 
 def test_cancels_in_the_middle_leave_the_lane_in_order(model, wanted):
-    """What was announced of a cancelled request still moves, and disturbs nobody.  The receiver is
-    stopped for a moment, so that it learns of KV and of the end at once."""
+    """What was announced of a cancelled request still moves, and disturbs nobody."""
     with Emulated(model, prefill=2, decode=1) as job:
-        c = job.client()
-        for turn in range(12):
+        c, dice = job.client(), random.Random(4)
+        for turn in range(60):
             streams = [c.request(ids, max_tokens=60) for ids in prompts(8, seed=20 + turn)]
-            c.pump(0.1 + 0.03 * turn)
-            job.kill(3, signal.SIGSTOP)
-            c.pump(0.2)
             for s in streams:
+                c.pump(dice.uniform(0, 0.04))
                 c.cancel(s)
-            c.pump(0.1)
-            job.kill(3, signal.SIGCONT)
             c.wait(streams, 30)
-            c.pump(0.6)
-            if turn >= 2 and c.state["stale_refused"]:
+            if turn >= 4 and c.state["stale_refused"]:
                 break
         assert c.state["stale_refused"], "no cancel hit a transfer"
         assert c.home()
@@ -134,14 +130,19 @@ def test_cancels_in_the_middle_leave_the_lane_in_order(model, wanted):
         assert nothing_failed(job), job.log()
 
 
-@pytest.mark.parametrize("rank", [1, 3], ids=["a prefill rank", "a decode rank"])
-def test_a_rank_that_dies_takes_its_lanes_with_it_and_nothing_else(model, wanted, rank):
+DEATHS = {"a decode rank dies": (3, signal.SIGKILL)}
+if LONG:
+    DEATHS |= {"a prefill rank dies": (1, signal.SIGKILL), "it hangs": (4, signal.SIGSTOP)}
+
+
+@pytest.mark.parametrize("rank, number", DEATHS.values(), ids=DEATHS.keys())
+def test_a_lost_rank_takes_its_lanes_with_it_and_nothing_else(model, wanted, rank, number):
     with Emulated(model, prefill=2, decode=2) as job:
         answers(job, prompts(4, seed=8))  # lanes are up
         c = job.client()
         streams = [c.request(ids, max_tokens=6) for ids in prompts(12)]
         c.pump(0.1)
-        job.kill(rank)
+        job.kill(rank, number)
         assert [a.ids for a in c.wait(streams, 60)] == wanted
         assert c.home()
         before = carried(job)[1]
@@ -149,7 +150,12 @@ def test_a_rank_that_dies_takes_its_lanes_with_it_and_nothing_else(model, wanted
         assert carried(job)[1] > before
 
 
-@pytest.mark.parametrize("rank, message", [(1, 5), (3, 4)], ids=["a sender's", "a receiver's"])
+BREAKS = {"the receiver's end": (3, 4)}
+if LONG:
+    BREAKS |= {"the sender's end": (1, 5)}
+
+
+@pytest.mark.parametrize("rank, message", BREAKS.values(), ids=BREAKS.keys())
 def test_a_lane_that_breaks_is_replaced_by_mpi(model, wanted, only_rank, rank, message):
     """Both ranks live: what was announced is computed again, and the pair goes on without it."""
     only_rank(rank, "CUSIM_NCCL_FAULT", message)
@@ -159,18 +165,6 @@ def test_a_lane_that_breaks_is_replaced_by_mpi(model, wanted, only_rank, rank, m
         assert answers(job, prompts(12)) == wanted
         sent, over_lanes = carried(job)
         assert 0 < over_lanes < sent
-
-
-def test_a_rank_that_hangs_is_fenced(model, wanted):
-    """Stopped in the middle of transfers: the others abort theirs with it and go on."""
-    with Emulated(model, prefill=2, decode=2) as job:
-        answers(job, prompts(4, seed=8))
-        c = job.client()
-        streams = [c.request(ids, max_tokens=6) for ids in prompts(12)]
-        c.pump(0.1)
-        job.kill(4, signal.SIGSTOP)
-        assert [a.ids for a in c.wait(streams, 60)] == wanted
-        assert c.home()
 
 
 def test_a_prefix_is_pulled_over_a_lane(model):
