@@ -232,6 +232,27 @@ static void on_ended(void *ctx, int rank)
     rank0_lost(ctx, rank, "its connection ended");
 }
 
+/* Of the process's main thread, which would answer us; 0: who knows. */
+static char process_state(int32_t pid)
+{
+    char path[64], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    int fd = pid > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0) close(fd);
+    text[n > 0 ? n : 0] = '\0';
+    const char *name_end = strrchr(text, ')');
+    return name_end && name_end[1] == ' ' ? name_end[2] : 0;
+}
+
+/* It could run if it were given a processor, or a page of memory: late, but not hung. */
+static bool is_starved(const struct rank0 *z, int rank)
+{
+    if (z->job->host_of[rank] != z->job->host_of[0]) return false;
+    char state = process_state(z->workers[rank].about.pid);
+    return state == 'R' || state == 'D';
+}
+
 static uint32_t ticks_allowed(const struct rank0 *z)
 {
     int alive = 0;
@@ -246,9 +267,12 @@ static void tick(struct rank0 *z, uint64_t now_ns)
         struct peer_worker *w = &z->workers[i];
         if (!w->alive || !w->up) continue;
         uint64_t heard = port_heard_ns(z->port, i);
-        w->silent_ticks = heard == w->heard_ns ? w->silent_ticks + 1 : 0;
+        if (heard != w->heard_ns) w->silent_ticks = w->starved_ticks = 0;
+        else if (is_starved(z, i)) w->starved_ticks++;
+        else w->silent_ticks++;
         w->heard_ns = heard;
-        if (w->silent_ticks >= ticks_allowed(z)) {
+        if (w->silent_ticks >= ticks_allowed(z) ||
+            w->silent_ticks + w->starved_ticks >= TICKS_SILENT_LAST_MAX) {
             rank0_lost(z, i, "silent");
             continue;
         }

@@ -26,17 +26,19 @@
 #include "wire/link.h"
 
 /* A worker is asked this often, and lost when it was silent between four of our own ticks in a
- * row: when rank 0 itself was late, only one tick has passed. */
+ * row: when rank 0 itself was late, only one tick has passed.  A tick at which its process waits
+ * for a processor does not count among the four. */
 #define TICK_NS (200 * NS_PER_MS)
 enum { TICKS_SILENT_MAX = 4 };
-/* The last one is given more: to take it for lost ends the job, and it may only be starved. */
+/* For those that wait for a processor, too; and the last one is given more in any case: to take it
+ * for lost ends the job. */
 enum { TICKS_SILENT_LAST_MAX = 50 };
 
 struct peer_worker {
     bool alive, up;
     bool spare;                       /* waits for the place of one that is lost */
     enum role role;                   /* a spare has none yet */
-    uint32_t silent_ticks;
+    uint32_t silent_ticks, starved_ticks;
     uint64_t heard_ns;                /* at the last tick */
     struct msg_up about;
     struct msg_stats stats;

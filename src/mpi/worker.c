@@ -275,6 +275,7 @@ static enum err open_engine(struct worker *w, struct why *why)
         .model_digest = w->weights.model->digest, .kv_type = type,
         .lanes_version = ways_version(w),
         .cores = shared_cores(w->job, e.backend.threads),
+        .pid = (int32_t)getpid(),
     };
     port_send_copy(w->port, 0, &up, MSG_UP, sizeof up);
     return OK;

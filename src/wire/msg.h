@@ -174,7 +174,7 @@ struct msg_up {
     int32_t lanes_version;            /* of the library for lanes; 0: none         */
     uint32_t cores;                   /* not 0: ranks of a host with the same number do not have
                                          cores enough for all at once              */
-    uint32_t reserved;
+    int32_t pid;                      /* the process, on its host                  */
 };
 
 /* TOKENS and SCORES: `count` times {struct msg_token, then record.top_count struct top_logprob},

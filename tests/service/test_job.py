@@ -212,6 +212,20 @@ def test_a_stopped_worker_is_noticed_by_its_silence_and_leaves_when_it_wakes():
         assert 2 not in job.pids()
 
 
+def test_a_starved_worker_is_not_taken_for_hung():
+    """Its threads run only when nobody else wants a processor, and in its session (which is what
+    the kernel shares processors among) somebody always does."""
+    hogs = "for i in $(seq %d); do timeout 8 sh -c 'while :; do :; done' & done; exec \"$@\""
+    with Job(both=2, env=SLOW, wrap=("sh", "-c", hogs % (2 * os.cpu_count()), "sh")) as job:
+        c = job.client()
+        pid = job.pids()[1]
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+        c.pump(4)
+        assert c.generate(prompt(2, 30), max_tokens=4).code == link.OK
+        assert "lost worker" not in job.log()
+
+
 def test_a_rank_0_that_was_stopped_declares_nobody_dead():
     with Job(prefill=1, decode=1, env=FAST) as job:
         c = job.client()
