@@ -9,7 +9,7 @@ long=
 passed=0 failed=0 skipped=0
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-unit_seconds=120 service_seconds=2400
+unit_seconds=300 service_seconds=2400
 [ -n "$long" ] && export RANKSERVE_TEST_LONG=1 unit_seconds=900 service_seconds=7200
 
 export RANKSERVECTL=${RANKSERVECTL:-$PWD/build/rankservectl}

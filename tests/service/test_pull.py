@@ -1,12 +1,11 @@
 """tests/service/test_pull.py - a worker fetches a prefix's KV from another one that holds it.
 
-The holder is kept busy with a long prompt, so that the next request with the same beginning goes to
-the other worker, for which fetching is cheaper than computing.  Whatever happens to the fetch, the
-answer is the same and every block comes home.
+The holder is kept busy with a long prompt that begins alike, so that the next request with this
+beginning goes to the other worker, for which fetching is cheaper than computing.  Whatever happens
+to the fetch, the answer is the same and every block comes home.
 """
 import os
 import random
-import re
 import signal
 import time
 
@@ -27,16 +26,14 @@ def know_the_rates(job, c):
     c.pump(0.5)
 
 
-def pull_one(job, c, ids, tail=8, before=None):
-    """`ids` are held by one worker, which is busy; the same beginning goes to the other one."""
+def pull_one(job, c, ids, tail=8, before=None, alike=640):
+    """`ids` are held by one worker, which is busy with what begins with `alike` of them; the same
+    beginning goes to the other one."""
     first = c.generate(ids, max_tokens=4, timeout=60)
     c.pump(0.3)
-    busy = [c.request(prompt(50, 1500), max_tokens=1)]
-    c.until(lambda: "prompt=1500" in job.log())
-    where = int(re.search(r"placed .*prefill=(\d) .*prompt=1500", job.log()).group(1))
-    if where != first.prefill:        # the idle one got it: then the holder is free for another
-        busy.append(c.request(prompt(51, 1501), max_tokens=1))
-        c.until(lambda: "prompt=1501" in job.log())
+    busy = [c.request(ids[:alike] + prompt(50, 1500), max_tokens=1)]
+    line = job.wait_log(f"placed .*prompt={alike + 1500} ")
+    assert line and f"prefill={first.prefill} " in line, line
     if before:
         before(first.prefill)
     again = c.request(ids + prompt(60, tail), max_tokens=6)
@@ -112,13 +109,13 @@ def test_a_request_cancelled_while_it_waits_for_a_pull_leaves_nothing():
 
 
 def test_what_the_holder_has_dropped_meanwhile_is_computed():
-    """A pool of 120 blocks: the busy holder's long prompts push the prefix out."""
+    """A pool of 120 blocks: the busy holder's long prompt pushes the rest of the prefix out."""
     token = 30 * 2 * 3 * 64 * 2
     ids = prompt(5, 640)
     with Job("--kv-cache-memory-bytes", 120 * 16 * token, both=2, env=SLOW, limit_s=120) as job:
         c = job.client()
         know_the_rates(job, c)
-        first, busy, again = pull_one(job, c, ids)
+        first, busy, again = pull_one(job, c, ids, alike=320)
         a = c.wait([again], 90)[0]
         c.wait(busy, 90)
         assert a.ids == c.generate(ids + prompt(60, 8), max_tokens=6, timeout=60).ids
