@@ -209,7 +209,8 @@ int ctl_bench(int argc, char **argv)
     bench_run(&at, &work, &result);
     bench_print(&o, &result);
     if (t.result_file) write_result(t.result_file, &o, &result);
-    bool ok = result.completed && !result.failed && !result.interrupted;
+    bool measured = result.completed || result.long_ttft.count, ok = measured && !result.failed;
+    if (result.interrupted) ok = false;
     bench_result_release(&result);
     return ok ? 0 : 1;
 }

@@ -168,21 +168,21 @@ def test_a_lane_that_breaks_is_replaced_by_mpi(model, wanted, only_rank, rank, m
 
 
 def test_a_prefix_is_pulled_over_a_lane(model):
-    """One of two workers holds it and is busy: the other one fetches it, and by NCCL.  Nothing else
-    is sent between workers that do both."""
-    ids = (prompts(1, seed=40)[0] * 13)[:240]
-    asked = ids + WORDS[:8]
+    """One of two workers holds it and is busy with what begins alike: the other one fetches it, and
+    by NCCL.  Nothing else is sent between workers that do both."""
     with Emulated(model, both=2) as job:
-        c = job.client()
-        want = c.generate(asked, max_tokens=4, salt=1).ids  # another salt: shares no block
-        c.generate(ids, max_tokens=2)
-        busy = []
-        for turn in range(60):
-            busy += [c.request(prompts(1, seed=100 + turn)[0], max_tokens=1) for _ in range(3)]
+        c, busy = job.client(), []
+        for turn in range(30):         # the first ones teach the rates that pulls are weighed with
+            ids = (prompts(1, seed=40 + turn)[0] * 13)[:240]
+            asked = ids + WORDS[:8]
+            want = c.generate(asked, max_tokens=4, salt=1).ids  # another salt: shares no block
+            c.generate(ids, max_tokens=2)
+            busy += [c.request(ids + random.Random(i).choices(WORDS, k=70), max_tokens=1)
+                     for i in range(8)]
             assert c.generate(asked, max_tokens=4).ids == want
             if "pull req=" in job.log():
                 break
-        c.wait(busy, 60)
+        assert all(a.code == 0 for a in c.wait(busy, 60))
         assert job.wait_log("pull req="), job.log()[-3000:]
         assert c.home()
         sent, over_lanes = carried(job)
