@@ -209,8 +209,8 @@ int ctl_bench(int argc, char **argv)
     bench_run(&at, &work, &result);
     bench_print(&o, &result);
     if (t.result_file) write_result(t.result_file, &o, &result);
-    bool measured = result.completed || result.long_ttft.count, ok = measured && !result.failed;
-    if (result.interrupted) ok = false;
+    bool measured = result.completed || result.long_ttft.count;
+    bool ok = measured && !result.failed && !result.interrupted;
     bench_result_release(&result);
     return ok ? 0 : 1;
 }
