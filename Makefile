@@ -46,7 +46,7 @@ CTL     = $(call objs,ctl)
 COMMON_LIBS  = -lyaml -lm
 MODEL_LIBS   = -lpcre2-8 -ljansson
 GATEWAY_LIBS = -lmicrohttpd -ljansson
-VIEW_LIBS    = -lhiredis
+VIEW_LIBS    = -lhiredis -lssl -lcrypto
 CTL_LIBS     = -ljansson -lcurl -lcrypto
 
 PROGRAMS = $(M)/rankserve $(B)/rankserve-gateway $(B)/rankservectl

@@ -67,6 +67,11 @@ struct config {
     /* The view that jobs share (kv/shared_view.h). */
     const char *redis;                /* where; "": none                                      */
     const char *redis_password_file;  /* 0600                                                 */
+    const char *redis_cacert;         /* PEM; "": whom the system believes                    */
+    const char *redis_cert;           /* PEM, ours; "": none                                  */
+    const char *redis_key;            /* PEM, 0600                                            */
+    const char *redis_sni;            /* the servers' name; "": each one's host               */
+    bool redis_insecure;              /* believe whoever answers                              */
     const char *kv_secret_file;       /* 0600; of blocks' keys; "": from the link's secret    */
 
     double gpu_memory_utilization;

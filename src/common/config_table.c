@@ -142,10 +142,21 @@ static const struct option table[] = {
 
     { TEXT("redis", VIEW, EVERY, redis, ""), .metavar = "ADDRESS",
       .help = "say in Redis which prompts' KV blocks a job holds, and ask there: "
-              "redis://[USER@]HOST[:PORT][,...][/DB], several hosts being of one cluster, or "
-              "unix:PATH" },
+              "redis://[USER@]HOST[:PORT][,...][/DB], several hosts being of one cluster, "
+              "rediss:// for TLS, or unix:PATH" },
     { TEXT("redis-password-file", VIEW, EVERY, redis_password_file, ""), .metavar = "FILE",
       .help = "one line, mode 0600" },
+    { TEXT("redis-cacert", VIEW, EVERY, redis_cacert, ""), .metavar = "FILE",
+      .help = "with rediss://: PEM of the authorities to believe; default: the system's" },
+    { TEXT("redis-cert", VIEW, EVERY, redis_cert, ""), .metavar = "FILE",
+      .help = "with rediss://: PEM of our own certificate, where Redis wants one" },
+    { TEXT("redis-key", VIEW, EVERY, redis_key, ""), .metavar = "FILE",
+      .help = "its private key, PEM, mode 0600" },
+    { TEXT("redis-sni", VIEW, EVERY, redis_sni, ""), .metavar = "NAME",
+      .help = "with rediss://: the name that every server's certificate must have; default: the "
+              "host's" },
+    { SWITCH("redis-insecure", VIEW, EVERY, redis_insecure, "false"),
+      .help = "with rediss://: believe whoever answers" },
     { TEXT("kv-secret-file", VIEW, EVERY, kv_secret_file, ""), .metavar = "FILE",
       .help = "64 hex digits, mode 0600, the same for all jobs and gateways: blocks' keys are made "
               "from it; default: from the link's secret, which each job has its own of" },

@@ -42,6 +42,7 @@ enum {
     VIEW_REPLY_BYTES_MAX = 1 << 20,   /* from Redis, and not yet taken              */
     VIEW_SEEDS_MAX = 16,              /* addresses of one cluster that may be given */
     VIEW_NODES_MAX = 128,             /* of a cluster: masters that are talked to   */
+    VIEW_KEY_BYTES_MAX = 65536,       /* of a file of a private key                 */
 
     /* An engine step. */
     STEP_TOKENS_MAX = 8192,           /* --max-num-batched-tokens is at most this */

@@ -123,7 +123,7 @@ static void open_view(struct gateway *gw)
         gw->kv_secret = link_kv_secret(secret);
     }
     if (!*c->redis || !*c->jobs) return; /* one job: nothing to choose */
-    struct shared_view_config s = { .url = c->redis, .password_file = c->redis_password_file };
+    struct shared_view_config s = shared_view_settings(c);
     if (shared_view_open(&gw->view, &s, &why) != OK) die("%s", why.text);
 }
 

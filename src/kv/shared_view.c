@@ -11,7 +11,8 @@
 #include "common/mem.h"
 #include "kv/shared_view_net.h"
 
-#define CONNECT_NS (300 * NS_PER_MS)  /* all of connecting; one step takes at most 100 ms */
+#define CONNECT_NS (300 * NS_PER_MS)  /* all of connecting; a step is less (shared_view_net.c) */
+#define CONNECT_TLS_NS (900 * NS_PER_MS)
 #define BATCH_NS (300 * NS_PER_MS)
 #define RETRY_FIRST_NS (250 * NS_PER_MS)
 #define RETRY_MOST_NS (4 * NS_PER_S)
@@ -27,7 +28,8 @@ struct shared_view {
 
     pthread_mutex_t lock;             /* what follows, up to net_lock; held for moments only */
     pthread_cond_t changed;
-    bool stop, up, said;              /* said: in the log, that it is away */
+    bool stop, up;
+    uint32_t said;                    /* a bit per kind of failure: in the log since it was up */
     uint64_t connect_at, pause_ns;    /* when the thread connects; UINT64_MAX: no need */
     struct hash128 *ring;             /* VIEW_RING_KEYS; NULL: only looks */
     uint32_t first, count;
@@ -40,8 +42,8 @@ struct shared_view {
 const char *view_error_name(enum view_error e)
 {
     static const char *const names[VIEW_ERROR_COUNT] = {
-        [VIEW_CONNECTION] = "connection", [VIEW_TIMEOUT] = "timeout", [VIEW_AUTH] = "auth",
-        [VIEW_FULL] = "full", [VIEW_MOVED] = "moved", [VIEW_OTHER] = "other",
+        [VIEW_CONNECTION] = "connection", [VIEW_TIMEOUT] = "timeout", [VIEW_TLS] = "tls",
+        [VIEW_AUTH] = "auth", [VIEW_FULL] = "full", [VIEW_MOVED] = "moved", [VIEW_OTHER] = "other",
     };
     return names[e];
 }
@@ -90,7 +92,7 @@ static void after_exchange(struct shared_view *v, bool whole, uint64_t pause_ns)
     v->stats.errors[v->net->why] += !whole;
     connect_at(v, clock_now_ns() + pause_ns);
     if (!any) v->up = false;
-    v->said |= !any;
+    if (!any) v->said |= 1u << v->net->why;
     pthread_mutex_unlock(&v->lock);
     if (any) return;
     log_warn("redis: %s; going on without", v->net->text);
@@ -118,18 +120,22 @@ static void take_net(struct shared_view *v, struct view_net *net)
 static void connect_net(struct shared_view *v)
 {
     struct view_net *net = mem_alloc(sizeof *net);
-    bool good = view_net_connect(net, &v->address, clock_now_ns() + CONNECT_NS);
+    uint64_t most = v->address.secure ? CONNECT_TLS_NS : CONNECT_NS;
+    bool good = view_net_connect(net, &v->address, clock_now_ns() + most);
     pthread_mutex_lock(&v->net_lock);
     pthread_mutex_lock(&v->lock);
     if (good) {
         take_net(v, net);
     } else {
-        if (!v->up && !v->said) log_warn("redis: %s; going on without", net->text);
+        if (!v->up && !(v->said >> net->why & 1)) {
+            log_warn("redis: %s; going on without", net->text);
+        }
+        v->said |= 1u << net->why;
         v->stats.errors[net->why]++;
         v->connect_at = clock_now_ns() + jitter(v->pause_ns);
         v->pause_ns = 2 * v->pause_ns < RETRY_MOST_NS ? 2 * v->pause_ns : RETRY_MOST_NS;
     }
-    v->said = !good;
+    if (good) v->said = 0;
     pthread_mutex_unlock(&v->lock);
     pthread_mutex_unlock(&v->net_lock);
     if (!good) free(net);
@@ -253,7 +259,7 @@ enum err shared_view_open(struct shared_view **out, const struct shared_view_con
                           struct why *why)
 {
     struct shared_view *v = mem_alloc(sizeof *v);
-    enum err e = view_address_read(&v->address, c->url, c->password_file, why);
+    enum err e = view_address_read(&v->address, c, why);
     if (e) {
         free(v);
         return e;
@@ -264,6 +270,7 @@ enum err shared_view_open(struct shared_view **out, const struct shared_view_con
         snprintf(v->ttl, sizeof v->ttl, "%u", c->ttl_s);
         v->ring = mem_array(VIEW_RING_KEYS, sizeof *v->ring);
     }
+    if (c->tls.insecure) log_warn("--redis-insecure: whoever answers is believed to be Redis");
     v->pause_ns = RETRY_FIRST_NS;
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);

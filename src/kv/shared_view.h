@@ -9,8 +9,10 @@
  * goes by itself when the job stops repeating it, whatever other jobs say of the same block.
  * One thread of a view connects, and sends what was announced.  Callers never wait for it:
  * announcements go into a bounded ring, a look has a budget and is left out while there is no
- * connection.  Whatever Redis does is counted, and never fatal; the first of a run of failures, and
- * its end, are a line in the log.  Addresses and connections are in shared_view_net.c.
+ * connection.  Whatever Redis does is counted, and never fatal; of a run of failures the first of
+ * each kind, and its end, are a line in the log.  shared_view_url.c reads the address,
+ * shared_view_net.c keeps the nodes of a cluster, shared_view_link.c is one connection and
+ * shared_view_tls.c its TLS.
  */
 #ifndef RANKSERVE_KV_SHARED_VIEW_H
 #define RANKSERVE_KV_SHARED_VIEW_H
@@ -19,17 +21,27 @@
 #include <stdint.h>
 
 #include "common/check.h"
+#include "common/config.h"
 #include "common/hash.h"
 
 enum view_error {                     /* what went wrong, for the counters */
-    VIEW_CONNECTION, VIEW_TIMEOUT, VIEW_AUTH, VIEW_FULL, VIEW_MOVED, VIEW_OTHER, VIEW_ERROR_COUNT,
+    VIEW_CONNECTION, VIEW_TIMEOUT, VIEW_TLS, VIEW_AUTH, VIEW_FULL, VIEW_MOVED, VIEW_OTHER,
+    VIEW_ERROR_COUNT,
 };
 const char *view_error_name(enum view_error e);
 
-struct shared_view_config {
-    const char *url;                  /* [redis://][USER@]HOST[:PORT][,HOST[:PORT]...][/DB], or
+struct shared_view_tls {              /* for rediss://; texts, "" where nothing is given */
+    const char *cacert;               /* file of whom to believe; "": whom the system does */
+    const char *cert, *key;           /* files of who we are, both or none; the key's mode 0600 */
+    const char *sni;                  /* the name that every server proves; "": its host's */
+    bool insecure;                    /* believe whoever answers */
+};
+
+struct shared_view_config {           /* its texts stay where they are while the view is open */
+    const char *url;                  /* [redis[s]://][USER@]HOST[:PORT][,HOST[:PORT]...][/DB], or
                                          unix:PATH; several hosts are seeds of one cluster */
     const char *password_file;        /* mode 0600, one line; "": no AUTH */
+    struct shared_view_tls tls;
     const char *job;                  /* who announces; NULL: only looks */
     uint64_t epoch;                   /* of this run of the job: entries of others are ignored */
     uint32_t ttl_s;
@@ -50,6 +62,8 @@ struct shared_view_stats {
 
 struct shared_view;
 
+/* Where Redis is and what proves it, as the settings say; the rest is the caller's to fill in. */
+struct shared_view_config shared_view_settings(const struct config *c);
 /* Starts the thread.  Errors are of what was given (address, file), never of Redis. */
 enum err shared_view_open(struct shared_view **out, const struct shared_view_config *c,
                           struct why *why);

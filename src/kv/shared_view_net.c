@@ -1,13 +1,9 @@
-/* kv/shared_view_net.c - see shared_view_net.h: connecting, the map of slots, pipelines.
+/* kv/shared_view_net.c - see shared_view_net.h: logging in, the map of slots, pipelines.
  *
- * hiredis formats and parses; waiting is done here, with a deadline over the whole exchange, since
- * its own timeouts are per read.  A node that fails is let go with all its replies.
+ * The deadline is over the whole exchange.  A node that fails is let go with all its replies.
  */
 #include "kv/shared_view_net.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,10 +11,8 @@
 #include "common/clock.h"
 #include "common/mem.h"
 
-enum { STEP_MS = 100 };
-#define STEP_NS (STEP_MS * NS_PER_MS)
-
-static const struct timeval step = { .tv_usec = STEP_MS * 1000 };
+#define STEP_NS (100 * NS_PER_MS)     /* connecting, or one question of logging in */
+#define STEP_TLS_NS (300 * NS_PER_MS) /* with a handshake, and keys to be computed */
 
 /* -- one connection ---------------------------------------------------------------------------- */
 
@@ -26,19 +20,18 @@ static void say(struct view_net *n, enum view_error e, const struct view_place *
 {
     n->why = e;
     const char *path = n->address->path;
-    if (*path) snprintf(n->text, sizeof n->text, "%.80s: %.70s", path, what);
-    else snprintf(n->text, sizeof n->text, "%.80s:%u: %.70s", p->host, p->port, what);
+    if (*path) snprintf(n->text, sizeof n->text, "%.107s: %.200s", path, what);
+    else snprintf(n->text, sizeof n->text, "%.100s:%u: %.200s", p->host, p->port, what);
 }
 
-static void say_link(struct view_net *n, const struct view_place *p, const redisContext *c)
+static void say_fault(struct view_net *n, const struct view_node *node, const struct view_fault *f)
 {
-    bool late = c && c->err == REDIS_ERR_IO && (errno == EAGAIN || errno == ETIMEDOUT);
-    say(n, late ? VIEW_TIMEOUT : VIEW_CONNECTION, p, c ? c->errstr : "no memory");
+    say(n, f->kind, &node->at, f->text);
 }
 
 static void drop_node(struct view_node *node)
 {
-    if (node->link) redisFree(node->link);
+    view_link_close(node->link);
     node->link = NULL;
 }
 
@@ -55,58 +48,35 @@ enum view_error view_error_of(const char *text)
     return VIEW_OTHER;
 }
 
-static bool flush(redisContext *c)
+static bool flush(struct view_net *n, const struct view_node *node, uint64_t deadline)
 {
-    int done = 0;
-    while (!done) {
-        if (redisBufferWrite(c, &done) != REDIS_OK) return false;
-    }
-    return true;
+    struct view_fault f;
+    if (view_link_flush(node->link, deadline, &f)) return true;
+    say_fault(n, node, &f);
+    return false;
 }
 
 /* NULL: n->why and n->text say it.  The caller frees the reply. */
 static redisReply *next_reply(struct view_net *n, const struct view_node *node, uint64_t deadline)
 {
-    redisContext *c = node->link;
-    for (;;) {
-        void *reply = NULL;
-        if (redisGetReplyFromReader(c, &reply) != REDIS_OK) {
-            say_link(n, &node->at, c);
-            return NULL;
-        }
-        if (reply) return reply;
-        uint64_t now = clock_now_ns();
-        struct pollfd p = { .fd = c->fd, .events = POLLIN };
-        struct timespec rest = { 0 };
-        if (now < deadline) {
-            rest.tv_sec = (time_t)((deadline - now) / NS_PER_S);
-            rest.tv_nsec = (long)((deadline - now) % NS_PER_S);
-        }
-        int ready = ppoll(&p, 1, &rest, NULL);
-        if (ready < 0 && errno == EINTR && now < deadline) continue;
-        if (ready <= 0) {
-            say(n, VIEW_TIMEOUT, &node->at, "no answer in time");
-            return NULL;
-        }
-        if (redisBufferRead(c) != REDIS_OK) {
-            say_link(n, &node->at, c);
-            return NULL;
-        }
-        if (c->reader->len > VIEW_REPLY_BYTES_MAX) {
-            say(n, VIEW_OTHER, &node->at, "an answer over the limit");
-            return NULL;
-        }
-    }
+    struct view_fault f;
+    redisReply *r = view_link_take(node->link, deadline, &f);
+    if (!r) say_fault(n, node, &f);
+    return r;
+}
+
+static uint64_t step_end(const struct view_net *n, uint64_t deadline)
+{
+    uint64_t until = clock_now_ns() + (n->tls ? STEP_TLS_NS : STEP_NS);
+    return until < deadline ? until : deadline;
 }
 
 static redisReply *ask(struct view_net *n, struct view_node *node, int argc, const char **argv,
                        uint64_t deadline)
 {
-    uint64_t until = clock_now_ns() + STEP_NS;
-    redisAppendCommandArgv(node->link, argc, argv, NULL);
-    if (flush(node->link)) return next_reply(n, node, until < deadline ? until : deadline);
-    say_link(n, &node->at, node->link);
-    return NULL;
+    uint64_t until = step_end(n, deadline);
+    view_link_put(node->link, argc, argv, NULL);
+    return flush(n, node, until) ? next_reply(n, node, until) : NULL;
 }
 
 /* A command whose answer must not be an error. */
@@ -142,16 +112,12 @@ static bool connect_node(struct view_net *n, struct view_node *node, uint64_t de
         say(n, VIEW_TIMEOUT, &node->at, "no time left to connect");
         return false;
     }
-    node->link = *a->path ? redisConnectUnixWithTimeout(a->path, step)
-                          : redisConnectWithTimeout(node->at.host, node->at.port, step);
-    if (!node->link || node->link->err) {
-        say_link(n, &node->at, node->link);
-        drop_node(node);
+    struct view_fault f;
+    node->link = view_link_open(&node->at, a->path, n->tls, step_end(n, deadline), &f);
+    if (!node->link) {
+        say_fault(n, node, &f);
         return false;
     }
-    fcntl(node->link->fd, F_SETFD, FD_CLOEXEC);
-    redisSetTimeout(node->link, step);
-    if (!*a->path) redisEnableKeepAlive(node->link);
     if (log_in(n, node, deadline)) return true;
     drop_node(node);
     return false;
@@ -217,15 +183,23 @@ static bool learn_slots(struct view_net *n, uint64_t deadline)
 
 bool view_net_connect(struct view_net *n, const struct view_address *a, uint64_t deadline)
 {
+    struct why why;
     uint32_t seeds = *a->path ? 1 : a->seed_count;
-    for (uint32_t i = 0; i < seeds; i++) {
-        *n = (struct view_net){ .address = a, .node_count = 1, .nodes[0].at = a->seeds[i],
-                                .why = n->why };
-        if (!connect_node(n, &n->nodes[0], deadline)) continue;
-        if (learn_slots(n, deadline)) return true;
-        view_net_close(n);
+    bool good = false;
+    *n = (struct view_net){ .address = a, .why = VIEW_TLS };
+    if (a->secure && view_tls_open(&n->tls, &a->tls, &why) != OK) {
+        snprintf(n->text, sizeof n->text, "%.300s", why.text);
+        return false;
     }
-    return false;
+    for (uint32_t i = 0; i < seeds && !good; i++) {
+        n->nodes[0] = (struct view_node){ .at = a->seeds[i] };
+        n->node_count = 1;
+        good = connect_node(n, &n->nodes[0], deadline) && learn_slots(n, deadline);
+        if (!good) view_net_close(n);
+    }
+    view_tls_close(n->tls);           /* sessions keep what they need */
+    n->tls = NULL;
+    return good;
 }
 
 void view_net_close(struct view_net *n)
@@ -253,7 +227,7 @@ static struct view_node *node_of_redirect(struct view_net *n, const char *text, 
 static bool append(const struct view_node *node, const struct view_command *c)
 {
     if (!node->link) return false;
-    redisAppendCommandArgv(node->link, (int)c->argc, (const char **)c->argv, c->bytes);
+    view_link_put(node->link, (int)c->argc, c->argv, c->bytes);
     return true;
 }
 
@@ -270,12 +244,12 @@ static redisReply *follow(struct view_net *n, const struct view_command *c, cons
 {
     struct view_node *node = node_of_redirect(n, r->str, c->slot, from);
     if (!node) return NULL;
+    static const char *const word[] = { "ASKING" };
     bool asking = *r->str == 'A';
-    if (asking) redisAppendCommand(node->link, "ASKING");
+    if (asking) view_link_put(node->link, 1, word, NULL);
     append(node, c);
     redisReply *first = NULL, *second = NULL;
-    if (flush(node->link)) first = next_reply(n, node, deadline);
-    else say_link(n, &node->at, node->link);
+    if (flush(n, node, deadline)) first = next_reply(n, node, deadline);
     if (first && asking) second = next_reply(n, node, deadline);
     if (first && asking) freeReplyObject(first);
     redisReply *got = asking ? second : first;
@@ -302,8 +276,7 @@ bool view_net_run(struct view_net *n, const struct view_command *c, uint32_t cou
         n->stale |= !append(&n->nodes[of[i]], &c[i]);
     }
     for (uint32_t k = 0; k < n->node_count; k++) {
-        if (!used[k] || !n->nodes[k].link || flush(n->nodes[k].link)) continue;
-        say_link(n, &n->nodes[k].at, n->nodes[k].link);
+        if (!used[k] || !n->nodes[k].link || flush(n, &n->nodes[k], deadline)) continue;
         whole = lose_node(n, &n->nodes[k]);
     }
     for (uint32_t i = 0; i < count; i++) {

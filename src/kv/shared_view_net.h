@@ -1,19 +1,15 @@
 /* kv/shared_view_net.h - connections to one Redis server or to the nodes of a cluster.
  *
- * For shared_view*.c only.  A net is used by one thread at a time.  It asks CLUSTER SLOTS when it
- * connects: a server that knows no cluster has all slots.
+ * For shared_view*.c only; one connection is in shared_view_link.h.  A net is used by one thread at
+ * a time.  It asks CLUSTER SLOTS when it connects: a server that knows no cluster has all slots.
  */
 #ifndef RANKSERVE_KV_SHARED_VIEW_NET_H
 #define RANKSERVE_KV_SHARED_VIEW_NET_H
 
-#include <hiredis/hiredis.h>
-
 #include "common/limits.h"
-#include "kv/shared_view.h"
+#include "kv/shared_view_link.h"
 
-enum { VIEW_SLOTS = 16384, VIEW_HOST_BYTES = 256, VIEW_ARGS_MAX = JOBS_MAX + 1 };
-
-struct view_place { char host[VIEW_HOST_BYTES]; uint16_t port; };
+enum { VIEW_SLOTS = 16384, VIEW_ARGS_MAX = JOBS_MAX + 1 };
 
 struct view_address {
     struct view_place seeds[VIEW_SEEDS_MAX];
@@ -21,21 +17,24 @@ struct view_address {
     char path[108];                   /* of a Unix socket; "": TCP */
     char user[128], password[256];
     uint32_t db;
+    bool secure;                      /* rediss: every connection is in TLS */
+    struct shared_view_tls tls;       /* the caller's texts */
 };
 
 struct view_node {
     struct view_place at;
-    redisContext *link;               /* NULL: not connected */
+    struct view_link *link;           /* NULL: not connected */
 };
 
 struct view_net {
     const struct view_address *address;
+    struct view_tls *tls;             /* while connecting; NULL: in the clear */
     struct view_node nodes[VIEW_NODES_MAX];
     uint32_t node_count;
     uint8_t slots[VIEW_SLOTS];        /* node of each slot */
     bool stale;                       /* a node said MOVED: connect again when there is time */
     enum view_error why;              /* of the last failure */
-    char text[160];
+    char text[320];
 };
 
 struct view_command {
@@ -45,13 +44,14 @@ struct view_command {
     size_t bytes[VIEW_ARGS_MAX];
 };
 
-/* ERR_FORMAT, ERR_IO, ERR_DENIED with a line. */
-enum err view_address_read(struct view_address *a, const char *url, const char *password_file,
+/* Of url, password_file and tls.  ERR_FORMAT, ERR_IO, ERR_DENIED, ERR_LIMIT with a line. */
+enum err view_address_read(struct view_address *a, const struct shared_view_config *c,
                            struct why *why);
 /* CRC16 (XMODEM) modulo 16384 of what is between the first braces, else of all. */
 uint16_t view_slot(const char *key, size_t bytes);
 
-/* Connects to a seed, logs in, learns the slots.  False: net->why and net->text say it. */
+/* Reads the files of TLS anew (certificates are renewed while we run), connects to a seed, logs in,
+ * learns the slots.  False: net->why and net->text say it. */
 bool view_net_connect(struct view_net *n, const struct view_address *a, uint64_t deadline_ns);
 void view_net_close(struct view_net *n);
 /* Sends all, then hands each reply to `take`: in order, but for those that MOVED or ASK sent to

@@ -1,11 +1,7 @@
-/* kv/shared_view_url.c - where Redis is: the address, the password, the slot of a key. */
-#include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
+/* kv/shared_view_url.c - where Redis is: settings, the address, the password, the slot of a key. */
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "common/private_file.h"
 #include "kv/shared_view_net.h"
 
 enum { DEFAULT_PORT = 6379, DB_MAX = 1 << 16 };
@@ -13,21 +9,10 @@ enum { DEFAULT_PORT = 6379, DB_MAX = 1 << 16 };
 /* One line of a file that only its owner may read. */
 static enum err read_password(struct view_address *a, const char *path, struct why *why)
 {
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return why_set(why, ERR_IO, "redis password file %s: %s", path, strerror(errno));
-    bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
-    ssize_t got = regular ? read(fd, a->password, sizeof a->password) : -1;
-    close(fd);
-    if (!regular) return why_set(why, ERR_FORMAT, "redis password file %s: not a file", path);
-    if (st.st_mode & 077) {
-        return why_set(why, ERR_DENIED, "redis password file %s: others may read it; chmod 600",
-                       path);
-    }
-    if (got <= 0 || got == sizeof a->password) {
-        return why_set(why, ERR_FORMAT, "redis password file %s: needs one line of at most %zu "
-                       "bytes", path, sizeof a->password - 1);
-    }
+    size_t got;
+    enum err e = private_file_read("redis password file", path, a->password, sizeof a->password,
+                                   &got, why);
+    if (e) return e;
     a->password[got] = '\0';
     a->password[strcspn(a->password, "\r\n")] = '\0';
     if (*a->password) return OK;
@@ -104,12 +89,8 @@ static enum err read_user(struct view_address *a, const char *url, size_t bytes,
 
 static enum err read_url(struct view_address *a, const char *url, struct why *why)
 {
-    static const char scheme[] = "redis://";
+    static const char scheme[] = "redis://", secure[] = "rediss://";
     const char *at = url;
-    if (strncmp(url, "rediss:", 7) == 0) {
-        return why_set(why, ERR_UNSUPPORTED, "--redis %.200s: TLS is not built in (it needs "
-                       "libhiredis_ssl); use a tunnel such as stunnel, or redis://", url);
-    }
     if (strncmp(url, "unix:", 5) == 0) {
         if (!url[5] || strlen(url + 5) >= sizeof a->path) {
             return why_set(why, ERR_FORMAT, "--redis %.200s: unix:PATH needs a path of at most %zu "
@@ -118,9 +99,12 @@ static enum err read_url(struct view_address *a, const char *url, struct why *wh
         memcpy(a->path, url + 5, strlen(url + 5));
         return OK;
     }
-    if (strncmp(url, scheme, sizeof scheme - 1) == 0) at += sizeof scheme - 1;
+    a->secure = strncmp(url, secure, sizeof secure - 1) == 0;
+    if (a->secure) at += sizeof secure - 1;
+    else if (strncmp(url, scheme, sizeof scheme - 1) == 0) at += sizeof scheme - 1;
     else if (strstr(url, "://")) {
-        return why_set(why, ERR_FORMAT, "--redis %.200s: only redis:// and unix: are known", url);
+        return why_set(why, ERR_FORMAT, "--redis %.200s: only redis://, rediss:// and unix: are "
+                       "known", url);
     }
     size_t bytes = strcspn(at, "/");
     const char *db = at + bytes, *sign = memchr(at, '@', bytes);
@@ -136,16 +120,48 @@ static enum err read_url(struct view_address *a, const char *url, struct why *wh
     return read_hosts(a, url, at, bytes, why);
 }
 
-enum err view_address_read(struct view_address *a, const char *url, const char *password_file,
+/* What was asked for is done or refused: a CA file beside redis:// would protect nothing. */
+static enum err check_tls(const struct view_address *a, const char *url, struct why *why)
+{
+    const struct shared_view_tls *t = &a->tls;
+    bool given = *t->cacert || *t->cert || *t->key || *t->sni || t->insecure;
+    struct view_tls *tls;
+    if (given && !a->secure) {
+        return why_set(why, ERR_FORMAT, "--redis %.200s: options of TLS (--redis-cacert, "
+                       "--redis-cert, ...) need rediss://", url);
+    }
+    if (!*t->cert != !*t->key) {
+        return why_set(why, ERR_FORMAT, "--redis-cert and --redis-key need each other");
+    }
+    if (t->insecure && *t->cacert) {
+        return why_set(why, ERR_FORMAT, "--redis-insecure verifies nothing: leave out it or "
+                       "--redis-cacert");
+    }
+    if (!a->secure) return OK;
+    enum err e = view_tls_open(&tls, t, why);
+    if (e == OK) view_tls_close(tls);
+    return e;
+}
+
+struct shared_view_config shared_view_settings(const struct config *c)
+{
+    return (struct shared_view_config){
+        .url = c->redis, .password_file = c->redis_password_file,
+        .tls = { .cacert = c->redis_cacert, .cert = c->redis_cert, .key = c->redis_key,
+                 .sni = c->redis_sni, .insecure = c->redis_insecure },
+    };
+}
+
+enum err view_address_read(struct view_address *a, const struct shared_view_config *c,
                            struct why *why)
 {
-    *a = (struct view_address){ 0 };
-    enum err e = read_url(a, url, why);
-    if (e == OK && *password_file) e = read_password(a, password_file, why);
+    *a = (struct view_address){ .tls = c->tls };
+    enum err e = read_url(a, c->url, why);
+    if (e == OK && *c->password_file) e = read_password(a, c->password_file, why);
     if (e == OK && *a->user && !*a->password) {
-        e = why_set(why, ERR_FORMAT, "--redis %.200s: a user needs --redis-password-file", url);
+        e = why_set(why, ERR_FORMAT, "--redis %.200s: a user needs --redis-password-file", c->url);
     }
-    return e;
+    return e ? e : check_tls(a, c->url, why);
 }
 
 /* Redis Cluster specification: HASH_SLOT = CRC16(tag) mod 16384, polynomial 0x1021. */

@@ -69,10 +69,10 @@ enum err index_share(struct rank0 *z, struct why *why)
     if (!*c->redis) return OK;
     if (!*c->kv_secret_file)
         log_warn("--redis without --kv-secret-file: only jobs with this link's secret share it");
-    struct shared_view_config s = {
-        .url = c->redis, .password_file = c->redis_password_file, .job = c->job_id,
-        .epoch = z->epoch, .ttl_s = (uint32_t)(ttl < VIEW_TTL_S ? ttl : VIEW_TTL_S),
-    };
+    struct shared_view_config s = shared_view_settings(c);
+    s.job = c->job_id;
+    s.epoch = z->epoch;
+    s.ttl_s = (uint32_t)(ttl < VIEW_TTL_S ? ttl : VIEW_TTL_S);
     return shared_view_open(&z->view, &s, why);
 }
 

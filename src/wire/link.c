@@ -7,12 +7,10 @@
  */
 #include "wire/link.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+
+#include "common/private_file.h"
 
 /* Frames are read in place, as structs: the frame at the front of the reader must be aligned. */
 enum { FRAME_ALIGN = 8, READER_BYTES_MAX = 4 * LINK_BYTES_MAX };
@@ -91,21 +89,11 @@ struct hash128 link_keys_proof(struct hash_secret kv_secret)
 
 enum err link_secret_read(const char *path, uint8_t secret[SECRET_BYTES], struct why *why)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return why_set(why, ERR_IO, "secret file %s: %s", path, strerror(errno));
-    struct stat st;
     char text[2 * SECRET_BYTES + 8];
-    ssize_t got = -1;
-    bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
-    if (regular) got = read(fd, text, sizeof text);
-    int error = errno;
-    close(fd);
-    if (!regular) return why_set(why, ERR_FORMAT, "secret file %s: not a regular file", path);
-    if (st.st_mode & 077) {
-        return why_set(why, ERR_DENIED, "secret file %s: others may read it; chmod 600", path);
-    }
-    if (got < 0) return why_set(why, ERR_IO, "secret file %s: %s", path, strerror(error));
-    if (!secret_parse(text, (size_t)got, secret)) {
+    size_t got;
+    enum err e = private_file_read("secret file", path, text, sizeof text, &got, why);
+    if (e && e != ERR_LIMIT) return e;
+    if (e || !secret_parse(text, got, secret)) {
         return why_set(why, ERR_FORMAT, "secret file %s: needs %d hex digits", path,
                        2 * SECRET_BYTES);
     }

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from service import BUILD, MODEL
+from service import BUILD, LONG, MODEL
 from test_handover import Gateway, Job, folder, wait_for  # noqa: F401 - folder is a fixture
 
 pytestmark = [pytest.mark.usefixtures("needs_model"),
@@ -16,9 +16,28 @@ pytestmark = [pytest.mark.usefixtures("needs_model"),
 TURN = "Tell me of the sea, of its depths and of what lives there, in many words. " * 8
 
 
+def certificates(directory):
+    """The flags of redis-server, and of what connects to it: each has a certificate of the same CA."""
+    ec = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    made = [f"openssl req -x509 {ec} -subj /CN=ca -keyout ca.key -out ca.pem"]
+    made += [f"openssl req -x509 {ec} -CA ca.pem -CAkey ca.key -subj /CN={name} -keyout {name}.key "
+             f"-out {name}.pem -addext subjectAltName=DNS:{name}.test" for name in ("redis", "job")]
+    subprocess.run(" && ".join([*made, "chmod 600 *.key"]), shell=True, check=True, cwd=directory,
+                   capture_output=True)
+    ca = f"{directory}/ca.pem"
+    return (["--tls-ca-cert-file", ca, "--tls-cert-file", f"{directory}/redis.pem",
+             "--tls-key-file", f"{directory}/redis.key"],
+            ["--redis-cacert", ca, "--redis-cert", f"{directory}/job.pem",
+             "--redis-key", f"{directory}/job.key", "--redis-sni", "redis.test"])
+
+
 class Redis:
-    def __init__(self, directory):
+    """One server; with `tls` it has no port but that of TLS."""
+
+    def __init__(self, directory, tls=False):
         self.directory = str(directory)
+        self.flags, self.client = certificates(self.directory) if tls else ([], [])
+        self.tls = tls
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
@@ -26,17 +45,22 @@ class Redis:
 
     def start(self):
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-             "--dir", self.directory], stdout=subprocess.DEVNULL)
+            ["redis-server", "--port", "0" if self.tls else str(self.port),
+             "--tls-port", str(self.port) if self.tls else "0", "--bind", "127.0.0.1",
+             "--save", "", "--dir", self.directory, *self.flags], stdout=subprocess.DEVNULL)
+
+    def options(self):
+        return ["--redis", f"redis{'s' * self.tls}://127.0.0.1:{self.port}/0", *self.client]
 
     def kill(self):
         self.process.kill()
         self.process.wait()
 
 
-@pytest.fixture
-def redis(tmp_path):
-    r = Redis(tmp_path)
+@pytest.fixture(params=["plain", pytest.param("tls", marks=pytest.mark.skipif(
+    not LONG, reason="RANKSERVE_TEST_LONG is not set"))])
+def redis(tmp_path, request):
+    r = Redis(tmp_path, request.param == "tls")
     yield r
     r.kill()
 
@@ -56,7 +80,10 @@ def test_what_is_wrong_with_its_options_is_said_at_start(tmp_path):
     secret = tmp_path / "kv.key"
     secret.write_text("00" * 32)
     os.chmod(secret, 0o644)
-    for flags, says in ((("--redis", "rediss://h"), "TLS"), (("--redis", "h:x"), "HOST:PORT"),
+    for flags, says in ((("--redis", "h", "--redis-sni", "n"), "need rediss://"),
+                        (("--redis", "rediss://h", "--redis-cacert", "/nowhere"), "/nowhere"),
+                        (("--redis", "rediss://h", "--redis-key", str(secret)), "need each other"),
+                        (("--redis", "h:x"), "HOST:PORT"),
                         (("--redis", "h", "--redis-password-file", "/nowhere"), "/nowhere"),
                         (("--kv-secret-file", str(secret)), "chmod 600")):
         r = subprocess.run([os.path.join(BUILD, "rankserve-gateway"), "--model", MODEL, "--listen",
@@ -70,7 +97,7 @@ def test_a_conversation_goes_on_where_it_is_held_though_another_gateway_sent_it(
     secret = tmp_path / "kv.key"
     secret.write_text(secrets.token_hex(32))
     os.chmod(secret, 0o600)
-    share = ["--redis", f"redis://127.0.0.1:{redis.port}/0", "--kv-secret-file", secret]
+    share = [*redis.options(), "--kv-secret-file", secret]
 
     def up(g):
         return wait_for(lambda: numbers(g)["llm_d_redis_connected"] == 1, 10, "Redis")

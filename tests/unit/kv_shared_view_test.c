@@ -1,193 +1,43 @@
 /* tests/unit/kv_shared_view_test.c - the shared view against real Redis servers, well and ill. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include "common/clock.h"
-#include "common/mem.h"
-#include "kv/shared_view_net.h"
-
-enum { KEYS = 4096, PATIENCE_S = 20, NODES = 3 };
-
-static struct hash128 keys[KEYS];
-static const struct shared_view_job jobs[] = { { "one", 1 }, { "two", 2 } };
-static char folder[64];
-
-/* -- servers ----------------------------------------------------------------------------------- */
-
-struct server { pid_t pid; int port; };
-
-/* One whose cluster bus, 10000 above, is a port as well. */
-static int free_port(void)
-{
-    for (;;) {
-        struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-        socklen_t bytes = sizeof a;
-        int fd = socket(AF_INET, SOCK_STREAM, 0);
-        assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
-        getsockname(fd, (struct sockaddr *)&a, &bytes);
-        close(fd);
-        if (ntohs(a.sin_port) < 50000) return ntohs(a.sin_port);
-    }
-}
-
-static redisContext *admin(const struct server *s)
-{
-    uint64_t until = clock_now_ns() + PATIENCE_S * NS_PER_S;
-    while (clock_now_ns() < until) {
-        redisContext *c = redisConnect("127.0.0.1", s->port);
-        if (c && !c->err) return c;
-        if (c) redisFree(c);
-        usleep(10000);
-    }
-    fail_msg("no server at port %d", s->port);
-    return NULL;
-}
-
-/* Any command; the answer is only looked at when it is an integer. */
-static long long tell(const struct server *s, const char *fmt, ...)
-{
-    redisContext *c = admin(s);
-    va_list ap;
-    va_start(ap, fmt);
-    redisReply *r = redisvCommand(c, fmt, ap);
-    va_end(ap);
-    long long value = r && r->type == REDIS_REPLY_INTEGER ? r->integer : 0;
-    if (r && r->type == REDIS_REPLY_ERROR) fail_msg("%s: %s", fmt, r->str);
-    if (r) freeReplyObject(r);
-    redisFree(c);
-    return value;
-}
-
-static void server_run(struct server *s, const char *const *more)
-{
-    char port[12], dir[96], file[32];
-    snprintf(port, sizeof port, "%d", s->port);
-    snprintf(dir, sizeof dir, "%s", folder);
-    snprintf(file, sizeof file, "nodes-%d.conf", s->port);
-    const char *argv[32] = { "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "",
-                             "--appendonly", "no", "--dir", dir, "--cluster-config-file", file };
-    for (int i = 13; more && *more; i++) argv[i] = *more++;
-    s->pid = fork();
-    if (s->pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        int null = open("/dev/null", O_WRONLY);
-        dup2(null, 1);
-        execvp(argv[0], (char **)argv);
-        _exit(127);
-    }
-    redisFree(admin(s));
-}
-
-static void server_start(struct server *s, const char *const *more)
-{
-    if (system("command -v redis-server > /dev/null") != 0) skip();
-    s->port = free_port();
-    server_run(s, more);
-}
-
-static void server_kill(struct server *s)
-{
-    if (s->pid <= 0) return;
-    kill(s->pid, SIGKILL);
-    waitpid(s->pid, NULL, 0);
-    s->pid = 0;
-}
-
-/* -- views ------------------------------------------------------------------------------------- */
-
-static struct shared_view *view_at(const char *url, const char *password_file, const char *job,
-                                   uint64_t epoch, uint32_t ttl_s)
-{
-    struct shared_view_config c = { .url = url, .password_file = password_file, .job = job,
-                                    .epoch = epoch, .ttl_s = ttl_s };
-    struct shared_view *v;
-    struct why why;
-    if (shared_view_open(&v, &c, &why) != OK) fail_msg("%s", why.text);
-    return v;
-}
-
-static struct shared_view *view(const struct server *s, const char *job, uint64_t epoch)
-{
-    char url[64];
-    snprintf(url, sizeof url, "redis://127.0.0.1:%d/0", s->port);
-    return view_at(url, "", job, epoch, 600);
-}
-
-static struct shared_view_stats stats(struct shared_view *v)
-{
-    struct shared_view_stats s;
-    shared_view_stats(v, &s);
-    return s;
-}
-
-#define WAIT(condition)                                                                          \
-    do {                                                                                         \
-        uint64_t until_ = clock_now_ns() + PATIENCE_S * NS_PER_S;                                \
-        while (!(condition) && clock_now_ns() < until_) usleep(5000);                            \
-        assert_true(condition);                                                                  \
-    } while (0)
-
-static void announce(struct shared_view *v, uint32_t from, uint32_t count)
-{
-    uint64_t before = stats(v).announced;
-    shared_view_announce(v, keys + from, count);
-    WAIT(stats(v).announced >= before + count);
-}
-
-static bool look(struct shared_view *v, uint32_t count, uint32_t blocks[2])
-{
-    return shared_view_look(v, keys, count, jobs, 2, NS_PER_S, blocks);
-}
-
-static uint32_t held(struct shared_view *v, uint32_t count, int job)
-{
-    uint32_t blocks[2];
-    WAIT(look(v, count, blocks));
-    return blocks[job];
-}
+#include "redis_world.h"
 
 /* -- without a server -------------------------------------------------------------------------- */
+
+static enum err read_address(struct view_address *a, const char *url, const char *password_file,
+                             struct why *why)
+{
+    struct shared_view_config c = { .url = url, .password_file = password_file, .tls = NO_TLS };
+    return view_address_read(a, &c, why);
+}
 
 static void an_address_is_read_or_refused_with_a_line(void **state)
 {
     (void)state;
     struct view_address a;
     struct why why;
-    assert_int_equal(view_address_read(&a, "redis-cluster", "", &why), OK);
+    assert_int_equal(read_address(&a, "redis-cluster", "", &why), OK);
     assert_string_equal(a.seeds[0].host, "redis-cluster");
     assert_int_equal(a.seeds[0].port, 6379);
-    assert_int_equal(view_address_read(&a, "redis://h:1,[::1]:2,[fe80::1]/3", "", &why), OK);
+    assert_int_equal(read_address(&a, "redis://h:1,[::1]:2,[fe80::1]/3", "", &why), OK);
     assert_int_equal(a.seed_count, 3);
     assert_string_equal(a.seeds[1].host, "::1");
     assert_int_equal(a.seeds[1].port, 2);
     assert_string_equal(a.seeds[2].host, "fe80::1");
     assert_int_equal(a.db, 3);
-    assert_int_equal(view_address_read(&a, "unix:/run/r.sock", "", &why), OK);
+    assert_false(a.secure);
+    assert_int_equal(read_address(&a, "rediss://h:1", "", &why), OK);
+    assert_true(a.secure);
+    assert_int_equal(read_address(&a, "unix:/run/r.sock", "", &why), OK);
     assert_string_equal(a.path, "/run/r.sock");
     static const char *const bad[][2] = {
-        { "rediss://h", "TLS" }, { "http://h", "only redis://" }, { "redis://h:x", "HOST:PORT" },
+        { "tls://h", "rediss://" }, { "http://h", "only redis://" }, { "redis://h:x", "HOST:PORT" },
         { "redis://", "HOST" }, { "h:0", "HOST" }, { "h:70000", "HOST" }, { "h,", "HOST" },
         { "redis://u:secret@h", "--redis-password-file" }, { "u@h", "needs --redis-password" },
         { "h/x", "database" }, { "unix:", "path" }, { "[::1", "HOST" },
         { "a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a,a", "more than" },
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_int_not_equal(view_address_read(&a, bad[i][0], "", &why), OK);
+        assert_int_not_equal(read_address(&a, bad[i][0], "", &why), OK);
         if (!strstr(why.text, bad[i][1])) fail_msg("%s: %s", bad[i][0], why.text);
         assert_null(strstr(why.text, "secret"));
     }
@@ -304,7 +154,7 @@ static void a_password_is_needed_where_one_is_set(void **state)
     fputs("other", f);
     fclose(f);
     chmod(right, 0644);
-    assert_int_equal(view_address_read(&a, url, right, &why), ERR_DENIED);
+    assert_int_equal(read_address(&a, url, right, &why), ERR_DENIED);
     chmod(right, 0600);
     chmod(wrong, 0600);
     struct shared_view *none = view(s, NULL, 0), *bad = view_at(url, wrong, NULL, 0, 600);
@@ -350,7 +200,7 @@ static void a_server_that_hangs_dies_and_comes_back_heals(void **state)
     server_kill(s);
     WAIT(!look(g, 20, blocks));
     shared_view_announce(one, keys, 20);
-    server_run(s, NULL);
+    server_run(s);
     assert_int_equal(held(g, 30, 0), 0); /* it forgot all */
     WAIT(stats(one).connected);
     announce(one, 0, 20);
@@ -379,51 +229,8 @@ static void a_full_server_is_counted_and_still_asked(void **state)
 
 /* -- with a cluster ---------------------------------------------------------------------------- */
 
-static bool says(const struct server *s, const char *command, const char *text)
-{
-    redisContext *c = admin(s);
-    redisReply *r = redisCommand(c, command);
-    bool found = r && r->str && strstr(r->str, text);
-    if (r) freeReplyObject(r);
-    redisFree(c);
-    return found;
-}
-
-static void node_name(const struct server *s, char out[48])
-{
-    redisContext *c = admin(s);
-    redisReply *r = redisCommand(c, "CLUSTER MYID");
-    snprintf(out, 48, "%s", r->str);
-    freeReplyObject(r);
-    redisFree(c);
-}
-
 static const char *const member[] = { "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
                                       "--cluster-require-full-coverage", "no", NULL };
-
-/* Three masters with a third of the slots each. */
-static void cluster_start(struct server s[NODES])
-{
-    for (int i = 0; i < NODES; i++) server_start(&s[i], member);
-    for (int i = 0; i < NODES; i++) {
-        tell(&s[i], "CLUSTER SET-CONFIG-EPOCH %d", i + 1);
-        tell(&s[i], "CLUSTER ADDSLOTSRANGE %d %d", i * VIEW_SLOTS / NODES,
-             (i + 1) * VIEW_SLOTS / NODES - 1);
-        if (i) tell(&s[0], "CLUSTER MEET 127.0.0.1 %d", s[i].port);
-    }
-    for (int i = 0; i < NODES; i++) {
-        WAIT(says(&s[i], "CLUSTER INFO", "cluster_slots_ok:16384") &&
-             says(&s[i], "CLUSTER INFO", "cluster_state:ok"));
-    }
-}
-
-static int owner(const struct hash128 key)
-{
-    char name[64];
-    int bytes = snprintf(name, sizeof name, "{%016llx%016llx}", (unsigned long long)key.lo,
-                         (unsigned long long)key.hi);
-    return view_slot(name, (size_t)bytes) * NODES / VIEW_SLOTS;
-}
 
 static struct shared_view *cluster_view(const struct server *s, const char *job)
 {
@@ -433,22 +240,10 @@ static struct shared_view *cluster_view(const struct server *s, const char *job)
     return view_at(url, "", job, 1, 600);
 }
 
-static void move_slot(const struct server *s, int slot, int from, int to, bool finish)
-{
-    char a[48], b[48];
-    node_name(&s[from], a);
-    node_name(&s[to], b);
-    tell(&s[to], "CLUSTER SETSLOT %d IMPORTING %s", slot, a);
-    tell(&s[from], "CLUSTER SETSLOT %d MIGRATING %s", slot, b);
-    if (!finish) return;
-    tell(&s[to], "CLUSTER SETSLOT %d NODE %s", slot, b);
-    tell(&s[from], "CLUSTER SETSLOT %d NODE %s", slot, b);
-}
-
 static void a_cluster_is_spread_over_its_nodes_and_moves_are_followed(void **state)
 {
     struct server *s = *state;
-    cluster_start(s);
+    cluster_start(s, member);
     struct shared_view *one = cluster_view(s, "one"), *g = cluster_view(s, NULL);
     announce(one, 0, 300);
     assert_int_equal(held(g, 300, 0), 300);
@@ -476,7 +271,7 @@ static void a_cluster_without_a_node_is_used_for_the_rest(void **state)
 {
     struct server *s = *state;
     uint32_t blocks[2], there = 0, last = 0;
-    cluster_start(s);
+    cluster_start(s, member);
     struct shared_view *one = cluster_view(s, "one"), *g = cluster_view(s, NULL);
     announce(one, 0, 16);
     assert_int_equal(held(g, 16, 0), 16);
@@ -493,7 +288,7 @@ static void a_cluster_without_a_node_is_used_for_the_rest(void **state)
     WAIT(stats(one).announced >= before + there);
     WAIT(look(g, 16, blocks) && blocks[0] == last);
     assert_true(stats(g).connected);
-    server_run(&s[0], member);
+    server_run(&s[0]);
     WAIT((shared_view_announce(one, keys, 16), look(g, 16, blocks)) && blocks[0] == 16 &&
          tell(&s[0], "DBSIZE") == 16 - there);
     shared_view_close(one);
@@ -501,20 +296,6 @@ static void a_cluster_without_a_node_is_used_for_the_rest(void **state)
 }
 
 /* -- all --------------------------------------------------------------------------------------- */
-
-static int setup(void **state)
-{
-    *state = calloc(NODES, sizeof(struct server));
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct server *s = *state;
-    for (int i = 0; i < NODES; i++) server_kill(&s[i]);
-    free(s);
-    return 0;
-}
 
 int main(void)
 {
@@ -532,11 +313,6 @@ int main(void)
         WITH_SERVER(a_cluster_without_a_node_is_used_for_the_rest),
         WITH_SERVER(a_full_server_is_counted_and_still_asked),
     };
-    snprintf(folder, sizeof folder, "/tmp/rankserve-view-XXXXXX");
-    if (!mkdtemp(folder)) return 1;
-    for (uint32_t i = 0; i < KEYS; i++) keys[i] = (struct hash128){ i * 7919 + 1, i };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    char command[96];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command) == 0 ? failed : 1;
+    world_open();
+    return world_close(cmocka_run_group_tests(tests, NULL, NULL));
 }
