@@ -234,9 +234,9 @@ def llama_round(a, meter, results, seed, number):
                          130))
 
 
-def vllm_round(meter, vllm, out, seed, number):
-    out = out["vllm"] = {"start_s": vllm.start_s}
+def vllm_round(meter, vllm, results, seed, number):
     with vllm.awake() as url:
+        out = results["vllm"] = {"start_s": vllm.start_s}
         out.update(meter("vLLM, prompts alone", 20, service.prompts, url, seed + 600))
         for count, requests in ((1, 4), (8, 24), (32, 64)):
             out.update(meter(f"vLLM, {count} clients", 30, service.clients, url, seed + count, count,

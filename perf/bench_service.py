@@ -81,29 +81,46 @@ def wait_healthy(process, url, seconds, name):
 
 class Vllm:
     """vLLM's CPU backend.  It takes minutes to start, so it is started once, and stopped (SIGSTOP)
-    whenever it is not asked."""
+    whenever it is not asked.  It does not always outlive that: then it is started again."""
 
     def __init__(self, a):
+        self.threads = a.threads
+        self.start()
+        self.signal(signal.SIGSTOP)
+
+    def start(self):
         port, began = free_port(), time.monotonic()
         self.url = f"http://127.0.0.1:{port}"
         command = [os.path.join(VLLM, "vllm"), "serve", os.environ["VLLM_MODEL"], "--dtype",
                    "bfloat16", "--max-model-len", 8192, "--max-num-batched-tokens", 512, "--host",
                    "127.0.0.1", "--port", port]
-        env = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{a.threads - 1}", "VLLM_CPU_KVCACHE_SPACE": "3",
+        env = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{self.threads - 1}", "VLLM_CPU_KVCACHE_SPACE": "3",
                **os.environ}
         self.process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL, env=env, process_group=0)
         wait_healthy(self.process, self.url, 600, "vllm")
         self.start_s = time.monotonic() - began
-        self.signal(signal.SIGSTOP)
 
     def signal(self, number):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
+    def answers(self):
+        body = json.dumps({"model": os.environ["VLLM_MODEL"], "prompt": "one", "max_tokens": 1})
+        request = urllib.request.Request(self.url + "/v1/completions", body.encode(),
+                                         {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=20) as r:
+                return r.status == 200
+        except OSError:
+            return False
+
     @contextlib.contextmanager
     def awake(self):
         self.signal(signal.SIGCONT)
+        if not self.answers():
+            self.close()
+            self.start()
         try:
             yield self.url
         finally:
