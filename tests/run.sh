@@ -126,7 +126,7 @@ if [ -n "$long" ]; then
     make -s SAN=address,undefined all unit || failed=$((failed + 1))
     for source in tests/unit/*_test.c; do
         name=$(basename "$source" .c)
-        unit "$san/unit/$name" "$name (sanitizers)"
+        unit_seconds=2400 unit "$san/unit/$name" "$name (sanitizers)"
     done
     for name in engine_threads_test engine_bits_test; do
         make -s SAN=thread "build/san-thread/unit/$name" || failed=$((failed + 1))
