@@ -22,6 +22,7 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/mem.h"
+#include "common/splitmix.h"
 #include "figures.h"
 
 enum { CONNECTIONS = 64, IDS = 200, REPLY_BYTES_MAX = 1 << 16 };
@@ -43,15 +44,6 @@ struct load {
     struct pollfd polls[CONNECTIONS];
 };
 
-static uint64_t roll(struct load *l)
-{
-    l->state += UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t x = l->state;
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
-}
-
 static void make_request(struct load *l, struct buf *out)
 {
     buf_clear(out);
@@ -62,7 +54,10 @@ static void make_request(struct load *l, struct buf *out)
     struct buf body = { 0 };
     buf_print(&body, "{\"max_tokens\":1,\"temperature\":0,\"stream\":true,\"ignore_eos\":true,"
               "\"prompt\":[");
-    for (int i = 0; i < IDS; i++) buf_print(&body, i ? ",%d" : "%d", (int)(1000 + roll(l) % 29000));
+    for (int i = 0; i < IDS; i++) {
+        int id = (int)(1000 + splitmix_next(&l->state) % 29000);
+        buf_print(&body, i ? ",%d" : "%d", id);
+    }
     buf_text(&body, "]}");
     buf_print(out, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
               "application/json\r\nContent-Length: %zu\r\n\r\n", body.size);
@@ -133,7 +128,7 @@ static void run(struct load *l, double rate, double seconds)
         if (l->sent == l->count || clock_now_ns() < due) continue;
         send_one(l, &request);
         make_request(l, &request);
-        double u = ((double)(roll(l) >> 11) + 0.5) * 0x1p-53;
+        double u = splitmix_unit(&l->state) + 0x1p-54;
         due += (uint64_t)(-log(u) / rate * 1e9);
     }
     buf_release(&request);

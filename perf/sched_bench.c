@@ -13,6 +13,7 @@
 
 #include "common/clock.h"
 #include "common/mem.h"
+#include "common/splitmix.h"
 #include "figures.h"
 #include "kv/index.h"
 #include "sched/sched.h"
@@ -26,11 +27,7 @@ static uint64_t state = 1;
 
 static uint64_t roll(void)
 {
-    state += UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t x = state;
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
+    return splitmix_next(&state);
 }
 
 struct bench {

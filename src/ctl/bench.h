@@ -76,14 +76,10 @@ bool slo_parse(struct bench_slo *slo, const char *text);
 
 /* bench_work.c -------------------------------------------------------------------------------- */
 
-struct draw {                         /* splitmix64 */
-    uint64_t state;
-};
-uint64_t draw_u64(struct draw *d);
-double draw_unit(struct draw *d);     /* (0, 1) */
-double draw_gamma(struct draw *d, double shape);
+/* `random` is the state of common/splitmix.h. */
+double draw_gamma(uint64_t *random, double shape);
 /* Seconds to the next arrival; mean 1/request_rate. */
-double draw_interval(struct draw *d, double request_rate, double burstiness);
+double draw_interval(uint64_t *random, double request_rate, double burstiness);
 
 enum { WORK_WARMUP = 1 << 30, WORK_LONG = 1 << 29 };   /* prompts of these kinds start here */
 

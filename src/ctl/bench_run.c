@@ -39,7 +39,7 @@ struct run {
     uint32_t client_count, running;
     uint32_t long_running;            /* of those running */
     uint32_t first_index, started, total;
-    struct draw arrivals;
+    uint64_t arrivals;                /* of common/splitmix.h */
     uint64_t begin_ns, last_end_ns;
     double due_s;                     /* of the next request, after begin */
     enum phase phase;
@@ -308,7 +308,7 @@ void bench_run(const struct endpoint *at, const struct work *work, struct bench_
     const struct bench_options *o = work->o;
     struct run u = { .o = o, .work = work, .result = result,
                      .client_count = o->max_concurrency + o->long_prompts,
-                     .arrivals = { o->seed ^ UINT64_C(0xa11e5) } };
+                     .arrivals = o->seed ^ UINT64_C(0xa11e5) };
     struct http_load_config c = { .base = at->url, .uds = at->uds, .api_key = at->api_key,
                                   .posts_max = u.client_count, .data = on_data, .done = on_done };
     signal(SIGINT, on_interrupt);

@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "common/check.h"
+#include "common/splitmix.h"
 #include "ctl/bench.h"
 
 /* Short common words: nearly always one token each with the blank before them. */
@@ -24,65 +25,58 @@ static const char *const words[] = {
 };
 enum { WORD_COUNT = sizeof words / sizeof *words };
 
-uint64_t draw_u64(struct draw *d)
+/* In (0, 1). */
+static double draw_unit(uint64_t *random)
 {
-    uint64_t z = d->state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+    return splitmix_unit(random) + 0x1p-54;
 }
 
-double draw_unit(struct draw *d)
+static double draw_normal(uint64_t *random)
 {
-    return ((double)(draw_u64(d) >> 11) + 0.5) * 0x1p-53;
-}
-
-static double draw_normal(struct draw *d)
-{
-    double radius = sqrt(-2 * log(draw_unit(d)));
-    return radius * cos(6.283185307179586 * draw_unit(d));
+    double radius = sqrt(-2 * log(draw_unit(random)));
+    return radius * cos(6.283185307179586 * draw_unit(random));
 }
 
 /* Marsaglia and Tsang 2000; below shape 1 by the usual power of a uniform. */
-double draw_gamma(struct draw *d, double shape)
+double draw_gamma(uint64_t *random, double shape)
 {
-    if (shape < 1) return draw_gamma(d, shape + 1) * pow(draw_unit(d), 1 / shape);
+    if (shape < 1) return draw_gamma(random, shape + 1) * pow(draw_unit(random), 1 / shape);
     double a = shape - 1.0 / 3, c = 1 / sqrt(9 * a);
     for (;;) {
-        double x = draw_normal(d), v = 1 + c * x;
+        double x = draw_normal(random), v = 1 + c * x;
         if (v <= 0) continue;
         v = v * v * v;
-        if (log(draw_unit(d)) < x * x / 2 + a - a * v + a * log(v)) return a * v;
+        if (log(draw_unit(random)) < x * x / 2 + a - a * v + a * log(v)) return a * v;
     }
 }
 
-double draw_interval(struct draw *d, double request_rate, double burstiness)
+double draw_interval(uint64_t *random, double request_rate, double burstiness)
 {
-    return draw_gamma(d, burstiness) / (request_rate * burstiness);
+    return draw_gamma(random, burstiness) / (request_rate * burstiness);
 }
 
-static struct draw draw_for(uint64_t seed, uint32_t index)
+static uint64_t state_for(uint64_t seed, uint32_t index)
 {
-    struct draw d = { seed ^ (uint64_t)index * 0xd1342543de82ef95u };
-    draw_u64(&d);
-    return d;
+    uint64_t random = seed ^ (uint64_t)index * 0xd1342543de82ef95u;
+    splitmix_next(&random);
+    return random;
 }
 
 void work_text(uint64_t seed, uint32_t index, uint32_t count, struct buf *out)
 {
-    struct draw d = draw_for(seed, index);
+    uint64_t random = state_for(seed, index);
     for (uint32_t i = 0; i < count; i++) {
         buf_char(out, ' ');
-        buf_text(out, words[draw_u64(&d) % WORD_COUNT]);
+        buf_text(out, words[splitmix_next(&random) % WORD_COUNT]);
     }
 }
 
 static void add_ids(const struct bench_options *o, uint32_t index, uint32_t count, json_t *out)
 {
-    struct draw d = draw_for(o->seed, index);
+    uint64_t random = state_for(o->seed, index);
     uint32_t range = o->token_last - o->token_first + 1;
     for (uint32_t i = 0; i < count; i++) {
-        json_array_append_new(out, json_integer(o->token_first + draw_u64(&d) % range));
+        json_array_append_new(out, json_integer(o->token_first + splitmix_next(&random) % range));
     }
 }
 

@@ -10,6 +10,7 @@
 
 #include "common/limits.h"
 #include "common/mem.h"
+#include "common/splitmix.h"
 #include "ctl/ctl.h"
 #include "ctl/sim.h"
 #include "kv/key.h"
@@ -183,27 +184,15 @@ enum err sim_load_trace(const char *path, struct sim_load *out, struct why *why)
 
 /* -- mixes ------------------------------------------------------------------------------------ */
 
-struct dice {
-    uint64_t state;
-};
-
-static uint64_t roll(struct dice *d)
+/* In (0, 1). */
+static double unit(uint64_t *random)
 {
-    d->state += UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t x = d->state;
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
+    return splitmix_unit(random) + 1e-17;
 }
 
-static double unit(struct dice *d)
+static uint32_t about(uint64_t *random, double mean)
 {
-    return (double)(roll(d) >> 11) / 9007199254740992.0 + 1e-17;
-}
-
-static uint32_t about(struct dice *d, double mean)
-{
-    return (uint32_t)(1 - mean * log(unit(d)));
+    return (uint32_t)(1 - mean * log(unit(random)));
 }
 
 /* A second's requests, prompt and output tokens of one kind of work. */
@@ -211,16 +200,16 @@ struct kind {
     double per_s, prompt, output;
 };
 
-static struct sim_job *add_new(struct builder *b, struct dice *d, const struct kind *k,
+static struct sim_job *add_new(struct builder *b, uint64_t *random, const struct kind *k,
                                uint32_t number)
 {
     struct sim_load *l = b->load;
-    uint32_t tokens = about(d, k->prompt), blocks = tokens / l->block_tokens;
+    uint32_t tokens = about(random, k->prompt), blocks = tokens / l->block_tokens;
     if (blocks > 999) blocks = 999;
     size_t first = b->id_count;
     struct sim_job *job = add_job(b, blocks);
     job->prompt_tokens = tokens;
-    job->output_tokens = about(d, k->output);
+    job->output_tokens = about(random, k->output);
     for (uint32_t j = 0; j < blocks; j++) l->ids[first + j] = (int32_t)(number * 1000 + j);
     return job;
 }
@@ -229,7 +218,6 @@ void sim_load_shift(uint64_t seed, uint32_t requests, uint32_t turns, uint32_t b
                     struct sim_load *out)
 {
     static const struct kind kinds[] = { { 22, 3600, 60 }, { 34, 160, 800 } };
-    struct dice d = { .state = seed };
     struct builder b = { .load = out };
     double t = 0, share = 0, both = kinds[0].per_s + kinds[1].per_s;
     *out = (struct sim_load){ .block_tokens = block_tokens };
@@ -238,8 +226,8 @@ void sim_load_shift(uint64_t seed, uint32_t requests, uint32_t turns, uint32_t b
     for (uint32_t i = 0; i < requests; i++) {
         share = t / 1e9 / turn_s;
         const struct kind *k = &kinds[(uint32_t)share % 2];
-        t += -log(unit(&d)) / k->per_s * 1e9;
-        add_new(&b, &d, k, i)->arrives_ns = (uint64_t)t;
+        t += -log(unit(&seed)) / k->per_s * 1e9;
+        add_new(&b, &seed, k, i)->arrives_ns = (uint64_t)t;
     }
     finish(&b);
 }
@@ -254,28 +242,28 @@ struct talk {
 void sim_load_mix(uint64_t seed, uint32_t requests, double per_s, uint32_t block_tokens,
                   struct sim_load *out)
 {
-    struct dice d = { .state = seed };
     struct talk talks[TALKS] = { 0 };
     struct builder b = { .load = out };
     *out = (struct sim_load){ .block_tokens = block_tokens };
     uint32_t next = SYSTEMS;
     double t = 0;
     uint32_t system_blocks[SYSTEMS];
-    for (int i = 0; i < SYSTEMS; i++) system_blocks[i] = (uint32_t)(roll(&d) % 40);
+    for (int i = 0; i < SYSTEMS; i++) system_blocks[i] = (uint32_t)(splitmix_next(&seed) % 40);
     for (uint32_t i = 0; i < requests; i++) {
-        struct talk *k = &talks[roll(&d) % TALKS];
-        t += -log(unit(&d)) / per_s * 1e9;
-        if (k->tokens == 0 || k->tokens > 400 * block_tokens || roll(&d) % 6 == 0) {
-            *k = (struct talk){ .system = (uint32_t)(roll(&d) % SYSTEMS), .number = next++ };
+        struct talk *k = &talks[splitmix_next(&seed) % TALKS];
+        t += -log(unit(&seed)) / per_s * 1e9;
+        if (k->tokens == 0 || k->tokens > 400 * block_tokens || splitmix_next(&seed) % 6 == 0) {
+            uint32_t system = (uint32_t)(splitmix_next(&seed) % SYSTEMS);
+            *k = (struct talk){ .system = system, .number = next++ };
             k->tokens = system_blocks[k->system] * block_tokens;
         }
-        k->tokens += about(&d, 12.0 * block_tokens);
+        k->tokens += about(&seed, 12.0 * block_tokens);
         uint32_t blocks = k->tokens / block_tokens;
         size_t first = b.id_count;
         struct sim_job *job = add_job(&b, blocks);
         job->arrives_ns = (uint64_t)t;
         job->prompt_tokens = k->tokens;
-        job->output_tokens = about(&d, 60);
+        job->output_tokens = about(&seed, 60);
         for (uint32_t j = 0; j < blocks; j++) {
             uint32_t who = j < system_blocks[k->system] ? k->system : k->number;
             out->ids[first + j] = (int32_t)(who * 1000 + j);

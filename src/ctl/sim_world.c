@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "common/mem.h"
 #include "common/sampling.h"
+#include "common/splitmix.h"
 #include "ctl/sim.h"
 
 enum node_kind {
@@ -116,16 +117,12 @@ static _Noreturn void broken(int code)
 
 static uint64_t roll(struct sim_world *m)
 {
-    m->random += UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t x = m->random;
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
+    return splitmix_next(&m->random);
 }
 
 static double chance(struct sim_world *m)
 {
-    return (double)(roll(m) >> 11) / 9007199254740992.0;
+    return splitmix_unit(&m->random);
 }
 
 static bool earlier(const struct node *a, const struct node *b)

@@ -6,6 +6,7 @@
 
 #include "common/check.h"
 #include "common/mem.h"
+#include "common/splitmix.h"
 
 enum { NONE = UINT32_MAX };
 
@@ -38,10 +39,8 @@ uint64_t sets_bytes(const struct sets *s)
 
 static uint64_t rank_hash(uint32_t rank)
 {
-    uint64_t x = (rank + 1) * UINT64_C(0x9e3779b97f4a7c15);
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
+    uint64_t state = rank * UINT64_C(0x9e3779b97f4a7c15); /* behind `rank` draws from 0 */
+    return splitmix_next(&state);
 }
 
 static bool is_map(uint64_t word)

@@ -15,6 +15,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/splitmix.h"
 #include "sched/books.h"
 #include "sched/policy_score.h"
 
@@ -96,15 +97,6 @@ bool policy_can_take(const struct sched *s, const struct worker *w, const struct
         && (w->refused_blocks == 0 || r->blocks_soon < w->refused_blocks);
 }
 
-static uint64_t random_next(struct sched *s)
-{
-    s->random_state += UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t x = s->random_state;
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
-}
-
 static uint32_t blocks_free(const struct worker *w)
 {
     return w->blocks_charged < w->blocks ? w->blocks - w->blocks_charged : 0;
@@ -117,7 +109,7 @@ static int32_t best_of(struct sched *s, struct choice *c, double *score_out)
     const struct policy_row *p = row(s, c->part);
     policy_score *score = c->part == PART_DECODE ? p->decode : p->prefill;
     if (c->count == 0) return NO_WORKER;
-    c->lot = random_next(s);
+    c->lot = splitmix_next(&s->random_state);
     if (score == score_turn) c->turn = s->turn++;
     if (p->compares) score_prepare(s, c);
     c->weights = cost_weights(s);

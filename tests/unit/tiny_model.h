@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/splitmix.h"
 #include "gguf_writer.h"
 #include "model/hparams.h"
 #include "model/quant.h"
@@ -29,13 +30,9 @@ struct tiny {
     struct model *m;
 };
 
-/* splitmix64 (Steele, Lea, Flood). */
 static inline uint64_t tiny_random(uint64_t *seed)
 {
-    uint64_t z = *seed += UINT64_C(0x9e3779b97f4a7c15);
-    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-    return z ^ z >> 31;
+    return splitmix_next(seed);
 }
 
 /* In [-1, 1). */
