@@ -133,7 +133,8 @@ struct sched {
     uint16_t kept_slot;               /* planned somewhere */
     uint64_t steal_ns;                /* no earlier than this is it worth to look for a move */
     uint64_t seen_ns;                 /* when the seen_* of workers were taken */
-    double ttft_debt_s;               /* virtual queue: grows with each first token that is late */
+    double ttft_debt_s;               /* virtual queue: grows with first tokens later than the
+                                         service's target, whatever their clients want */
     uint32_t cores_next[WORKER_COUNT_MAX + 1];    /* the next rank on the same cores, in a ring */
     struct roles roles;
     uint32_t held[WORKER_COUNT_MAX + 1];  /* by rank: leading blocks of the request in hand */
@@ -210,6 +211,11 @@ int32_t policy_partner(struct sched *s, const struct request *r, int32_t prefill
 uint32_t policy_emptiest(const struct sched *s, const struct request *r);
 
 #define TTFT_TARGET_NS UINT64_C(2000000000)   /* unless the configuration says */
+/* The service's own, of requests that name none. */
+static inline uint64_t ttft_target_ns(const struct sched *s)
+{
+    return s->config.ttft_target_ns ? s->config.ttft_target_ns : TTFT_TARGET_NS;
+}
 /* sched/cost.c: the cost model, in ns.  Needs s->held. */
 extern const struct sched_rates cost_rates_guess;
 #define COST_OTHERS 2.0               /* what a recompute takes from others, times itself */

@@ -201,10 +201,12 @@ double cost_of_decode(const struct sched *s, const struct request *r, uint32_t p
     return (transfer > 0 ? transfer : 0) + harm + late * HARM_TOKENS;
 }
 
-/* First tokens that come late lengthen the virtual queue, those in time shorten it. */
+/* First tokens that come late lengthen the virtual queue, those in time shorten it.  It weighs on
+ * everybody's placement, so late is what the service's target calls so: a client's own target is a
+ * wish for its own request, and neither 1 ms nor an hour shall move others. */
 void cost_learn(struct sched *s, const struct request *r, uint64_t now_ns)
 {
-    double late_s = ((double)now_ns - (double)r->due_ns) / 1e9;
+    double late_s = ((double)now_ns - (double)(r->arrived_ns + ttft_target_ns(s))) / 1e9;
     s->ttft_debt_s += 0.1 * late_s;
     if (s->ttft_debt_s < 0) s->ttft_debt_s = 0;
     if (s->ttft_debt_s > 10) s->ttft_debt_s = 10;

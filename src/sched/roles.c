@@ -166,8 +166,7 @@ static struct team team_of(const struct sched *s)
 
 static double load_prefill(const struct sched *s, const struct mix *m, uint32_t prefill)
 {
-    uint64_t target = s->config.ttft_target_ns ? s->config.ttft_target_ns : TTFT_TARGET_NS;
-    return (m->prompts + m->backlog_ns / (double)target) / prefill;
+    return (m->prompts + m->backlog_ns / (double)ttft_target_ns(s)) / prefill;
 }
 
 /* How many times as many sequences a worker has when `more` times as many tokens as now shall come

@@ -134,8 +134,7 @@ static void on_request(struct sched *s, const struct sched_event *e)
         .ttft_ns = e->ttft_ns, .tpot_ns = e->tpot_ns,
     };
     CHECK(r->prompt_tokens > 0);
-    uint64_t target = r->ttft_ns ? r->ttft_ns : s->config.ttft_target_ns;
-    r->due_ns = s->now_ns + (target ? target : TTFT_TARGET_NS);
+    r->due_ns = s->now_ns + (r->ttft_ns ? r->ttft_ns : ttft_target_ns(s));
     request_measure(s, r);
     fair_join(s, r, e->user);
     if (timed(r)) s->timed_count++;

@@ -222,6 +222,40 @@ static void a_slow_decode_worker_keeps_a_part_of_prefills_blocks_at_most(void **
 }
 
 /* Nobody waits, nothing is cached: every worker would serve them alike. */
+/* `count` requests of one client, whose first tokens take so long; then what waiting weighs. */
+static double weight_after(uint64_t wanted_ns, uint64_t taken_ns, int count)
+{
+    struct world *w = world_make(true);
+    up(w, 1, ROLE_BOTH, 1000, 8);
+    for (int i = 0; i < count; i++) {
+        struct sched_event e = request((uint16_t)i, 0);
+        e.ttft_ns = wanted_ns;
+        tell(w, e);
+        assert_non_null(done(w, ACT_RUN));
+        w->now_ns += taken_ns;
+        about(w, EV_FIRST, (uint16_t)i, 1);
+        about(w, EV_FINISHED, (uint16_t)i, 1);
+        about(w, EV_GONE, (uint16_t)i, 1);
+        wait_ns(w, UINT64_C(10000000000));
+    }
+    double weight = cost_weights(w->s).wait;
+    world_free(w);
+    return weight;
+}
+
+static void what_one_client_wants_does_not_change_how_others_are_placed(void **state)
+{
+    (void)state;
+    static const uint64_t in_time = UINT64_C(1500000000), late = UINT64_C(6000000000);
+    static const uint64_t wishes[] = { 0, 1000000, UINT64_C(3600000000000) };
+    double weight = weight_after(0, late, 4);
+    assert_true(weight_after(0, in_time, 40) == 1 && weight > 1.5);
+    for (int i = 0; i < 3; i++) {     /* none, 1 ms, an hour: neither makes a debt nor pays one */
+        assert_true(weight_after(wishes[i], in_time, 40) == 1);
+        assert_true(weight_after(wishes[i], late, 4) == weight);
+    }
+}
+
 static void idle_workers_fill_their_caches_alike(void **state)
 {
     (void)state;
@@ -488,6 +522,7 @@ int main(void)
         cmocka_unit_test(output_is_charged_as_it_grows),
         cmocka_unit_test(who_had_no_room_is_asked_again_when_something_has_gone),
         cmocka_unit_test(a_slow_decode_worker_keeps_a_part_of_prefills_blocks_at_most),
+        cmocka_unit_test(what_one_client_wants_does_not_change_how_others_are_placed),
         cmocka_unit_test(idle_workers_fill_their_caches_alike),
         cmocka_unit_test(a_cancel_ends_it_in_every_state),
         cmocka_unit_test(a_lost_decode_worker_means_another_attempt_behind_what_was_emitted),
