@@ -126,6 +126,9 @@ static void mounts(struct render *r, bool launcher)
              "              readOnly: true\n"
              "            - name: api-keys\n              mountPath: /run/rankserve/api-keys\n"
              "              readOnly: true\n");
+    if (!*r->spec.config.redis) return;
+    buf_text(&r->out, "            - name: redis\n              mountPath: /run/rankserve/redis\n"
+             "              readOnly: true\n");
 }
 
 static void volumes(struct render *r, bool launcher)
@@ -147,6 +150,11 @@ static void volumes(struct render *r, bool launcher)
               "          - name: api-keys\n            secret:\n"
               "              secretName: %s-api-keys\n              optional: true\n",
               r->spec.name, r->spec.name);
+    if (!*r->spec.config.redis) return;
+    render_origin(r, "redis", origin, sizeof origin);
+    buf_print(&r->out, "          # What Redis asks for.  %s\n          - name: redis\n"
+              "            secret:\n              secretName: %s-redis\n"
+              "              optional: true\n", origin, r->spec.name);
 }
 
 static void probes(struct render *r)
@@ -295,6 +303,12 @@ enum err render_k8s(struct render *r, struct why *why)
               "# Keys that clients must send, one a line:\n"
               "#   kubectl create secret generic %s-api-keys --from-file=keys=FILE\n",
               r->spec.name, r->spec.base, r->spec.name);
+    if (*r->spec.config.redis) {
+        buf_print(&r->out, "# What Redis asks for, as far as it does, in files of these names: "
+                  "password, ca.crt, tls.crt,\n# tls.key; and kv.key, the secret that those who "
+                  "share have in common:\n"
+                  "#   kubectl create secret generic %s-redis --from-file=FOLDER\n", r->spec.name);
+    }
     config_map(r);
     service(r);
     disruption_budget(r);

@@ -302,6 +302,7 @@ const char *spec_origin(const struct spec *s, const struct option *o, char *out,
         { "enable-prefix-caching", "spec.caching.prefixCaching.enabled" },
         { "enable-prefix-caching", "spec.caching.enabled" },
         { "max-prefix-length", "spec.caching.prefixCaching.maxPrefixLength" },
+        { "redis", "spec.caching.redis.cluster" },
         { "labels", "metadata.labels" },
     };
     static const char *const policy_fields[][2] = {

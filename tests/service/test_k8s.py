@@ -331,3 +331,38 @@ def test_dockerfiles_keep_the_rules(name):
         for path in re.findall(r"^COPY (?!--from)(.+) \S+$", line):
             for source in path.split():
                 assert os.path.exists(os.path.join(ROOT, source)), source
+
+
+SECRETS = {"api-keys/keys": "--api-key-file", "redis/password": "--redis-password-file",
+           "redis/ca.crt": "--redis-cacert", "redis/tls.crt": "--redis-cert",
+           "redis/tls.key": "--redis-key", "redis/kv.key": "--kv-secret-file"}
+
+
+@pytest.mark.skipif(not shutil.which("mpirun"), reason="not installed: mpirun")
+@pytest.mark.parametrize("there", [SECRETS, ["redis/ca.crt"], []], ids=["all", "one", "none"])
+def test_the_launcher_takes_what_secrets_there_are_as_private_files(tmp_path, there):
+    """A pod's Secrets are readable by its group; the programs want keys that nobody else can read."""
+    for name in there:
+        path = tmp_path / "secrets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        path.chmod(0o640)
+    ctl = tmp_path / "bin" / "rankservectl"
+    ctl.parent.mkdir()
+    ctl.write_text('#!/bin/bash\ncase "$*" in\n*--print-config) echo "both = 1" ;;\n*)\n'
+                   '    for o; do\n        f=${o#*=}\n        [ ! -f "$f" ] || '
+                   'echo "${o%%=*} $(stat -c %a "$f") $(cat "$f")"\n    done ;;\nesac\n')
+    ctl.chmod(0o755)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=1\n")
+    with socket.socket() as sshd:
+        sshd.bind(("127.0.0.1", 0))
+        sshd.listen()
+        r = subprocess.run(
+            [os.path.join(ROOT, "scripts", "rankserve-launch")], text=True, capture_output=True,
+            timeout=60, env={**os.environ, "RANKSERVE_BIN": str(ctl.parent),
+                             "K_MPI_JOB_ROLE": "launcher", "RANKSERVE_OPERATOR_HOSTS": str(hosts),
+                             "RANKSERVE_SSH_PORT": str(sshd.getsockname()[1]),
+                             "RANKSERVE_SECRETS": str(tmp_path / "secrets")})
+    assert r.returncode == 0, r.stderr
+    assert set(r.stdout.splitlines()) == {f"{SECRETS[n]} 600 {n}" for n in there}
