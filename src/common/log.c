@@ -7,14 +7,18 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
+
 static enum log_level level_max = LOG_INFO;
 static char speaker[32] = "rankserve";
 static const char *const level_names[] = { "error", "warn", "info", "debug" };
 
 enum { GATHERED_BYTES_MAX = 8192 };
+#define GATHERED_NS (20 * NS_PER_MS)
 static _Thread_local bool gathers;    /* of one thread at most: `gathered` is its own */
 static char gathered[GATHERED_BYTES_MAX];
 static size_t gathered_bytes;
+static uint64_t gathered_since_ns;
 
 void log_name(const char *name)
 {
@@ -43,6 +47,11 @@ void log_flush(void)
     gathered_bytes = 0;
 }
 
+uint64_t log_due_ns(void)
+{
+    return gathers && gathered_bytes ? gathered_since_ns + GATHERED_NS : UINT64_MAX;
+}
+
 void log_gather(bool on)
 {
     log_flush();
@@ -57,8 +66,23 @@ static void put(enum log_level level, const char *line, size_t bytes)
         put_now(line, bytes);
         return;
     }
+    if (!gathered_bytes) gathered_since_ns = clock_now_ns();
     memcpy(gathered + gathered_bytes, line, bytes);
     gathered_bytes += bytes;
+}
+
+/* The calendar is asked once a second. */
+static const char *date_of(time_t second)
+{
+    static _Thread_local time_t known = -1;
+    static _Thread_local char text[24];
+    struct tm utc;
+    if (second != known) {
+        gmtime_r(&second, &utc);
+        strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &utc);
+        known = second;
+    }
+    return text;
 }
 
 void log_line(enum log_level level, const char *fmt, ...)
@@ -66,12 +90,9 @@ void log_line(enum log_level level, const char *fmt, ...)
     if (level > level_max) return;
     char line[1024];
     struct timespec now;
-    struct tm utc;
     clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &utc);
-    size_t at = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &utc);
-    at += (size_t)snprintf(line + at, sizeof line - at, ".%03ldZ %s %s ", now.tv_nsec / 1000000,
-                           level_names[level], speaker);
+    size_t at = (size_t)snprintf(line, sizeof line, "%s.%03ldZ %s %s ", date_of(now.tv_sec),
+                                 now.tv_nsec / 1000000, level_names[level], speaker);
     va_list ap;
     va_start(ap, fmt);
     int wrote = vsnprintf(line + at, sizeof line - at - 1, fmt, ap);

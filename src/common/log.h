@@ -9,6 +9,7 @@
 #define RANKSERVE_COMMON_LOG_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
@@ -16,11 +17,14 @@ enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 void log_name(const char *name);
 /* "error" | "warn" | "info" | "debug"; returns false when `text` is none of them. */
 bool log_set_level(const char *text);
-/* A line is one write, which wakes who reads it.  One thread of a program, whose answers should not
- * wait for that, may gather its lines and write them when it has time: with log_flush, when 8 KiB
- * are full, before a warning or an error, and before the program stops on its own account. */
+/* A line is one write, which wakes who reads it, on the cores that others need.  One thread of a
+ * program, whose answers should not wait for that, may gather its lines and write them later: with
+ * log_flush, when 8 KiB are full, before a warning or an error, and before the program stops on its
+ * own account. */
 void log_gather(bool on);             /* off: what was gathered is written */
 void log_flush(void);
+/* When the thread that gathers is to flush, 20 ms after the first line; UINT64_MAX: there is none. */
+uint64_t log_due_ns(void);
 void log_line(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...) log_line(LOG_ERROR, __VA_ARGS__)

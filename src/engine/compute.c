@@ -2,7 +2,7 @@
  *
  * The control thread gives a step under the lock and never waits for it; the compute thread sleeps
  * on the condition when it has none, and says "finished" through the event.  event_rung makes many
- * rings one write.
+ * rings one write.  A step that takes less than all that is computed by the control thread itself.
  */
 #include <errno.h>
 #include <signal.h>
@@ -44,7 +44,6 @@ static void compute_step(struct engine *e)
         b->err = e->config.table->sample(e->backend, b->jobs, b->step.logit_count);
     b->ended_ns = clock_now_ns();
     atomic_store(&e->step_finished, true);
-    event_ring(e);
 }
 
 static void *compute_main(void *ctx)
@@ -59,23 +58,36 @@ static void *compute_main(void *ctx)
         pthread_mutex_unlock(&e->lock);
         if (!given) return NULL;
         compute_step(e);
+        event_ring(e);
     }
+}
+
+/* Low priority is the compute thread's alone. */
+static bool is_short(const struct engine *e)
+{
+    double ns = pace_predict_ns(&e->pace, &e->step.load);
+    return ns > 0 && ns < (double)e->config.at_once_ns && e->config.backend.low_priority == 0;
 }
 
 void compute_start(struct engine *e)
 {
     struct engine_step *b = &e->step;
+    bool at_once = is_short(e);
     b->step.ids = b->ids;
     b->step.seqs = b->seqs;
     b->step.logit_rows = b->logit_rows;
     b->step.layers_done = &e->layers_done;
-    b->step.notify = b->prefill ? layer_done : NULL;
+    b->step.notify = b->prefill && !at_once ? layer_done : NULL;
     b->step.notify_ctx = e;
     b->started_ns = clock_now_ns();
     e->layers_seen = 0;
     atomic_store(&e->layers_done, 0);
     atomic_store(&e->step_finished, false);
     e->step_running = true;
+    if (at_once) {
+        compute_step(e);
+        return;
+    }
     pthread_mutex_lock(&e->lock);
     e->step_given = true;
     pthread_cond_signal(&e->wake);

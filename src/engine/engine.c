@@ -188,15 +188,23 @@ static void report_kv(struct engine *e)
     if (e->sink.kv_progress) e->sink.kv_progress(e->sink.ctx);
 }
 
+static bool collect_finished(struct engine *e)
+{
+    if (!e->step_running || !atomic_load(&e->step_finished)) return false;
+    e->step_running = false;
+    batch_collect(e);
+    return true;
+}
+
 bool engine_poll(struct engine *e)
 {
     event_take(e);
-    if (e->step_running && atomic_load(&e->step_finished)) {
-        e->step_running = false;
-        batch_collect(e);
-    }
+    collect_finished(e);
     if (!e->step_running && e->low_priority != e->config.backend.low_priority) compute_renew(e);
     if (!e->step_running && batch_compose(e)) compute_start(e);
+    /* A short step has ended already.  The next one waits until the caller has seen its messages. */
+    if (collect_finished(e) && e->lists[SEQ_RUNNING].count + e->lists[SEQ_WAITING].count)
+        event_ring(e);
     report_kv(e);
     return e->step_running;
 }

@@ -1,7 +1,8 @@
 /* engine/engine.h - runs sequences on one rank: continuous batching over a backend.
  *
  * The engine owns the pool's books, the sequences and one compute thread.  The control thread (the
- * rank's main loop) calls everything here; the compute thread only computes.
+ * rank's main loop) calls everything here; the compute thread only computes, and nobody else but for
+ * steps that are over at once (at_once_ns).
  *
  *            engine_add                    step by step                  last token
  *   (new) ----------------> WAITING ---> RUNNING ------------------------> ended --> gone
@@ -48,6 +49,9 @@ struct engine_config {
     bool enable_chunked_prefill;      /* off: a prompt is one chunk                          */
     uint64_t step_time_target_ns;     /* of a step with decodes: prompts take no more of it than
                                          fits; 0: twice what its decodes alone would take */
+    uint64_t at_once_ns;              /* steps predicted to be shorter are computed inside
+                                         engine_poll: handing one over and hearing of its end
+                                         takes two wake-ups.  0: none is                      */
     bool enable_prefix_caching;
 };
 
@@ -145,8 +149,8 @@ uint32_t engine_prefix_keep(struct engine *e, struct req_id req);
 
 /* Readable (poll it) when engine_poll has something to do. */
 int engine_event_fd(const struct engine *e);
-/* Reports progress, collects a finished step, starts the next.  Never blocks.  True while a step is
- * running. */
+/* Reports progress, collects a finished step, starts the next.  Never blocks for longer than a step
+ * that was predicted to take less than at_once_ns.  True while a step is running. */
 bool engine_poll(struct engine *e);
 
 void engine_stats(const struct engine *e, struct engine_stats *out);

@@ -12,7 +12,7 @@
 
 enum {
     HISTORY_HASHED = 64,              /* ids of the history that a token depends on */
-    SLEEP_NS_MIN = 50000,             /* shorter waits are added up */
+    SLEEP_NS_MIN = 50000,             /* shorter waits are added up, to the last */
     PACE_US_MAX = 60 * 1000 * 1000,
 };
 
@@ -78,7 +78,8 @@ static enum err null_step(void *self, const struct step *s)
     uint64_t total = n->step_ns + s->token_count * n->token_ns, start = clock_now_ns();
     for (uint32_t i = 1; i <= n->shape.layers; i++) {
         uint64_t due = start + total * i / n->shape.layers;
-        if (due > clock_now_ns() + SLEEP_NS_MIN) sleep_until(due);
+        uint64_t short_wait = i < n->shape.layers ? SLEEP_NS_MIN : 0;
+        if (due > clock_now_ns() + short_wait) sleep_until(due);
         atomic_store_explicit(s->layers_done, i, memory_order_release);
         if (s->notify) s->notify(s->notify_ctx);
     }

@@ -316,6 +316,11 @@ long call_read(struct call *c, char *out, size_t room)
     return (long)bytes;
 }
 
+bool call_ends(const struct call *c)
+{
+    return c->done && c->out.size == c->out_at;
+}
+
 int call_reply(struct call *c, struct buf *body, struct api_error *e)
 {
     if (c->error.status) *e = c->error;

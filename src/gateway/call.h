@@ -38,6 +38,7 @@ enum call_step call_step(const struct call *c);
 void call_sleep(struct call *c, void (*wake)(void *arg), void *arg);
 /* Bytes of the stream: > 0 copied; 0 none yet; -1 the end; -2 broken off. */
 long call_read(struct call *c, char *out, size_t room);
+bool call_ends(const struct call *c);                 /* the next read will be the end */
 
 /* After CALL_REPLY, no lock needed: the status, and the body or *e. */
 int call_reply(struct call *c, struct buf *body, struct api_error *e);

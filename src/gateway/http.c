@@ -7,6 +7,8 @@
 #include "gateway/http.h"
 
 #include <microhttpd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +53,8 @@ struct exchange {                     /* a request and its answer */
     struct MHD_Connection *connection;
     const struct route *route;
     struct buf body;
-    bool over_limit;
+    int fd;
+    bool over_limit, holds_back;
     uint64_t received, since_ns;
     char request_id[72], path[192], method[16]; /* path: holds any model's name */
     struct call *call;
@@ -111,17 +114,29 @@ static void resume(void *connection)
     MHD_resume_connection(connection);
 }
 
+/* Head, chunks and end of a stream are written one by one.  In between they stay in the socket, so
+ * that what is there leaves as one packet and wakes the client once.  No TCP: it has no such thing. */
+static void hold_back(struct exchange *x, bool hold)
+{
+    if (x->holds_back == hold) return;
+    x->holds_back = hold;
+    setsockopt(x->fd, IPPROTO_TCP, TCP_CORK, &(int){ hold }, sizeof(int));
+}
+
 static ssize_t read_stream(void *arg, uint64_t at, char *out, size_t room)
 {
     struct exchange *x = arg;
     (void)at;
     pthread_mutex_lock(&x->http->gw->lock);
     long got = call_read(x->call, out, room);
+    bool ends = got > 0 && call_ends(x->call);
     if (got == 0) {
         call_sleep(x->call, resume, x->connection);
         MHD_suspend_connection(x->connection);
     }
     pthread_mutex_unlock(&x->http->gw->lock);
+    if (got == 0) hold_back(x, false);
+    if (ends) hold_back(x, true);
     if (got == -1) return MHD_CONTENT_READER_END_OF_STREAM;
     return got == -2 ? MHD_CONTENT_READER_END_WITH_ERROR : got;
 }
@@ -134,6 +149,7 @@ static enum MHD_Result reply_stream(struct exchange *x)
     header(r, "content-type", "text/event-stream; charset=utf-8");
     header(r, "cache-control", "no-cache");
     header(r, "x-accel-buffering", "no");
+    hold_back(x, true);
     return queue(x, 200, r);
 }
 
@@ -312,9 +328,7 @@ static enum MHD_Result run(struct exchange *x)
     set_busy(x, true);
     if (x->over_limit) return refuse(x, 413, "the body is larger than 32 MiB");
     if (x->route->kind == ROUTE_SMALL) return run_small(x);
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    struct call_origin origin = { x->request_id, wishes_of(x), info->connect_fd, x->since_ns };
+    struct call_origin origin = { x->request_id, wishes_of(x), x->fd, x->since_ns };
     enum api_kind kind = x->route->kind == ROUTE_CHAT ? API_CHAT : API_COMPLETION;
     struct api_error e;
     x->call = call_open(x->http->gw, kind, x->body.data ? x->body.data : "", x->body.size, &origin,
@@ -333,6 +347,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
         *state = x = mem_alloc(sizeof *x);
         x->http = arg;
         x->connection = connection;
+        x->fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
         x->since_ns = clock_now_ns();
         snprintf(x->path, sizeof x->path, "%s", path);
         snprintf(x->method, sizeof x->method, "%s", method);
@@ -351,6 +366,7 @@ static void on_completed(void *arg, struct MHD_Connection *connection, void **st
     struct exchange *x = *state;
     if (!x) return;
     *state = NULL;
+    hold_back(x, false);
     set_busy(x, false);
     if (x->call) call_close(x->call);
     else if (x->status != 200 || x->route->kind != ROUTE_SMALL) {

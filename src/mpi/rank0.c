@@ -410,6 +410,7 @@ static uint64_t sleep_ns(struct rank0 *z, uint64_t now_ns)
     uint64_t wake = sched_wake_ns(z->sched);
     if (wake < until) until = wake;
     if (z->draining && z->drain_end_ns < until) until = z->drain_end_ns;
+    if (log_due_ns() < until) until = log_due_ns();
     uint64_t nap = port_nap_ns(z->port, now_ns);
     uint64_t rest = until > now_ns && z->event_count == 0 ? until - now_ns : 0;
     return nap < rest ? nap : rest;
@@ -431,7 +432,7 @@ static void turn(struct rank0 *z)
     }
     links_turn(z);
     drain_check(z, now);
-    log_flush();                      /* after all that somebody waits for */
+    if (now >= log_due_ns()) log_flush();
 }
 
 _Noreturn void rank0_run(struct job *j, struct port *port, const struct weights *weights)

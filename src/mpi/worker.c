@@ -15,6 +15,7 @@
 #define LOOK_BUSY_NS (50 * NS_PER_MS)
 #define LOOK_IDLE_NS (1000 * NS_PER_MS)
 #define TYPICAL_CONTEXT 512.0         /* of a sequence that is generating, for rank 0 */
+#define STEP_AT_ONCE_NS (NS_PER_MS / 4)   /* the control thread is away for so long without harm */
 enum { PREFILL_NICE = 2 };            /* docs/DECISIONS.md */
 
 static void say_rates(const struct worker *w, struct msg_rates *out)
@@ -253,7 +254,7 @@ static enum err open_engine(struct worker *w, struct why *why)
         .max_num_seqs = (uint32_t)c->max_num_seqs,
         .max_num_batched_tokens = (uint32_t)c->max_num_batched_tokens,
         .long_prefill_token_threshold = (uint32_t)c->long_prefill_token_threshold,
-        .step_time_target_ns = c->step_time_target_ms * NS_PER_MS,
+        .step_time_target_ns = c->step_time_target_ms * NS_PER_MS, .at_once_ns = STEP_AT_ONCE_NS,
         .enable_chunked_prefill = c->enable_chunked_prefill,
         .enable_prefix_caching = c->enable_prefix_caching,
     };

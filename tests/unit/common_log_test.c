@@ -10,6 +10,8 @@
 
 #include <cmocka.h>
 
+#include "common/clock.h"
+
 static int out, stderr_was;
 static char text[65536];
 
@@ -76,6 +78,24 @@ static void gathered_lines_wait_for_the_flush(void **state)
     assert_non_null(strstr(written(), "four\n"));
 }
 
+static void gathered_lines_are_due_soon_and_then_no_more(void **state)
+{
+    (void)state;
+    assert_true(log_due_ns() == UINT64_MAX);
+    log_gather(true);
+    assert_true(log_due_ns() == UINT64_MAX);
+    uint64_t before = clock_now_ns();
+    log_info("one");
+    uint64_t due = log_due_ns(), after = clock_now_ns();
+    assert_in_range(due, before + 20 * NS_PER_MS, after + 20 * NS_PER_MS);
+    log_info("two");                  /* waits with the first, not for longer */
+    assert_true(log_due_ns() == due);
+    log_flush();
+    assert_true(log_due_ns() == UINT64_MAX);
+    log_gather(false);
+    written();
+}
+
 static void a_warning_comes_behind_what_was_gathered(void **state)
 {
     (void)state;
@@ -108,6 +128,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_line_is_written_at_once, open_pipe, close_pipe),
         cmocka_unit_test_setup_teardown(gathered_lines_wait_for_the_flush, open_pipe, close_pipe),
+        cmocka_unit_test_setup_teardown(gathered_lines_are_due_soon_and_then_no_more, open_pipe,
+                                        close_pipe),
         cmocka_unit_test_setup_teardown(a_warning_comes_behind_what_was_gathered, open_pipe,
                                         close_pipe),
         cmocka_unit_test_setup_teardown(many_lines_are_written_before_they_are_too_many, open_pipe,

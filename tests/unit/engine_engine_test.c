@@ -1,5 +1,6 @@
 /* tests/unit/engine_engine_test.c - the engine's promises, one by one, on the mock backend.
  * engine_stress_test.c has them all at once. */
+#include "common/clock.h"
 #include "engine/null_backend.h"
 #include "engine_world.h"
 
@@ -418,6 +419,47 @@ static void another_priority_waits_for_the_step_and_changes_no_token(void **stat
     world_close(&w);
 }
 
+static bool is_rung(const struct world *w)
+{
+    struct pollfd p = { .fd = engine_event_fd(w->e), .events = POLLIN };
+    return poll(&p, 1, 0) == 1;
+}
+
+/* One that is held, so that it cannot be over before it is looked at. */
+static void step_elsewhere(struct world *w)
+{
+    mock_hold(1);
+    assert_true(engine_poll(w->e));
+    mock_hold(0);
+    world_run(w, w->ended + 1);
+    assert_false(pthread_equal(mock.stepped_by, pthread_self()));
+}
+
+static void a_short_step_is_computed_by_the_caller_and_is_over_with_the_call(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct engine_config c = world_config(32);
+    c.at_once_ns = 60 * NS_PER_S;
+    world_open(&w, &c);
+    world_request(&w, 0, SEQ_LOCAL, 1, 20, world_params(1));
+    step_elsewhere(&w);               /* nothing was known of steps */
+    assert_false(engine_poll(w.e));
+    struct track *t = world_request(&w, 1, SEQ_LOCAL, 2, 20, world_params(9));
+    for (uint32_t tokens = 1; tokens <= 9; tokens++) {
+        assert_true(is_rung(&w));
+        assert_false(engine_poll(w.e));
+        assert_int_equal(t->tokens, tokens);      /* one step a call: the owner looks around */
+        assert_true(pthread_equal(mock.stepped_by, pthread_self()));
+    }
+    assert_false(is_rung(&w));
+    engine_low_priority(w.e, 1);      /* which this thread cannot take and give back */
+    engine_poll(w.e);
+    world_request(&w, 2, SEQ_LOCAL, 3, 20, world_params(1));
+    step_elsewhere(&w);
+    world_close(&w);
+}
+
 static void closing_waits_for_the_step_and_frees_all(void **state)
 {
     (void)state;
@@ -623,6 +665,7 @@ int main(void)
         cmocka_unit_test(an_already_emitted_output_is_continued),
         cmocka_unit_test(a_dropped_sequence_says_nothing_more_and_gives_its_blocks_back),
         cmocka_unit_test(another_priority_waits_for_the_step_and_changes_no_token),
+        cmocka_unit_test(a_short_step_is_computed_by_the_caller_and_is_over_with_the_call),
         cmocka_unit_test(closing_waits_for_the_step_and_frees_all),
         cmocka_unit_test(a_failed_step_ends_its_sequences_and_no_others),
         cmocka_unit_test(an_idle_engine_never_wakes_its_owner),

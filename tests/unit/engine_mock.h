@@ -25,6 +25,7 @@ static struct {
     _Atomic int fail_steps, fail_samples;            /* that many next ones fail */
     _Atomic bool stepping;
     _Atomic uint32_t priorities;                     /* out: how often they were set */
+    _Atomic pthread_t stepped_by;                    /* out: the last step */
     pthread_mutex_t lock;
     pthread_cond_t moved;
     uint32_t hold_layer;                             /* steps stop before it; 0: they do not */
@@ -143,6 +144,7 @@ static inline enum err mock_step(void *self, const struct step *s)
     mock_check_step(m, s);
     if (mock_fails(&mock.fail_steps)) return ERR_IO;
     mock.stepping = true;
+    mock.stepped_by = pthread_self();
     for (uint32_t layer = 0; layer < MOCK_LAYERS; layer++) {
         mock_pass(layer);
         for (uint32_t i = 0; i < s->seq_count; i++) mock_seq(m, s, &s->seqs[i], layer);

@@ -258,6 +258,7 @@ static void roomy_pools_share_and_lose_nothing(void **state)
     struct engine_config p = world_config(200), d = world_config(200);
     p.max_num_seqs = 2;
     d.max_num_seqs = 16;
+    p.at_once_ns = d.at_once_ns = 20000; /* some steps are shorter */
     run_stress(&s, &p, &d, 3);
     struct engine_stats ps;
     engine_stats(s.prefill.e, &ps);
