@@ -23,7 +23,7 @@ bool log_set_level(const char *text);
  * own account. */
 void log_gather(bool on);             /* off: what was gathered is written */
 void log_flush(void);
-/* When the thread that gathers is to flush, 20 ms after the first line; UINT64_MAX: there is none. */
+/* When who gathers is to flush: 20 ms after the first line; UINT64_MAX: there is none. */
 uint64_t log_due_ns(void);
 void log_line(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

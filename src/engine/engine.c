@@ -202,7 +202,7 @@ bool engine_poll(struct engine *e)
     collect_finished(e);
     if (!e->step_running && e->low_priority != e->config.backend.low_priority) compute_renew(e);
     if (!e->step_running && batch_compose(e)) compute_start(e);
-    /* A short step has ended already.  The next one waits until the caller has seen its messages. */
+    /* A short step has ended already.  The next waits until the caller has seen its messages. */
     if (collect_finished(e) && e->lists[SEQ_RUNNING].count + e->lists[SEQ_WAITING].count)
         event_ring(e);
     report_kv(e);

@@ -1,8 +1,8 @@
 /* engine/engine.h - runs sequences on one rank: continuous batching over a backend.
  *
  * The engine owns the pool's books, the sequences and one compute thread.  The control thread (the
- * rank's main loop) calls everything here; the compute thread only computes, and nobody else but for
- * steps that are over at once (at_once_ns).
+ * rank's main loop) calls everything here; the compute thread only computes, and alone does so, but
+ * for steps that are over at once (at_once_ns).
  *
  *            engine_add                    step by step                  last token
  *   (new) ----------------> WAITING ---> RUNNING ------------------------> ended --> gone

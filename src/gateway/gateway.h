@@ -1,8 +1,8 @@
 /* gateway/gateway.h - what every part of the gateway shares.
  *
  * Owner: main.  Everything up to `lock` is read-only after start; what follows it, and all calls,
- * metrics and the link's tables, is touched under `lock` only.  Two kinds of threads run:
- * libmicrohttpd's (http.c) and the link's (link_client.c).
+ * metrics and the link's tables, is touched under `lock` only.  One thread serves all sockets, of
+ * clients and of jobs (link_client.c); helpers do what takes long (helpers.h).
  */
 #ifndef RANKSERVE_GATEWAY_GATEWAY_H
 #define RANKSERVE_GATEWAY_GATEWAY_H
@@ -27,6 +27,7 @@ struct gateway {
     struct prefix_store *store;       /* ids of text seen before; has a lock of its own */
     struct guard *guard;
     struct auth *auth;
+    struct helpers *helpers;
     struct link_client *link;
     char model_name[128];
     struct hash128 digest;            /* of the model file; zero for a vocabulary-only file */

@@ -1,8 +1,10 @@
 /* gateway/http.c - connections, headers, bodies, limits; see http.h.
  *
+ * libmicrohttpd has no thread: the link's calls http_turn.  So an answer that comes over the link
+ * goes out on the thread that read it.  What takes long is a helper's (take_elsewhere).
  * A connection whose answer is not there yet is suspended: it costs no thread and no time.  The
- * call wakes it up.  libmicrohttpd's own timeout covers clients that neither send nor take; and
- * http_tick covers those who send their request drop by drop.
+ * call or the helper wakes it up.  libmicrohttpd's own timeout covers clients that neither send nor
+ * take; and http_tick covers those who send their request drop by drop.
  */
 #include "gateway/http.h"
 
@@ -13,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -21,6 +24,7 @@
 #include "common/log.h"
 #include "gateway/auth.h"
 #include "gateway/call.h"
+#include "gateway/helpers.h"
 #include "gateway/listen.h"
 #include "gateway/routes.h"
 
@@ -28,7 +32,8 @@ enum {
     IDLE_S = 30,                      /* a connection on which nothing moves */
     ASK_S = 30,                       /* from accept to the whole request ...  */
     ASK_BYTES_PER_S = 16384,          /* ... and longer for long bodies        */
-    POOL_THREADS = 4,
+    HERE_BYTES_MAX = 8 << 10,         /* bodies that hold up other clients for a moment only */
+    RUNS_MAX = 8,                     /* of the library in one turn: a head, chunks, an end  */
     CONNECTION_BYTES = 64 << 10,      /* headers; more of them: 431 */
     BLOCK_BYTES = 16 << 10,
     DISCARD_BYTES_MAX = 4 * HTTP_BODY_BYTES_MAX,
@@ -44,7 +49,8 @@ struct peer {                         /* a connection, from accept to close */
 struct http {
     struct gateway *gw;
     struct listener tcp, uds;
-    struct MHD_Daemon *daemons[2];
+    struct MHD_Daemon *daemons[2];    /* NULL: no --uds */
+    int epoll;                        /* of theirs */
     struct peer *peers;               /* under the gateway's lock */
 };
 
@@ -55,6 +61,11 @@ struct exchange {                     /* a request and its answer */
     struct buf body;
     int fd;
     bool over_limit, holds_back;
+    bool taken;                       /* what follows is there, or a helper's to write */
+    bool elsewhere;
+    struct task task;
+    struct api_error error;
+    struct answer answer;             /* of ROUTE_SMALL */
     uint64_t received, since_ns;
     char request_id[72], path[192], method[16]; /* path: holds any model's name */
     struct call *call;
@@ -115,7 +126,8 @@ static void resume(void *connection)
 }
 
 /* Head, chunks and end of a stream are written one by one.  In between they stay in the socket, so
- * that what is there leaves as one packet and wakes the client once.  No TCP: it has no such thing. */
+ * that what is there leaves as one packet and wakes the client once.  (Not so on Unix sockets, nor
+ * for the first head on a connection, behind which the library sets TCP_NODELAY.) */
 static void hold_back(struct exchange *x, bool hold)
 {
     if (x->holds_back == hold) return;
@@ -288,14 +300,12 @@ static enum MHD_Result take_body(struct exchange *x, const char *data, size_t *b
     return MHD_YES;
 }
 
-static enum MHD_Result run_small(struct exchange *x)
+static enum MHD_Result reply_small(struct exchange *x)
 {
-    struct answer a = { .status = 200, .type = "application/json" };
-    const char *body = x->body.data ? x->body.data : "";
-    x->route->run(x->http->gw, x->path, body, x->body.size, &a);
-    if (!a.error.status) return queue(x, a.status, response_of(&a.body, a.type));
-    buf_release(&a.body);
-    return reply_error(x, &a.error);
+    struct answer *a = &x->answer;
+    if (!a->error.status) return queue(x, a->status, response_of(&a->body, a->type));
+    buf_release(&a->body);
+    return reply_error(x, &a->error);
 }
 
 static void set_busy(struct exchange *x, bool busy)
@@ -323,18 +333,60 @@ static struct wishes wishes_of(struct exchange *x)
     };
 }
 
+/* The request itself.  Nothing of the connection changes meanwhile: it is suspended, or this is the
+ * thread that serves it. */
+static void take_up(struct exchange *x)
+{
+    const char *body = x->body.data ? x->body.data : "";
+    if (x->route->kind == ROUTE_SMALL) {
+        x->answer = (struct answer){ .status = 200, .type = "application/json" };
+        x->route->run(x->http->gw, x->path, body, x->body.size, &x->answer);
+    } else {
+        struct call_origin origin = { x->request_id, wishes_of(x), x->fd, x->since_ns };
+        enum api_kind kind = x->route->kind == ROUTE_CHAT ? API_CHAT : API_COMPLETION;
+        x->call = call_open(x->http->gw, kind, body, x->body.size, &origin, &x->error);
+    }
+    buf_release(&x->body);
+}
+
+static void take_elsewhere(void *arg)
+{
+    struct exchange *x = arg;
+    take_up(x);
+    MHD_resume_connection(x->connection); /* from here on x is no longer ours */
+}
+
+static enum MHD_Result reply(struct exchange *x)
+{
+    if (x->route->kind == ROUTE_SMALL) return reply_small(x);
+    return x->call ? go_on(x) : reply_error(x, &x->error);
+}
+
+/* A drain waits for those that are not calls yet, too. */
+static void count_open(struct exchange *x, int more)
+{
+    pthread_mutex_lock(&x->http->gw->lock);
+    x->http->gw->calls_open += (uint64_t)more;
+    pthread_mutex_unlock(&x->http->gw->lock);
+}
+
 static enum MHD_Result run(struct exchange *x)
 {
+    const struct gateway *gw = x->http->gw;
     set_busy(x, true);
     if (x->over_limit) return refuse(x, 413, "the body is larger than 32 MiB");
-    if (x->route->kind == ROUTE_SMALL) return run_small(x);
-    struct call_origin origin = { x->request_id, wishes_of(x), x->fd, x->since_ns };
-    enum api_kind kind = x->route->kind == ROUTE_CHAT ? API_CHAT : API_COMPLETION;
-    struct api_error e;
-    x->call = call_open(x->http->gw, kind, x->body.data ? x->body.data : "", x->body.size, &origin,
-                        &e);
-    buf_release(&x->body);
-    return x->call ? go_on(x) : reply_error(x, &e);
+    bool asks_redis = gw->view && x->route->kind != ROUTE_SMALL;
+    x->taken = true;
+    if (x->body.size <= HERE_BYTES_MAX && !asks_redis) {
+        take_up(x);
+        return reply(x);
+    }
+    count_open(x, 1);
+    x->elsewhere = true;
+    MHD_suspend_connection(x->connection);
+    x->task = (struct task){ .run = take_elsewhere, .arg = x };
+    helpers_do(gw->helpers, &x->task);
+    return MHD_YES;
 }
 
 static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, const char *path,
@@ -356,7 +408,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
     }
     if (*bytes) return take_body(x, data, bytes);
     if (x->status) return MHD_YES;    /* answered before its body came */
-    return x->call ? go_on(x) : run(x);
+    return x->taken ? reply(x) : run(x);
 }
 
 static void on_completed(void *arg, struct MHD_Connection *connection, void **state,
@@ -368,12 +420,14 @@ static void on_completed(void *arg, struct MHD_Connection *connection, void **st
     *state = NULL;
     hold_back(x, false);
     set_busy(x, false);
+    if (x->elsewhere) count_open(x, -1);
     if (x->call) call_close(x->call);
     else if (x->status != 200 || x->route->kind != ROUTE_SMALL) {
         log_info("request=%s status=%d method=%s path=%s", x->request_id, x->status, x->method,
                  x->path);
     }
     buf_release(&x->body);
+    buf_release(&x->answer.body);     /* of one that nobody waited for */
     free(x);
 }
 
@@ -441,34 +495,71 @@ const char *http_url(const struct http *h)
     return h->tcp.url;
 }
 
+/* Libmicrohttpd waits with an epoll, which is one descriptor for ours. */
 static struct MHD_Daemon *start(struct http *h, int fd)
 {
-    return MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
+    struct MHD_Daemon *d = MHD_start_daemon(
+        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL,
         on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET, fd,
         MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
         MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
-        MHD_OPTION_THREAD_POOL_SIZE, (unsigned)POOL_THREADS, MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)IDLE_S, MHD_OPTION_CONNECTION_LIMIT, (unsigned)HTTP_CONNECTIONS_MAX,
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_S,
+        MHD_OPTION_CONNECTION_LIMIT, (unsigned)HTTP_CONNECTIONS_MAX,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES, MHD_OPTION_END);
+    if (!d) return NULL;
+    struct epoll_event event = { .events = EPOLLIN };
+    int inner = MHD_get_daemon_info(d, MHD_DAEMON_INFO_EPOLL_FD)->epoll_fd;
+    if (epoll_ctl(h->epoll, EPOLL_CTL_ADD, inner, &event) == 0) return d;
+    MHD_stop_daemon(d);
+    return NULL;
 }
 
 enum err http_start(struct http *h, struct why *why)
 {
-    h->daemons[0] = start(h, h->tcp.fd);
-    if (h->uds.fd >= 0) h->daemons[1] = start(h, h->uds.fd);
+    h->epoll = epoll_create1(EPOLL_CLOEXEC);
+    h->daemons[0] = h->epoll >= 0 ? start(h, h->tcp.fd) : NULL;
+    if (h->daemons[0] && h->uds.fd >= 0) h->daemons[1] = start(h, h->uds.fd);
     if (!h->daemons[0] || (h->uds.fd >= 0 && !h->daemons[1])) {
         return why_set(why, ERR_IO, "cannot start the HTTP server");
     }
     return OK;
 }
 
+int http_fd(const struct http *h)
+{
+    return h->epoll;
+}
+
+/* Milliseconds; UINT64_MAX: there is no connection. */
+static uint64_t wait_of(struct MHD_Daemon *d)
+{
+    MHD_UNSIGNED_LONG_LONG ms;
+    return d && MHD_get_timeout(d, &ms) == MHD_YES ? ms : UINT64_MAX;
+}
+
+uint64_t http_wait_ms(const struct http *h)
+{
+    uint64_t first = wait_of(h->daemons[0]), second = wait_of(h->daemons[1]);
+    return first < second ? first : second;
+}
+
+/* Each run takes a connection one state further. */
+void http_turn(struct http *h)
+{
+    for (int i = 0; i < 2; i++) {
+        struct MHD_Daemon *d = h->daemons[i];
+        for (int runs = 0; d && runs < RUNS_MAX && (runs == 0 || wait_of(d) == 0); runs++) {
+            MHD_run(d);
+        }
+    }
+}
+
 void http_stop(struct http *h)
 {
-    if (!h) return;
     for (int i = 0; i < 2; i++) {
         if (h->daemons[i]) MHD_stop_daemon(h->daemons[i]);
         h->daemons[i] = NULL;
     }
+    close(h->epoll);
     listener_close(&h->uds);
 }

@@ -17,9 +17,9 @@
 #include "gateway/watch.h"
 
 enum { TICK_MS = 1000 };
-enum { EVENT_WAKE = JOBS_MAX, EVENT_HUNG_UP };        /* below: a connection's */
+enum { EVENT_WAKE = JOBS_MAX, EVENT_HUNG_UP, EVENT_ALSO };    /* below: a connection's */
 
-static void wake(struct link_client *c)
+void link_client_wake(struct link_client *c)
 {
     uint64_t one = 1;
     ssize_t wrote = write(c->wake, &one, sizeof one);
@@ -86,7 +86,7 @@ void link_client_jobs(struct link_client *c, const struct link_target *jobs, uin
     for (uint32_t i = 0; i < JOBS_MAX; i++) {
         if (c->conns[i].used && !there[i]) c->conns[i].leaving = true;
     }
-    wake(c);
+    link_client_wake(c);
 }
 
 static bool takes_requests(const struct conn *c)
@@ -211,7 +211,7 @@ static bool send_frame(struct link_client *c, struct conn *conn, const struct li
 {
     bool idle = conn->out.size == conn->out_at;
     if (!conn_send(conn, h)) return false;
-    if (idle && conn->out.size != conn->out_at) wake(c);
+    if (idle && conn->out.size != conn->out_at) link_client_wake(c);
     return true;
 }
 
@@ -281,7 +281,7 @@ void link_client_cancel(struct link_client *c, uint64_t stream)
     struct link_head h;
     link_head_set(&h, LINK_CANCEL, stream, sizeof h);
     buf_add(&c->conns[s->conn].out, &h, sizeof h); /* beyond the bound too: it only makes room */
-    wake(c);
+    link_client_wake(c);
 }
 
 void link_client_forget(struct link_client *c, uint64_t stream)
@@ -303,7 +303,7 @@ uint32_t link_client_policy(struct link_client *c, const struct cache_policy *p)
         buf_add(&c->conns[i].out, &m, sizeof m);
         told++;
     }
-    wake(c);
+    link_client_wake(c);
     return told;
 }
 
@@ -336,13 +336,15 @@ static int wait_ms(const struct link_client *c, uint64_t now)
         if (at < until) until = at;
     }
     pthread_mutex_unlock(&c->gw->lock);
-    return until <= now ? 0 : (int)((until - now) / NS_PER_MS + 1);
+    uint64_t ms = until <= now ? 0 : (until - now) / NS_PER_MS + 1, also = c->also.wait_ms();
+    return (int)(also < ms ? also : ms);
 }
 
 /* Written: all it was told; not up: nothing to wait for. */
 static bool may_leave(const struct conn *c)
 {
-    return c->leaving && c->stream_count == 0 && (!c->up || c->out.size == c->out_at);
+    return c->leaving && c->stream_count == 0 && !c->looking &&
+           (!c->up || c->out.size == c->out_at);
 }
 
 static void leave(struct link_client *c, struct conn *conn)
@@ -384,7 +386,7 @@ static void tick(struct link_client *c)
     if (now < c->tick_at) return;
     c->tick_at = now + TICK_MS * NS_PER_MS;
     pthread_mutex_lock(&c->gw->lock);
-    c->tick(c->gw);
+    c->also.tick();
     pthread_mutex_unlock(&c->gw->lock);
 }
 
@@ -394,7 +396,7 @@ static void say_ready(struct link_client *c)
     pthread_mutex_lock(&c->gw->lock);
     c->was_live = link_client_state(c) == JOB_LIVE;
     pthread_mutex_unlock(&c->gw->lock);
-    if (c->was_live) c->ready(c->ready_arg);
+    if (c->was_live) c->also.ready();
 }
 
 static void *run(void *arg)
@@ -414,6 +416,7 @@ static void *run(void *arg)
         if (hung_up) watch_poll(c->watch);
         stop = c->stop;
         pthread_mutex_unlock(&c->gw->lock);
+        c->also.turn();               /* first: what has just come is what somebody waits for */
         serve_all(c);
         say_ready(c);
         tick(c);
@@ -437,28 +440,31 @@ static void add_fixed(struct link_client *c)
     add_job(c, &job);
 }
 
+static void listen_to(struct link_client *c, int fd, uint64_t event)
+{
+    struct epoll_event e = { .events = EPOLLIN, .data.u64 = event };
+    if (epoll_ctl(c->epoll, EPOLL_CTL_ADD, fd, &e) != 0) {
+        die("cannot watch a descriptor: %s", strerror(errno));
+    }
+}
+
 struct link_client *link_client_start(struct gateway *gw, const struct link_owner *functions,
-                                      void (*on_tick)(struct gateway *), void (*ready)(void *),
-                                      void *ready_arg)
+                                      const struct link_thread *also)
 {
     struct link_client *c = mem_alloc(sizeof *c);
     c->gw = gw;
     c->on = functions;
-    c->tick = on_tick;
-    c->ready = ready;
-    c->ready_arg = ready_arg;
+    c->also = *also;
     c->fixed = !*gw->config.jobs;
     c->overlap = overlap_open();
     slots_open(&c->streams, sizeof(struct stream));
     c->watch = watch_open(functions->gone);
     c->epoll = epoll_create1(EPOLL_CLOEXEC);
     c->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    struct epoll_event event = { .events = EPOLLIN, .data.u64 = EVENT_WAKE };
-    struct epoll_event hung_up = { .events = EPOLLIN, .data.u64 = EVENT_HUNG_UP };
-    if (c->epoll < 0 || c->wake < 0 || epoll_ctl(c->epoll, EPOLL_CTL_ADD, c->wake, &event) != 0 ||
-        epoll_ctl(c->epoll, EPOLL_CTL_ADD, watch_fd(c->watch), &hung_up) != 0) {
-        die("cannot make an epoll: %s", strerror(errno));
-    }
+    if (c->epoll < 0 || c->wake < 0) die("cannot make an epoll: %s", strerror(errno));
+    listen_to(c, c->wake, EVENT_WAKE);
+    listen_to(c, watch_fd(c->watch), EVENT_HUNG_UP);
+    listen_to(c, also->fd, EVENT_ALSO);
     if (c->fixed) add_fixed(c);
     gw->link = c;                     /* before the thread can look */
     if (pthread_create(&c->thread, NULL, run, c) != 0) die("cannot start a thread");
@@ -469,9 +475,13 @@ void link_client_stop(struct link_client *c)
 {
     pthread_mutex_lock(&c->gw->lock);
     c->stop = true;
-    wake(c);
+    link_client_wake(c);
     pthread_mutex_unlock(&c->gw->lock);
     pthread_join(c->thread, NULL);
+}
+
+void link_client_close(struct link_client *c)
+{
     for (uint32_t i = 0; i < JOBS_MAX; i++) {
         if (!c->conns[i].used) continue;
         if (c->conns[i].socket >= 0) close(c->conns[i].socket);

@@ -1,12 +1,12 @@
-/* gateway/link_client.h - the gateway's end of the links to jobs: one thread, many streams.
+/* gateway/link_client.h - the links to jobs, and the thread that serves all sockets.
  *
  * The thread connects to every job it was told of, proves who it is, reconnects when a job goes,
  * hands what arrives to the streams' owners, and tells them when their client's socket hung up
  * (gateway/watch.h).  There is one job for ever (--link), or a set that changes (gateway/jobs.h).
  * A request goes to the live job that was sent the longest beginning of its prompt, or that holds
  * it as the shared view says; when none has more than another, to the one started last.
- * All functions but start and stop are called with the gateway's lock held; the owner's functions
- * are called by the link's thread with it held.
+ * All functions but start, stop and close are called with the gateway's lock held; the owner's
+ * functions are called by the link's thread with it held.
  * Always true: every submitted stream gets `end` exactly once, unless it was forgotten before;
  * when its link is lost, with LINK_WORKER_LOST.
  */
@@ -45,13 +45,20 @@ struct link_target {
 /* Fills address_bytes and address from HOST:PORT; may wait for a name server. */
 bool link_target_resolve(const char *where, struct sockaddr_storage *out, socklen_t *bytes);
 
-/* `tick` is called under the lock about once a second; `ready` without it, at the first LIVE.
- * With gw->config.link that is the one job; else link_client_jobs() names them. */
+/* What else the thread does. */
+struct link_thread {
+    int fd;                           /* when it is readable ...                             */
+    uint64_t (*wait_ms)(void);        /* ... or this has passed, or anything has come ...    */
+    void (*turn)(void);               /* ... this is called, without the lock                */
+    void (*tick)(void);               /* under the lock, about once a second                 */
+    void (*ready)(void);              /* without it, at the first LIVE                       */
+};
+/* With gw->config.link that is the one job; else link_client_jobs() names them. */
 struct link_client *link_client_start(struct gateway *gw, const struct link_owner *functions,
-                                      void (*tick)(struct gateway *), void (*ready)(void *),
-                                      void *ready_arg);
-/* Ends the thread and frees everything; no stream may be open. */
+                                      const struct link_thread *also);
+/* Ends the thread; then, when no stream is open and the helpers have ended, frees everything. */
 void link_client_stop(struct link_client *c);
+void link_client_close(struct link_client *c);
 
 /* All jobs there are now.  One that is not among them gets no new requests, and is left when its
  * last stream has ended.  At most JOBS_MAX: one line in the log about more. */

@@ -154,21 +154,37 @@ static int connect_to(const struct sockaddr *address, socklen_t bytes)
     return fd;
 }
 
-static int connect_tcp(const struct link_target *to)
+/* A name server may take its time: on a helper. */
+static void look_up(void *arg)
 {
+    struct conn *c = arg;
     struct sockaddr_storage address;
-    socklen_t bytes;
-    if (to->address_bytes) {
-        return connect_to((const struct sockaddr *)&to->address, to->address_bytes);
-    }
-    if (!link_target_resolve(to->where, &address, &bytes)) return -1;
-    return connect_to((const struct sockaddr *)&address, bytes);
+    socklen_t bytes = 0;
+    if (!link_target_resolve(c->to.where, &address, &bytes)) bytes = 0;
+    pthread_mutex_lock(&c->set->gw->lock);
+    if (bytes) c->found = address;
+    c->found_bytes = bytes;
+    c->looking = false;
+    link_client_wake(c->set);
+    pthread_mutex_unlock(&c->set->gw->lock);
 }
 
-static void connect_start(struct conn *c)
+static void look_start(struct conn *c)
 {
-    c->socket = strchr(c->to.where, '/') ? connect_unix(c->to.where) : connect_tcp(&c->to);
-    if (c->socket < 0) {
+    c->phase = PHASE_LOOKING;
+    pthread_mutex_lock(&c->set->gw->lock);
+    c->looking = true;
+    pthread_mutex_unlock(&c->set->gw->lock);
+    c->lookup = (struct task){ .run = look_up, .arg = c };
+    helpers_do(c->set->gw->helpers, &c->lookup);
+}
+
+/* -1: not that way, or not now. */
+static void connect_with(struct conn *c, int fd)
+{
+    c->socket = fd;
+    c->phase = PHASE_DOWN;
+    if (fd < 0) {
         retry_later(c);
         return;
     }
@@ -177,6 +193,29 @@ static void connect_start(struct conn *c)
     epoll_ctl(c->set->epoll, EPOLL_CTL_ADD, c->socket, &event);
     c->phase = PHASE_CONNECTING;
     c->deadline = clock_now_ns() + HANDSHAKE_MS * NS_PER_MS;
+}
+
+static void connect_start(struct conn *c)
+{
+    const struct link_target *to = &c->to;
+    if (strchr(to->where, '/')) {
+        connect_with(c, connect_unix(to->where));
+    } else if (to->address_bytes) {
+        connect_with(c, connect_to((const struct sockaddr *)&to->address, to->address_bytes));
+    } else {
+        look_start(c);
+    }
+}
+
+static void connect_found(struct conn *c)
+{
+    pthread_mutex_lock(&c->set->gw->lock);
+    bool looking = c->looking;
+    struct sockaddr_storage address = c->found;
+    socklen_t bytes = c->found_bytes;
+    pthread_mutex_unlock(&c->set->gw->lock);
+    if (looking) return;
+    connect_with(c, bytes ? connect_to((const struct sockaddr *)&address, bytes) : -1);
 }
 
 /* Handshake messages are small: a socket that does not take one whole is not worth keeping. */
@@ -383,12 +422,13 @@ void conn_event(struct conn *c, uint32_t events)
 
 uint64_t conn_wakes_at(const struct conn *c)
 {
-    if (c->phase == PHASE_REFUSED) return UINT64_MAX;
+    if (c->phase == PHASE_REFUSED || c->phase == PHASE_LOOKING) return UINT64_MAX;
     return c->phase == PHASE_DOWN ? c->retry_at : c->deadline;
 }
 
 void conn_timers(struct conn *c, uint64_t now_ns)
 {
+    if (c->phase == PHASE_LOOKING) connect_found(c);
     if (now_ns < conn_wakes_at(c)) return;
     if (c->phase == PHASE_DOWN && !c->leaving) {
         if (!c->retry_ms) c->retry_ms = RETRY_FIRST_MS;

@@ -7,12 +7,13 @@
 #define RANKSERVE_GATEWAY_LINK_INSIDE_H
 
 #include "common/mem.h"
+#include "gateway/helpers.h"
 #include "gateway/link_client.h"
 #include "gateway/overlap.h"
 #include "gateway/slots.h"
 
 enum phase {
-    PHASE_DOWN, PHASE_CONNECTING, PHASE_CHALLENGE, PHASE_WELCOME, PHASE_UP,
+    PHASE_DOWN, PHASE_LOOKING, PHASE_CONNECTING, PHASE_CHALLENGE, PHASE_WELCOME, PHASE_UP,
     PHASE_REFUSED,                    /* for good: another model, a wrong secret */
 };
 
@@ -34,10 +35,14 @@ struct conn {
     uint8_t nonce[16];
     struct link_reader reader;
     bool writing;
+    struct task lookup;
 
     /* Under the gateway's lock. */
     struct link_target to;
     bool up, leaving;                 /* leaving: its entry is gone or says draining */
+    bool looking;                     /* a helper asks for its address: */
+    struct sockaddr_storage found;
+    socklen_t found_bytes;            /* 0: there is none */
     uint32_t stream_count;
     struct buf out;                   /* not yet written to the socket, from out_at on */
     size_t out_at;
@@ -51,9 +56,7 @@ struct conn {
 struct link_client {
     struct gateway *gw;
     const struct link_owner *on;
-    void (*tick)(struct gateway *);
-    void (*ready)(void *);
-    void *ready_arg;
+    struct link_thread also;
     bool fixed;                       /* one job for ever: what does not fit ends the program */
 
     /* The thread's own. */
@@ -81,6 +84,8 @@ void conn_drop(struct conn *c, const char *reason);
 
 /* Under the lock: false when too much is waiting to be written. */
 bool conn_send(struct conn *c, const struct link_head *h);
+/* From any thread: the thread looks at all connections. */
+void link_client_wake(struct link_client *set);
 /* Under the lock: state and numbers of all jobs that are up, as one. */
 void link_client_tell_metrics(struct link_client *set);
 

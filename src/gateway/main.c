@@ -17,6 +17,7 @@
 #include "gateway/auth.h"
 #include "gateway/call.h"
 #include "gateway/guard.h"
+#include "gateway/helpers.h"
 #include "gateway/http.h"
 #include "gateway/jobs.h"
 #include "gateway/link_client.h"
@@ -138,15 +139,24 @@ static void close_model(struct gateway *gw)
     metrics_close(gw->metrics);
 }
 
-static void on_tick(struct gateway *gw)
+static uint64_t server_wait_ms(void)
 {
-    (void)gw;
+    return http_wait_ms(server);
+}
+
+static void server_turn(void)
+{
+    http_turn(server);
+}
+
+static void server_tick(void)
+{
     http_tick(server);
 }
 
-static void on_ready(void *url)
+static void on_ready(void)
 {
-    printf("ready %s\n", (const char *)url);
+    printf("ready %s\n", http_url(server));
     fflush(stdout);
 }
 
@@ -221,20 +231,24 @@ int main(int argc, char **argv)
     if (http_bind(&server, gw, &why) != OK) die("%s", why.text);
     open_model(gw);
     open_view(gw);
-    const char *url = http_url(server);
-    link_client_start(gw, &call_link_owner, on_tick, on_ready, (void *)url);
+    gw->helpers = helpers_start();
+    if (http_start(server, &why) != OK) die("%s", why.text);
+    link_client_start(gw, &call_link_owner, &(struct link_thread){
+        .fd = http_fd(server), .wait_ms = server_wait_ms, .turn = server_turn,
+        .tick = server_tick, .ready = on_ready });
     struct jobs *jobs = *gw->config.jobs ? jobs_start(gw, &why) : NULL;
     if (*gw->config.jobs && !jobs) die("%s", why.text);
-    if (http_start(server, &why) != OK) die("%s", why.text);
-    printf("listening %s\n", url);
+    printf("listening %s\n", http_url(server));
     fflush(stdout);
 
     int received = 0;
     while (sigwait(&signals, &received) != 0) continue;
     drain(gw, &signals);
-    http_stop(server);
-    if (jobs && !jobs_stop(jobs)) leave(0); /* it hangs in a file system: nothing else waits */
     link_client_stop(gw->link);
+    /* One hangs in a file system, or asks a name server: nothing else waits. */
+    if ((jobs && !jobs_stop(jobs)) || !helpers_stop(gw->helpers)) leave(0);
+    http_stop(server);
+    link_client_close(gw->link);
     shared_view_close(gw->view);
     free(server);
     close_model(gw);

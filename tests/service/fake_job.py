@@ -68,13 +68,15 @@ class Plan:
     """How a request is answered: tokens, `per_frame` in a frame, `gap_s` between frames."""
 
     def __init__(self, text="hello", ids=None, finish="stop", code=0, per_frame=1, gap_s=0.0,
-                 hold=False, retry_after=0, tops=(), cached=0, before_s=0.0, quit_after=None):
+                 hold=False, retry_after=0, tops=(), cached=0, before_s=0.0, quit_after=None,
+                 at_once=False):
         self.ids = list(text.encode()) if ids is None else list(ids)
         if ids is None and finish == "stop":
             self.ids.append(STOP)
         self.finish, self.code, self.per_frame, self.gap_s = finish, code, per_frame, gap_s
         self.hold, self.retry_after, self.tops, self.cached = hold, retry_after, tops, cached
         self.before_s, self.quit_after = before_s, quit_after
+        self.at_once = at_once        # the last tokens and END are one write
 
 
 class Request:
@@ -139,10 +141,13 @@ class FakeJob:
                 return
             threading.Thread(target=self.serve, args=(peer,), daemon=True).start()
 
-    def send(self, peer, kind, stream, body):
-        frame = HEAD.pack(MAGIC, VERSION, kind, HEAD.size + len(body), 0, stream) + body
+    @staticmethod
+    def frame(kind, stream, body):
+        return HEAD.pack(MAGIC, VERSION, kind, HEAD.size + len(body), 0, stream) + body
+
+    def send(self, peer, kind, stream, body, before=b""):
         with self.lock, contextlib.suppress(OSError):
-            peer.sendall(frame)
+            peer.sendall(before + self.frame(kind, stream, body))
 
     def state(self, state=None, **numbers):
         """Says STATE, with these numbers from now on."""
@@ -222,7 +227,7 @@ class FakeJob:
             self.send(peer, SCORES, r.stream, struct.pack("<II", len(records), 0) + b"".join(records))
         ids = plan.ids[:r.max_tokens] if plan.code == 0 else plan.ids
         finish = "length" if len(plan.ids) > r.max_tokens else plan.finish
-        sent, tops = 0, list(range(97, 97 + r.top_count))
+        sent, before, tops = 0, b"", list(range(97, 97 + r.top_count))
         while sent < len(ids) and not r.cancelled.is_set():
             if plan.quit_after is not None and sent >= plan.quit_after:
                 peer.shutdown(socket.SHUT_RDWR)
@@ -232,8 +237,12 @@ class FakeJob:
             records = [self.record(len(r.ids) + sent + i, t,
                                    FINISH[finish] if last and i == len(part) - 1 else 0, tops)
                        for i, t in enumerate(part)]
-            self.send(peer, TOKENS, r.stream, struct.pack("<II", len(records), 0) + b"".join(records))
+            body = struct.pack("<II", len(records), 0) + b"".join(records)
             sent += len(part)
+            if last and plan.at_once:
+                before = self.frame(TOKENS, r.stream, body)
+                break
+            self.send(peer, TOKENS, r.stream, body)
             if plan.gap_s:
                 r.cancelled.wait(plan.gap_s)
         if plan.hold:
@@ -241,7 +250,7 @@ class FakeJob:
         code = 6 if r.cancelled.is_set() else plan.code
         end = FINISH["abort"] if code == 6 else FINISH["error"] if code else FINISH[finish]
         self.send(peer, END, r.stream, struct.pack("<HHIIIIiiI", code, end, plan.retry_after,
-                                                   len(r.ids), plan.cached, sent, 1, 2, 0))
+                                                   len(r.ids), plan.cached, sent, 1, 2, 0), before)
 
     def hang_up(self):
         """As if rank 0 died."""

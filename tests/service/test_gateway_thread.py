@@ -1,0 +1,148 @@
+"""tests/service/test_gateway_thread.py - one thread serves all of the gateway's sockets.
+
+So what takes long is done elsewhere (gateway/helpers.c): these tests let clients leave, jobs go and
+the program end in the middle of it.  And what is there together leaves together.
+"""
+import contextlib
+import json
+import socket
+import threading
+from types import SimpleNamespace
+
+import httpx
+
+from fake_job import DRAINING, FakeJob, Gateway, Plan, tiny_model
+from gateway_bench import complete, http, job, own, shared, until  # noqa: F401
+from service import PATIENCE
+
+LONG = "Some text that is read elsewhere. "     # 34 bytes, a token each
+
+
+def request(prompt, **more):
+    body = json.dumps({"prompt": prompt, **more}).encode()
+    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def connect(gateway):
+    return socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":")[-1])))
+
+
+
+def test_long_and_short_prompts_are_each_answered_with_their_own(tmp_path):
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        job.plan = lambda r: Plan(f"{len(r.ids)}", finish="length")
+        sizes = [1, 5, 200, 3000, 300, 2, 3800, 1, 40, 3] * 3
+        answers = [None] * len(sizes)
+
+        def ask(i):
+            with httpx.Client(base_url=g.url, timeout=60 * PATIENCE) as client:
+                answers[i] = [complete(client, LONG * sizes[i], max_tokens=9).json(),
+                              client.post("/tokenize", json={"prompt": LONG * sizes[i]}).json()]
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(sizes))]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(90 * PATIENCE)
+        for size, (answer, tokens) in zip(sizes, answers, strict=True):
+            assert answer["choices"][0]["text"] == f"{len(LONG) * size}"
+            assert answer["usage"]["prompt_tokens"] == tokens["count"] == len(LONG) * size
+
+
+def test_clients_may_leave_while_a_helper_reads_their_prompt(tmp_path):
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        job.plan = lambda r: Plan("", ids=[65], hold=True)
+        for i in range(24):
+            s = connect(g)
+            s.sendall(request(LONG * (300 + 400 * (i % 4)), max_tokens=5, stream=i % 2 == 0))
+            s.close()
+        with httpx.Client(base_url=g.url, timeout=60 * PATIENCE) as client:
+            until(lambda: len(job.requests) == 24, 30)    # they were asked before anybody looked
+            until(lambda: all(r.cancelled.is_set() for r in job.requests), 10)
+            job.plan = lambda r: Plan("here", finish="length")
+            assert complete(client, LONG * 300).json()["choices"][0]["text"] == "here"
+
+
+def test_what_a_helper_refuses_has_its_status(tmp_path):
+    with own(tmp_path) as (job, g):
+        ask = {"prompt": LONG * 400, "max_tokens": 2}
+        assert "maximum context length" in httpx.post(g.url + "/v1/completions", json=ask).text
+        r = httpx.post(g.url + "/v1/completions", json={**ask, "top_p": 7})
+        assert r.status_code == 400 and r.json()["error"]["param"] == "top_p"
+        ask["prompt"], ask["user"] = "short", "u" * 9000
+        job.state(DRAINING)
+        until(lambda: httpx.get(g.url + "/health").status_code == 503)
+        r = httpx.post(g.url + "/v1/completions", json=ask)
+        assert r.status_code == 503 and r.headers["retry-after"]
+
+
+def test_a_stop_answers_those_whose_prompts_are_being_read(tmp_path):
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        sockets = [connect(g) for _ in range(12)]
+        for s in sockets:
+            s.settimeout(30 * PATIENCE)
+            s.sendall(request(LONG * 3800, max_tokens=5))
+        until(lambda: len(job.requests) >= 1, 20)         # most others are still being read
+        g.process.terminate()
+        statuses = [s.recv(12).decode() for s in sockets]
+        for s in sockets:
+            s.close()
+        assert g.process.wait(20 * PATIENCE) == 0
+        assert set(statuses) <= {"HTTP/1.1 200", "HTTP/1.1 503"} and "HTTP/1.1 200" in statuses
+
+
+def test_what_is_there_together_arrives_together(http, job, shared):  # noqa: F811
+    job.plan = lambda r: Plan("", ids=[65, 66], finish="length", per_frame=2, at_once=True)
+    with connect(shared[1]) as s:
+        s.settimeout(10 * PATIENCE)
+        s.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"live" in s.recv(1 << 16)                 # the first answer sets TCP_NODELAY, a push
+        for _ in range(50):
+            s.sendall(request("x", max_tokens=2, stream=True))
+            answer = s.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n0\r\n\r\n")
+            assert b'"text":"AB"' in answer and b"data: [DONE]" in answer
+
+
+class FarJob(FakeJob):
+    """Listens on a port, and is reached by name."""
+
+    def listen(self):
+        port = int(self.path.rpartition(":")[2]) if ":" in self.path else 0
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.path = f"localhost:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
+
+    def hang_up(self):
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)      # else accept() keeps it listening
+        super().hang_up()
+
+
+def test_a_job_is_looked_up_by_name_each_time(tmp_path):
+    job = FarJob(str(tmp_path))
+    g = Gateway(job, tiny_model(str(tmp_path / "tiny.gguf")))
+    try:
+        with httpx.Client(base_url=g.url, timeout=20 * PATIENCE) as client:
+            assert complete(client).status_code == 200
+            job.hang_up()
+            until(lambda: client.get("/health").status_code == 503)
+            job.listen()
+            until(lambda: client.get("/health").status_code == 200, 10)
+            assert complete(client).status_code == 200
+    finally:
+        assert g.stop() == 0
+        job.close()
+
+
+def test_a_name_that_nobody_knows_keeps_nobody_waiting(tmp_path):
+    secret = FakeJob(str(tmp_path))
+    job = SimpleNamespace(path="nobody.invalid:1", secret_file=secret.secret_file)
+    g = Gateway(job, tiny_model(str(tmp_path / "tiny.gguf")), wait=False)
+    try:
+        assert g.listening.wait(10 * PATIENCE)
+        for _ in range(20):
+            assert httpx.get(g.url + "/health").status_code == 503
+            assert httpx.get(g.url + "/v1/models").status_code == 200
+    finally:
+        assert g.stop() == 0
+        secret.close()
