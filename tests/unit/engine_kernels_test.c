@@ -129,49 +129,74 @@ static void products_of_every_type_are_exact(void **state)
     }
 }
 
+/* A block whose quants and scales are as large as they get; d is 1, minimums are 0. */
+static void fill_extreme(enum tensor_type type, uint8_t *block)
+{
+    memset(block, type == TENSOR_Q8_0 ? 0x80 : 0xff, tensor_block_bytes(type));
+    if (type == TENSOR_Q6_K) {
+        struct block_q6_k k;
+        memcpy(&k, block, sizeof k);
+        memset(k.scales, 0x80, sizeof k.scales);
+        memcpy(block, &k, sizeof k);
+        tiny_half(block + offsetof(struct block_q6_k, d), 1);
+        return;
+    }
+    bool k_type = type == TENSOR_Q4_K || type == TENSOR_Q5_K;
+    tiny_half(block, 1);
+    if (k_type || type == TENSOR_Q4_1 || type == TENSOR_Q5_1) tiny_half(block + 2, 0);
+}
+
+/* 16 equal outputs of one block, and activations that are all `x`. */
+static void check_extreme(const struct kernels *k, const struct matrix *m, double weight, bool wide,
+                          float x)
+{
+    uint32_t blocks = m->in / 32;
+    struct acts a = { .k = m->in };
+    if (wide) {
+        a.wide = mem_array(blocks, sizeof *a.wide);
+    } else {
+        a.q = mem_array(blocks, sizeof *a.q);
+    }
+    float values[256], out[ROW_GROUP][PANEL];
+    for (uint32_t i = 0; i < m->in; i++) values[i] = x;
+    for (uint32_t r = 0; r < ROW_GROUP; r++) k->quantize(values, m->in, &a, r, 0);
+    for (uint32_t rows = 1; rows <= ROW_GROUP; rows++) {
+        k->gemm(m, &a, 0, rows, 0, 1, &out[0][0], PANEL, false);
+        double expected = m->in * weight * (double)x;
+        assert_true(fabs((double)out[rows - 1][5] - expected) <= 1e-5 * fabs(expected));
+    }
+    free(a.q);
+    free(a.wide);
+}
+
 /* The largest quants and activations must not overflow a kernel's 16-bit sums. */
 static void extreme_values_do_not_overflow(void **state)
 {
     (void)state;
     static const enum tensor_type types[] = { TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q5_0, TENSOR_Q5_1,
-                                              TENSOR_Q8_0 };
-    for (enum isa isa = ISA_AVX2; isa <= isa_best(); isa++) {
-        for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-            uint32_t block = tensor_block_bytes(types[i]);
-            uint8_t data[PANEL * 34];
-            float weights[PANEL * 32], x[32], out[PANEL];
-            memset(data, types[i] == TENSOR_Q8_0 ? 0x80 : 0xff, sizeof data);
-            for (uint32_t o = 0; o < PANEL; o++) {
-                tiny_half(data + o * block, 1);
-                if (types[i] == TENSOR_Q4_1 || types[i] == TENSOR_Q5_1) {
-                    tiny_half(data + o * block + 2, 0);
-                }
-            }
-            tensor_dequantize(types[i], data, weights, PANEL * 32);
-            struct gguf_tensor t = { .type = types[i], .dims = { 32, PANEL }, .data = data };
-            struct model m = { .h = { .dim = 32, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
-                               .output = &t };
-            struct layout *l = mem_alloc(sizeof *l);
-            layout_make(l, &m, false);
-            uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);
-            layout_pack(l, &m, image, 0, 1);
-            assert_int_equal(layout_use(l, &m, image, NULL), OK);
-            struct act_block *q = mem_array(1, sizeof *q);
-            struct wide_block *wide = mem_array(1, sizeof *wide);
+                                              TENSOR_Q8_0, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K };
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        uint32_t in = tensor_block_values(types[i]), block = tensor_block_bytes(types[i]);
+        uint8_t data[PANEL * sizeof(struct block_q6_k)];
+        float weights[256];
+        for (uint32_t o = 0; o < PANEL; o++) fill_extreme(types[i], data + o * block);
+        tensor_dequantize(types[i], data, weights, in);
+        struct gguf_tensor t = { .type = types[i], .dims = { in, PANEL }, .data = data };
+        struct model m = { .h = { .dim = in, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
+                           .output = &t };
+        struct layout *l = mem_alloc(sizeof *l);
+        layout_make(l, &m, false);
+        uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);
+        layout_pack(l, &m, image, 0, 1);
+        assert_int_equal(layout_use(l, &m, image, NULL), OK);
+        for (enum isa isa = ISA_AVX2; isa <= isa_best(); isa++) {
             for (int way = 0; way < 4; way++) {
-                struct acts a = { .k = 32, .q = way / 2 ? NULL : q, .wide = way / 2 ? wide : NULL };
-                int sign = way % 2 ? 1 : -1;
-                for (int j = 0; j < 32; j++) x[j] = (float)sign * 127;
-                kernels_of(isa)->quantize(x, 32, &a, 0, 0);
-                kernels_of(isa)->gemm(&l->head, &a, 0, 1, 0, 1, out, PANEL, false);
-                double expected = 32.0 * 127 * sign * (double)weights[0];
-                assert_true(fabs((double)out[5] - expected) <= 1e-5 * fabs(expected));
+                check_extreme(kernels_of(isa), &l->head, (double)weights[0], way / 2,
+                              way % 2 ? 127 : -127);
             }
-            free(q);
-            free(wide);
-            free(image);
-            free(l);
         }
+        free(image);
+        free(l);
     }
 }
 

@@ -163,6 +163,8 @@ INLINE vf vf_swap(vf x, uint32_t step)
 
 #endif
 
+enum { PARTS = PANEL / LANES };       /* vectors of a panel's outputs */
+
 /* Lanes added in a fixed tree: each with the one half a vector further. */
 INLINE float vf_sum(vf x)
 {

@@ -3,8 +3,6 @@
  */
 #include "engine/cpu/simd.h"
 
-enum { PARTS = PANEL / LANES };       /* vectors of a panel */
-
 /* The first `columns` of a panel's 16 results. */
 INLINE void put(float *to, const vf *acc, uint32_t columns, bool add)
 {
