@@ -186,8 +186,9 @@ bool view_net_connect(struct view_net *n, const struct view_address *a, uint64_t
     struct why why;
     uint32_t seeds = *a->path ? 1 : a->seed_count;
     bool good = false;
-    *n = (struct view_net){ .address = a, .why = VIEW_TLS };
+    *n = (struct view_net){ .address = a };
     if (a->secure && view_tls_open(&n->tls, &a->tls, &why) != OK) {
+        n->why = VIEW_TLS;
         snprintf(n->text, sizeof n->text, "%.300s", why.text);
         return false;
     }
