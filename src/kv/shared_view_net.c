@@ -4,6 +4,7 @@
  */
 #include "kv/shared_view_net.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,9 @@ static void say(struct view_net *n, enum view_error e, const struct view_place *
     const char *path = n->address->path;
     if (*path) snprintf(n->text, sizeof n->text, "%.107s: %.200s", path, what);
     else snprintf(n->text, sizeof n->text, "%.100s:%u: %.200s", p->host, p->port, what);
+    for (char *at = n->text; *at; at++) { /* a server's words become a line of the log */
+        if (iscntrl((unsigned char)*at)) *at = '?';
+    }
 }
 
 static void say_fault(struct view_net *n, const struct view_node *node, const struct view_fault *f)

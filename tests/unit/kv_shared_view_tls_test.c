@@ -263,6 +263,23 @@ static void what_is_no_tls_is_a_line_in_time(void **state)
     shared_view_close(plain);
 }
 
+static void what_a_stranger_says_stays_one_line(void **state)
+{
+    (void)state;
+    static struct view_net n;
+    struct server stranger = { 0 };
+    struct view_address a;
+    struct why why;
+    char url[64];
+    stranger.port = strange_port("-NOAUTH one\n2026-01-01 error \033[31mtwo\r\n", &stranger.pid);
+    snprintf(url, sizeof url, "redis://127.0.0.1:%d", stranger.port);
+    struct shared_view_config c = { .url = url, .password_file = "", .tls = NO_TLS };
+    assert_int_equal(view_address_read(&a, &c, &why), OK);
+    assert_false(view_net_connect(&n, &a, clock_now_ns() + PATIENCE_S * NS_PER_S));
+    assert_non_null(strstr(n.text, "NOAUTH one?2026-01-01 error ?[31mtwo"));
+    server_kill(&stranger);
+}
+
 /* -- views ------------------------------------------------------------------------------------- */
 
 static struct shared_view *secure_view(const char *url, struct shared_view_tls tls,
@@ -353,6 +370,7 @@ int main(void)
         WITH_SERVER(a_certificate_that_expired_or_is_for_another_is_refused),
         WITH_SERVER(a_server_may_want_a_certificate_of_ours),
         WITH_SERVER(what_is_no_tls_is_a_line_in_time),
+        cmocka_unit_test(what_a_stranger_says_stays_one_line),
         WITH_SERVER(a_view_heals_when_the_server_and_its_certificate_do),
         WITH_SERVER(a_cluster_speaks_tls_at_every_node_and_moves_are_followed),
     };
