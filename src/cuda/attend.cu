@@ -6,10 +6,12 @@
  * ATTEND_SPLIT positions a softmax runs along (FlashAttention-2: Dao, 2023); at its end it joins
  * the total.
  *
- * The two kernels are one: in `attend<.., DECODE>` the four warps share sixteen rows and each has a
- * quarter of the value's columns, else each warp has sixteen rows of its own.  Scores, weights and
- * sums of a row are made by the same instructions in the same order, and splits are merged by the
- * same function, in shared memory here or from `part_out` in `combine`: the same bits.
+ * Both kinds of item are one function: in `run<.., DECODE>` the four warps share sixteen rows and
+ * each has a quarter of the value's columns, else each warp has sixteen rows of its own.  Scores,
+ * weights and sums of a row are made by the same instructions in the same order, and splits are
+ * merged by the same function, in shared memory here or from `part_out` in `merge_parts`: the same
+ * bits.  A step of one kind runs `attend` with the registers and shared memory of that kind, a step
+ * of both `attend_mixed`, where decoding fills the gaps that prompts leave.
  *
  * A tile behind a row's own position leaves that row as it is (weights are exactly 0, the factor
  * exactly 1), so it does not matter which other rows are in the block.
@@ -298,7 +300,8 @@ DEVICE void write_part(const attend_call &c, const attend_item &item, const plac
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         if (p.token[r] < 0) continue;
-        int64_t head = (int64_t)item.part * c.heads + blockIdx.y * group + p.head[r];
+        int64_t part = item.part + item.split;
+        int64_t head = part * c.heads + blockIdx.y * group + p.head[r];
         if (first == 0 && t == 0)
             *(float2 *)(c.part_state + 2 * head) = make_float2(s.most[r], s.sum[r]);
 #pragma unroll
@@ -308,15 +311,70 @@ DEVICE void write_part(const attend_call &c, const attend_item &item, const plac
     }
 }
 
+/* True in the block that is the last of the sequence's splits, for this kv head, to have written
+ * its part; it sees all of them.  The counter is 0 again then. */
+DEVICE bool is_last(const attend_call &c, const attend_item &item, unsigned *done)
+{
+    __syncthreads();                  /* the block has written, and needs `done` no more */
+    if (threadIdx.x == 0) {
+        int64_t at = (int64_t)item.part * c.kv.kv_heads + blockIdx.y;
+        __threadfence();
+        *done = atomicInc(c.parts_done + at, item.splits - 1);
+        __threadfence();
+    }
+    __syncthreads();
+    return *done == (unsigned)item.splits - 1;
+}
+
+/* Four dimensions of a head a thread; the order of the sum is that of the splits, whoever came
+ * last. */
+template <int SIZE>
+DEVICE void merge_parts(const attend_call &c, const attend_item &item, int group)
+{
+    for (int i = threadIdx.x; i < group * SIZE / 4; i += THREADS) {
+        int head = blockIdx.y * group + i / (SIZE / 4), d = i % (SIZE / 4) * 4;
+        int64_t at = (int64_t)item.part * c.heads + head;
+        float2 total = *(const float2 *)(c.part_state + 2 * at);
+        float4 out = *(const float4 *)(c.part_out + at * SIZE + d);
+#pragma unroll 4
+        for (int s = 1; s < item.splits; s++) {
+            at += c.heads;
+            float2 state = *(const float2 *)(c.part_state + 2 * at);
+            float4 part = *(const float4 *)(c.part_out + at * SIZE + d);
+            factors f = merge_factors(total.x, state.x, c.scale);
+            total.x = f.most;
+            total.y = merge(total.y, state.y, f);
+            out.x = merge(out.x, part.x, f), out.y = merge(out.y, part.y, f);
+            out.z = merge(out.z, part.z, f), out.w = merge(out.w, part.w, f);
+        }
+        float inverse = 1 / total.y;
+        uint16_t *row = (uint16_t *)c.out + item.row * c.out_stride + head * SIZE + d;
+        *(uint2 *)row = make_uint2(pack_f16(out.x * inverse, out.y * inverse),
+                                   pack_f16(out.z * inverse, out.w * inverse));
+    }
+}
+
+/* Reads the item once more, for it is not worth registers while tiles are walked. */
+template <int SIZE, int COLUMNS>
+DEVICE void end_split(const attend_call &c, const state<COLUMNS> &s, unsigned *done)
+{
+    const attend_item item = c.items[blockIdx.x];
+    const int group = c.heads / c.kv.kv_heads, first = (threadIdx.x >> 5) * COLUMNS;
+    const places p = find_places(item, 0, shape<SIZE, true>::rows, group);
+    if (item.splits == 1) {
+        write_out(c, item, p, group, first, s);
+        return;
+    }
+    write_part(c, item, p, group, first, s);
+    if (is_last(c, item, done)) merge_parts<SIZE>(c, item, group);
+}
+
 /* --- kernels --------------------------------------------------------------------------------- */
 
 template <int SIZE, bool DECODE, bool FP8>
-static __global__ void __launch_bounds__(THREADS) attend(const attend_call c)
+DEVICE void run(const attend_call &c, const attend_item &item, uint8_t *shared)
 {
     using Shape = shape<SIZE, DECODE>;
-    extern __shared__ __align__(128) uint8_t shared[];
-    const attend_item item = c.items[blockIdx.x];
-    if (item.count == 0) return;
     uint16_t *queries = (uint16_t *)shared, *at = queries + Shape::first_bytes / 2;
     float *total = (float *)shared + threadIdx.x;
     const int group = c.heads / c.kv.kv_heads, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -325,7 +383,8 @@ static __global__ void __launch_bounds__(THREADS) attend(const attend_call c)
     const int end = item.first + item.count, all = (end + TILE - 1) / TILE;
     const int begin = DECODE ? item.split * SPLIT_TILES : 0;
     const int stop = DECODE ? min(begin + SPLIT_TILES, all) : all;
-    const places p = find_places(item, first_row, Shape::rows, group);
+    places p = { { 0, 0 }, { 0, 0 }, { item.first, item.first } };
+    if (!DECODE) p = find_places(item, first_row, Shape::rows, group);   /* else at the end */
     load_queries<SIZE, Shape::rows>(queries, c, item, group);
     load_tile<SIZE, FP8>(at, at + Shape::tile_values, c, blocks, begin, end);
     copy_commit();
@@ -369,34 +428,29 @@ static __global__ void __launch_bounds__(THREADS) attend(const attend_call c)
         fetch(total, s);
         s.sum[0] = sum[0], s.sum[1] = sum[1];
     }
-    if (DECODE && item.part >= 0)
-        write_part(c, item, p, group, first, s);
+    if (DECODE)
+        end_split<SIZE>(c, s, (unsigned *)shared);
     else
         write_out(c, item, p, group, first, s);
 }
 
-/* A block is a row and a query head; a thread a dimension. */
-static __global__ void combine(const attend_call c, const combine_item *items)
+template <int SIZE, bool DECODE, bool FP8>
+static __global__ void __launch_bounds__(THREADS) attend(const attend_call c)
 {
-    const combine_item item = items[blockIdx.x];
-    if (item.splits == 0) return;
-    int d = threadIdx.x, size = c.kv.head_dim;
-    float most = 0, sum = 0, out = 0;
-    for (int i = 0; i < item.splits; i++) {
-        int64_t head = (int64_t)(item.part + i) * c.heads + blockIdx.y;
-        float2 state = *(const float2 *)(c.part_state + 2 * head);
-        float part = c.part_out[head * size + d];
-        if (i == 0) {
-            most = state.x, sum = state.y, out = part;
-            continue;
-        }
-        factors f = merge_factors(most, state.x, c.scale);
-        most = f.most;
-        sum = merge(sum, state.y, f);
-        out = merge(out, part, f);
-    }
-    uint16_t *row = (uint16_t *)c.out + item.row * c.out_stride + blockIdx.y * size;
-    row[d] = (uint16_t)pack_f16(out * (1 / sum), 0);
+    extern __shared__ __align__(128) uint8_t shared[];
+    const attend_item item = c.items[blockIdx.x];
+    if (item.count) run<SIZE, DECODE, FP8>(c, item, shared);
+}
+
+template <int SIZE, bool FP8>
+static __global__ void __launch_bounds__(THREADS) attend_mixed(const attend_call c)
+{
+    extern __shared__ __align__(128) uint8_t shared[];
+    const attend_item item = c.items[blockIdx.x];
+    if (item.splits)
+        run<SIZE, true, FP8>(c, item, shared);
+    else
+        run<SIZE, false, FP8>(c, item, shared);
 }
 
 /* --- launchers ------------------------------------------------------------------------------- */
@@ -407,58 +461,43 @@ extern "C" int k_attend_fits(int head_dim, int group, int element, int act_type)
            element != KV_ELEMENT_F32 && act_type != ACT_F32;
 }
 
-template <int SIZE, bool DECODE, bool FP8> static cudaError_t prepare()
+using kernel = void (*)(attend_call);
+
+/* The kernel for a step with tiles of prompts, splits of decoding sequences, or both. */
+template <int SIZE, bool FP8> static kernel choose(bool tiles, bool splits)
 {
-    return cudaFuncSetAttribute((const void *)attend<SIZE, DECODE, FP8>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                shape<SIZE, DECODE>::bytes);
+    return !splits ? attend<SIZE, false, FP8> : !tiles ? attend<SIZE, true, FP8>
+                                                       : attend_mixed<SIZE, FP8>;
 }
 
-template <int SIZE> static cudaError_t prepare_size()
+static kernel choose(const struct kv_layer &kv, bool tiles, bool splits, int *bytes)
 {
-    cudaError_t e = prepare<SIZE, false, false>();
-    if (!e) e = prepare<SIZE, false, true>();
-    if (!e) e = prepare<SIZE, true, false>();
-    if (!e) e = prepare<SIZE, true, true>();
-    return e;
+    bool fp8 = kv.element == KV_ELEMENT_FP8, large = kv.head_dim == 128;
+    *bytes = large ? tiles ? shape<128, false>::bytes : shape<128, true>::bytes
+                   : tiles ? shape<64, false>::bytes : shape<64, true>::bytes;
+    if (large) return fp8 ? choose<128, true>(tiles, splits) : choose<128, false>(tiles, splits);
+    return fp8 ? choose<64, true>(tiles, splits) : choose<64, false>(tiles, splits);
 }
 
 extern "C" cudaError_t k_attend_prepare(void)
 {
-    cudaError_t e = prepare_size<64>();
-    return e ? e : prepare_size<128>();
+    struct kv_layer kv = { 0 };
+    cudaError_t e = cudaSuccess;
+    for (int i = 0; i < 12 && !e; i++) {
+        int bytes;
+        kv.head_dim = i & 1 ? 128 : 64, kv.element = i & 2 ? KV_ELEMENT_FP8 : KV_ELEMENT_F16;
+        kernel k = choose(kv, i / 4 != 1, i / 4 != 0, &bytes);
+        e = cudaFuncSetAttribute((const void *)k, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 bytes);
+    }
+    return e;
 }
 
-template <int SIZE, bool DECODE>
-static cudaError_t launch(const struct attend_call *c, int items, cudaStream_t stream)
+extern "C" cudaError_t k_attend(const struct attend_call *c, int tiles, int splits,
+                                cudaStream_t stream)
 {
-    dim3 grid(items, c->kv.kv_heads);
-    int bytes = shape<SIZE, DECODE>::bytes;
-    if (c->kv.element == KV_ELEMENT_FP8)
-        attend<SIZE, DECODE, true><<<grid, THREADS, bytes, stream>>>(*c);
-    else
-        attend<SIZE, DECODE, false><<<grid, THREADS, bytes, stream>>>(*c);
-    return cudaGetLastError();
-}
-
-extern "C" cudaError_t k_attend_prefill(const struct attend_call *c, int items,
-                                        cudaStream_t stream)
-{
-    if (c->kv.head_dim == 64) return launch<64, false>(c, items, stream);
-    return launch<128, false>(c, items, stream);
-}
-
-extern "C" cudaError_t k_attend_decode(const struct attend_call *c, int items,
-                                       cudaStream_t stream)
-{
-    if (c->kv.head_dim == 64) return launch<64, true>(c, items, stream);
-    return launch<128, true>(c, items, stream);
-}
-
-extern "C" cudaError_t k_attend_combine(const struct attend_call *c,
-                                        const struct combine_item *items, int count,
-                                        cudaStream_t stream)
-{
-    combine<<<dim3(count, c->heads), c->kv.head_dim, 0, stream>>>(*c, items);
+    int bytes;
+    kernel k = choose(c->kv, tiles > 0, splits > 0, &bytes);
+    k<<<dim3(tiles + splits, c->kv.kv_heads), THREADS, bytes, stream>>>(*c);
     return cudaGetLastError();
 }

@@ -139,7 +139,7 @@ void blas_carve(struct cuda *u)
     uint64_t weights = 0, sums = 0;
     for (uint32_t i = 0; i < u->model->h.layers; i++) {
         const struct layer *y = &u->layers[i];
-        for (uint32_t j = 0; j < y->qkv_count; j++) measure(&y->qkv[j], &weights, &sums);
+        measure(&y->qkv, &weights, &sums);
         measure(&y->o, &weights, &sums);
         measure(&y->gate_up, &weights, &sums);
         measure(&y->down, &weights, &sums);

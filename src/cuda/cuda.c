@@ -109,6 +109,7 @@ static void carve(struct cuda *u)
     u->qkv = u->separate_rope ? rows_carve(u, rows, all, 4) : NULL;
     u->part_out = rows_carve(u, u->tensor_attention ? PARTS_MAX : 0, heads, 4);
     u->part_state = rows_carve(u, u->tensor_attention ? PARTS_MAX : 0, 2ull * h->heads, 4);
+    u->parts_done = rows_carve(u, u->tensor_attention ? PARTS_MAX : 0, h->kv_heads, 4);
     uint64_t each = (uint64_t)(uint32_t)u->head.w.out * 4, most = LOGIT_BYTES / each;
     u->logit_rows_max = most < 16 ? 16 : most > rows ? (uint32_t)rows : (uint32_t)most;
     u->logits = work_carve(u, u->logit_rows_max * each);

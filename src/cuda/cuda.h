@@ -64,8 +64,7 @@ struct matrix {
 };
 
 struct layer {
-    struct matrix qkv[3], o, gate_up, down;
-    uint32_t qkv_count, qkv_column[3];
+    struct matrix qkv, o, gate_up, down;
     float *attn_norm, *ffn_norm, *qkv_bias, *o_bias, *q_norm, *k_norm;   /* NULL: none        */
 };
 
@@ -77,12 +76,12 @@ struct plan {
     uint64_t bytes, room;
     uint32_t rows, logits;            /* padded counts, what the kernels are launched with    */
     uint32_t blas_rows;               /* of these rows, the first go to cuBLAS                */
-    uint32_t prefill_items, decode_items, any_items, combines, parts;
-    uint64_t rows_at, pick_at, prefill_at, decode_at, any_at, combine_at, tables_at;
+    uint32_t tiles, splits, parts;    /* attention items: of prompts, of decoding             */
+    uint64_t rows_at, pick_at, items_at, tables_at;
 };
 
 struct graph {
-    uint32_t rows, decode_items, combines;
+    uint32_t rows, splits;
     cudaGraphExec_t exec;
     uint64_t used;                    /* when last, in steps                                  */
 };
@@ -115,6 +114,7 @@ struct cuda {
     float *x, *qkv;                   /* (rows, D); (rows, (H+2K)*S) only with separate_rope  */
     void *normed, *q, *attended, *hidden, *final;
     float *part_out, *part_state;
+    unsigned *parts_done;
     float *logits, *logits_host;
     int32_t *best, *best_host;
     uint32_t logit_rows_max, final_count, logits_first;

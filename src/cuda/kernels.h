@@ -105,12 +105,8 @@ struct attend_item {
     int32_t row, count;               /* tokens row .. row+count-1 of the step; count 0: none */
     int32_t first;                    /* position of the first                                */
     int32_t table;                    /* offset of the sequence's blocks in `tables`          */
-    int32_t split, part;              /* decoding: which split; where to, -1: it is the only  */
-};
-
-/* Decoding: a row whose splits are to be merged. */
-struct combine_item {
-    int32_t row, part, splits;
+    int32_t split, splits;            /* decoding: which of how many; splits 0: a tile        */
+    int32_t part;                     /* of several splits: where the first one's result goes */
 };
 
 struct attend_call {
@@ -123,6 +119,8 @@ struct attend_call {
     const struct attend_item *items;
     const int32_t *tables;
     float *part_out, *part_state;     /* (part, H, S); (part, H, 2): maximum and sum          */
+    unsigned *parts_done;             /* (part, kv heads): splits done of those that begin    */
+                                      /* there; 0 between launches                            */
 };
 
 /* x (rows, dim) F32 from the embedding's rows. */
@@ -148,10 +146,9 @@ cudaError_t k_rope_store(float *qkv, int64_t stride, int count, const float *q_n
 /* Is there a tensor-core kernel for this shape?  If not, k_attend_any does all attention. */
 int k_attend_fits(int head_dim, int group, int element, int act_type);
 cudaError_t k_attend_prepare(void);   /* once a device: room in shared memory */
-cudaError_t k_attend_prefill(const struct attend_call *c, int items, cudaStream_t stream);
-cudaError_t k_attend_decode(const struct attend_call *c, int items, cudaStream_t stream);
-cudaError_t k_attend_combine(const struct attend_call *c, const struct combine_item *items,
-                             int count, cudaStream_t stream);
+/* All attention of a step in one launch: c->items are `tiles` tiles of prompts, then `splits`
+ * splits of decoding sequences.  The block that ends the last split merges them, upwards. */
+cudaError_t k_attend(const struct attend_call *c, int tiles, int splits, cudaStream_t stream);
 /* Any shape and precision; an item is one token. */
 cudaError_t k_attend_any(const struct attend_call *c, int items, cudaStream_t stream);
 

@@ -1,9 +1,9 @@
 /* cuda/plan.c - describes a step for the GPU in one pinned buffer, uploaded in one piece.
  *
- * Order: rows, logit rows, attention items (prompts; decoding; one token each), merges, block
- * tables. Counts of a decoding step are rounded up, so that few graphs serve all batches: rows to
- * a power of two or a multiple of 32, items likewise; padding rows store no KV, padding items do
- * nothing.
+ * Order: rows, logit rows, attention items (tiles of prompts, then splits of decoding sequences),
+ * block tables.  Counts of a decoding step are rounded up, so that few graphs serve all batches:
+ * rows to a power of two or a multiple of 32, items likewise; padding rows store no KV, padding
+ * items do nothing.
  */
 #include <string.h>
 
@@ -16,9 +16,10 @@ static uint32_t group_of(const struct cuda *u)
     return u->model->h.heads / u->model->h.kv_heads;
 }
 
+/* Tokens of a prompt that are one item. */
 static uint32_t tile_tokens(const struct cuda *u)
 {
-    return ATTEND_ROWS / group_of(u);
+    return u->tensor_attention ? ATTEND_ROWS / group_of(u) : 1;
 }
 
 static uint64_t align_up(uint64_t n)
@@ -41,10 +42,7 @@ uint64_t plan_bytes_max(const struct cuda *u)
     uint64_t tables = c->step_tokens_max < c->step_seqs_max ? c->step_tokens_max
                                                             : c->step_seqs_max;
     return align_up(rows * sizeof(struct row)) + align_up(rows * sizeof(int32_t)) +
-           align_up(rows * sizeof(struct attend_item)) +
-           align_up(rounded(PARTS_MAX + (uint32_t)seqs) * sizeof(struct attend_item)) +
-           align_up(rows * sizeof(struct attend_item)) +
-           align_up(seqs * sizeof(struct combine_item)) +
+           align_up((rows + rounded(PARTS_MAX + (uint32_t)seqs)) * sizeof(struct attend_item)) +
            align_up(tables * blocks * sizeof(int32_t));
 }
 
@@ -66,20 +64,17 @@ static bool count_all(struct cuda *u, const struct step *s)
 {
     struct plan *p = &u->plan;
     bool only_decodes = true;
-    p->prefill_items = p->decode_items = p->any_items = p->combines = p->parts = 0;
+    p->tiles = p->splits = p->parts = 0;
     for (uint32_t i = 0; i < s->seq_count; i++) {
         const struct step_seq *q = &s->seqs[i];
         uint32_t splits = splits_of(q);
         if (decodes(u, q, p->parts)) {
-            p->decode_items += splits;
-            if (splits > 1) p->combines++, p->parts += splits;
-            continue;
+            p->splits += splits;
+            if (splits > 1) p->parts += splits;
+        } else {
+            only_decodes = false;
+            p->tiles += (q->count + tile_tokens(u) - 1) / tile_tokens(u);
         }
-        only_decodes = false;
-        if (u->tensor_attention)
-            p->prefill_items += (q->count + tile_tokens(u) - 1) / tile_tokens(u);
-        else
-            p->any_items += q->count;
     }
     return only_decodes && s->logit_count == s->token_count && s->seq_count == s->token_count;
 }
@@ -96,10 +91,7 @@ static void lay_out(struct plan *p)
     uint64_t at = 0;
     p->rows_at = place(&at, p->rows * sizeof(struct row));
     p->pick_at = place(&at, p->logits * sizeof(int32_t));
-    p->prefill_at = place(&at, p->prefill_items * sizeof(struct attend_item));
-    p->decode_at = place(&at, p->decode_items * sizeof(struct attend_item));
-    p->any_at = place(&at, p->any_items * sizeof(struct attend_item));
-    p->combine_at = place(&at, p->combines * sizeof(struct combine_item));
+    p->items_at = place(&at, (p->tiles + p->splits) * sizeof(struct attend_item));
     p->tables_at = p->bytes = at;
 }
 
@@ -108,8 +100,7 @@ static void lay_out(struct plan *p)
 struct fill {
     struct cuda *u;
     struct row *rows;
-    struct attend_item *prefill, *decode, *any;
-    struct combine_item *combine;
+    struct attend_item *tile, *split;
     int32_t *tables;
     uint32_t parts, table;
 };
@@ -130,31 +121,26 @@ static void fill_rows(struct fill *f, const struct step *s, const struct step_se
 
 static void fill_decode(struct fill *f, const struct step_seq *q)
 {
-    uint32_t splits = splits_of(q), part = f->parts;
+    uint32_t splits = splits_of(q);
     for (uint32_t i = 0; i < splits; i++) {
-        *f->decode++ = (struct attend_item){
+        *f->split++ = (struct attend_item){
             .row = (int32_t)q->row, .count = 1, .first = (int32_t)q->first,
-            .table = (int32_t)f->table, .split = (int32_t)i,
-            .part = splits > 1 ? (int32_t)(part + i) : -1,
+            .table = (int32_t)f->table, .split = (int32_t)i, .splits = (int32_t)splits,
+            .part = (int32_t)f->parts,
         };
     }
-    if (splits == 1) return;
-    *f->combine++ = (struct combine_item){ .row = (int32_t)q->row, .part = (int32_t)part,
-                                           .splits = (int32_t)splits };
-    f->parts += splits;
+    if (splits > 1) f->parts += splits;
 }
 
 /* The last tile first: it sees the most, and long work should not come last. */
 static void fill_prefill(struct fill *f, const struct step_seq *q)
 {
-    bool tensor = f->u->tensor_attention;
-    uint32_t each = tensor ? tile_tokens(f->u) : 1, tiles = (q->count + each - 1) / each;
-    struct attend_item **to = tensor ? &f->prefill : &f->any;
+    uint32_t each = tile_tokens(f->u), tiles = (q->count + each - 1) / each;
     for (uint32_t tile = tiles; tile-- > 0;) {
         uint32_t from = tile * each, left = q->count - from;
-        *(*to)++ = (struct attend_item){
+        *f->tile++ = (struct attend_item){
             .row = (int32_t)(q->row + from), .count = (int32_t)(left < each ? left : each),
-            .first = (int32_t)(q->first + from), .table = (int32_t)f->table, .part = -1,
+            .first = (int32_t)(q->first + from), .table = (int32_t)f->table,
         };
     }
 }
@@ -182,18 +168,15 @@ bool plan_step(struct cuda *u, const struct step *s)
     p->blas_rows = u->blas && !as_graph ? blas_rows(p->rows) : 0;
     if (as_graph) {
         p->rows = p->logits = rounded(s->token_count);
-        p->decode_items = rounded(p->decode_items);
-        if (p->combines) p->combines = p->rows;
+        p->splits = rounded(p->splits);
     }
     lay_out(p);
     CHECK(p->bytes <= p->room);
     memset(p->host, 0, p->bytes);
     struct fill f = {
         .u = u, .rows = (struct row *)(p->host + p->rows_at),
-        .prefill = (struct attend_item *)(p->host + p->prefill_at),
-        .decode = (struct attend_item *)(p->host + p->decode_at),
-        .any = (struct attend_item *)(p->host + p->any_at),
-        .combine = (struct combine_item *)(p->host + p->combine_at),
+        .tile = (struct attend_item *)(p->host + p->items_at),
+        .split = (struct attend_item *)(p->host + p->items_at) + p->tiles,
         .tables = (int32_t *)(p->host + p->tables_at),
     };
     for (uint32_t i = s->token_count; i < p->rows; i++) f.rows[i].slot = -1;

@@ -1,9 +1,9 @@
 /* cuda/step.c - the kernels of a step, in order; decode steps as graphs.
  *
- * A layer is eight launches: norm; q, k, v (rotated and stored by the product itself); attention;
- * merge of its splits, if there are; output product (adds to the residual); norm; gate and up (with
- * SwiGLU); down product.  Qwen3 has two more (its heads are normed first), and matrices of mixed
- * types one a type.
+ * A layer is seven launches, whatever is in the step: norm; q, k, v (rotated and stored by the
+ * product itself); attention; output product (adds to the residual); norm; gate and up (with
+ * SwiGLU); down product.  Qwen3 has one more: its heads are normed before they are rotated and
+ * stored, all in one.  (Products that go to cuBLAS are outside this count.)
  *
  * A step of decoding sequences only is captured once per rounded size and replayed; what changes
  * from step to step is in the uploaded plan, at the same offsets.
@@ -70,15 +70,12 @@ static void qkv(struct cuda *u, uint32_t layer)
     const struct layer *y = &u->layers[layer];
     struct qkv_out target = qkv_target(u, layer);
     uint32_t width = (h->heads + 2 * h->kv_heads) * h->head_dim;
-    for (uint32_t i = 0; i < y->qkv_count; i++) {
-        struct gemm_out out = out_of(&y->qkv[i], u->separate_rope ? OUT_STORE : OUT_QKV);
-        if (y->qkv_bias) out.bias = y->qkv_bias + y->qkv_column[i];
-        out.f32 = u->qkv + (u->qkv ? y->qkv_column[i] : 0);
-        out.f32_stride = width;
-        out.column0 = (int)y->qkv_column[i];
-        out.qkv = target;
-        product(u, &y->qkv[i], u->normed, &out);
-    }
+    struct gemm_out out = out_of(&y->qkv, u->separate_rope ? OUT_STORE : OUT_QKV);
+    out.bias = y->qkv_bias;
+    out.f32 = u->qkv;
+    out.f32_stride = width;
+    out.qkv = target;
+    product(u, &y->qkv, u->normed, &out);
     if (!u->separate_rope) return;
     MUST(u, k_rope_store(u->qkv, width, (int)u->plan.rows, y->q_norm, y->k_norm, h->norm_eps,
                          &target, u->compute));
@@ -120,23 +117,14 @@ static void attention(struct cuda *u, uint32_t layer)
     struct attend_call c = {
         .q = u->q, .out = u->attended, .out_stride = u->layers[layer].o.w.in, .act_type = u->act,
         .heads = (int)h->heads, .scale = h->attention_scale * 1.4426950408889634f,
-        .kv = kv_layer_of(u, layer), .tables = planned(u, p->tables_at),
-        .part_out = u->part_out, .part_state = u->part_state,
+        .kv = kv_layer_of(u, layer), .items = planned(u, p->items_at),
+        .tables = planned(u, p->tables_at), .part_out = u->part_out,
+        .part_state = u->part_state, .parts_done = u->parts_done,
     };
-    if (p->prefill_items) {
-        c.items = planned(u, p->prefill_at);
-        MUST(u, k_attend_prefill(&c, (int)p->prefill_items, u->compute));
-    }
-    if (p->decode_items) {
-        c.items = planned(u, p->decode_at);
-        MUST(u, k_attend_decode(&c, (int)p->decode_items, u->compute));
-    }
-    if (p->combines)
-        MUST(u, k_attend_combine(&c, planned(u, p->combine_at), (int)p->combines, u->compute));
-    if (p->any_items) {
-        c.items = planned(u, p->any_at);
-        MUST(u, k_attend_any(&c, (int)p->any_items, u->compute));
-    }
+    if (u->tensor_attention)
+        MUST(u, k_attend(&c, (int)p->tiles, (int)p->splits, u->compute));
+    else
+        MUST(u, k_attend_any(&c, (int)p->tiles, u->compute));
 }
 
 /* --- the whole ------------------------------------------------------------------------------- */
@@ -186,9 +174,7 @@ static struct graph *graph_find(struct cuda *u)
 {
     for (uint32_t i = 0; i < u->graph_count; i++) {
         struct graph *g = &u->graphs[i];
-        if (g->rows == u->plan.rows && g->decode_items == u->plan.decode_items &&
-            g->combines == u->plan.combines)
-            return g;
+        if (g->rows == u->plan.rows && g->splits == u->plan.splits) return g;
     }
     return NULL;
 }
@@ -208,8 +194,7 @@ static struct graph *graph_make(struct cuda *u)
 {
     cudaGraph_t made;
     struct graph *g = graph_room(u);
-    *g = (struct graph){ .rows = u->plan.rows, .decode_items = u->plan.decode_items,
-                         .combines = u->plan.combines };
+    *g = (struct graph){ .rows = u->plan.rows, .splits = u->plan.splits };
     MUST(u, cudaStreamBeginCapture(u->compute, cudaStreamCaptureModeThreadLocal));
     run_layers(u, false);
     MUST(u, cudaStreamEndCapture(u->compute, &made));

@@ -3,7 +3,7 @@
  *
  * Blocks of Q8_0, Q4_0 and Q4_1 stay blocks, F16 stays F16, all else becomes F16: exact for BF16
  * (but for values below 6e-5, which keep an absolute error of 3e-8).  With F32 activations all is
- * F32.
+ * F32.  Tensors that are one product (q, k and v; gate and up) have one type: F16 when they differ.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -50,21 +50,6 @@ static void matrix_carve(struct cuda *u, struct matrix *m)
     if (w->type == WEIGHT_Q4_1) w->mins = arena_take(&u->arena, plane);
 }
 
-/* Neighbours of one type are one matrix: fewer launches. */
-static void qkv_carve(struct cuda *u, struct layer *y, const struct layer_weights *w)
-{
-    const struct gguf_tensor *all[3] = { w->q, w->k, w->v };
-    uint32_t column = 0;
-    for (int i = 0; i < 3; i++) {
-        int type = weight_type(u, all[i]->type);
-        bool joins = y->qkv_count && y->qkv[y->qkv_count - 1].w.type == type;
-        if (!joins) y->qkv_column[y->qkv_count++] = column;
-        matrix_add(u, &y->qkv[y->qkv_count - 1], all[i], i < 2);
-        column += (uint32_t)all[i]->dims[1];
-    }
-    for (uint32_t i = 0; i < y->qkv_count; i++) matrix_carve(u, &y->qkv[i]);
-}
-
 static void single_carve(struct cuda *u, struct matrix *m, const struct gguf_tensor *t)
 {
     matrix_add(u, m, t, false);
@@ -80,7 +65,10 @@ static void layer_carve(struct cuda *u, struct layer *y, const struct layer_weig
 {
     const struct hparams *h = &u->model->h;
     memset(y, 0, sizeof *y);
-    qkv_carve(u, y, w);
+    matrix_add(u, &y->qkv, w->q, true);
+    matrix_add(u, &y->qkv, w->k, true);
+    matrix_add(u, &y->qkv, w->v, false);
+    matrix_carve(u, &y->qkv);
     single_carve(u, &y->o, w->o);
     y->gate_up.from.order = SOURCE_PAIRED;
     matrix_add(u, &y->gate_up, w->gate, false);
@@ -201,8 +189,7 @@ static enum err bias_send(struct cuda *u, float *to, const struct layer_weights 
 static enum err layer_send(struct cuda *u, struct layer *y, const struct layer_weights *w,
                            struct why *why)
 {
-    enum err e = OK;
-    for (uint32_t i = 0; !e && i < y->qkv_count; i++) e = matrix_send(u, &y->qkv[i], why);
+    enum err e = matrix_send(u, &y->qkv, why);
     if (!e) e = matrix_send(u, &y->o, why);
     if (!e) e = matrix_send(u, &y->gate_up, why);
     if (!e) e = matrix_send(u, &y->down, why);

@@ -23,6 +23,9 @@ NAMES = ("kernel", "arch", "registers", "spill", "shared")
 MUST = {
     "6attend": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
                 "ldmatrix.sync.aligned.m8n8.x4.shared", "ldmatrix.sync.aligned.m8n8.x4.trans"],
+    "12attend_mixed": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+                       "ldmatrix.sync.aligned.m8n8.x4.shared",
+                       "ldmatrix.sync.aligned.m8n8.x4.trans"],
     "8gemm_few": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"],
     "9gemm_many": ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"],
     "7move_kvI5uint4": ["ld.global.v4", "st.global.v4"],
@@ -56,7 +59,7 @@ def lint(arch, text):
         for part, needed in MUST.items():
             if part in name:
                 wrong += [f"{name} {arch}: has no {i}" for i in needed if i not in body]
-        if "6attend" in name and name.count("ELb0EE") and "cp.async.cg" not in body:
+        if re.search("6attend|12attend_mixed", name) and name.count("ELb0EE") and "cp.async.cg" not in body:
             wrong.append(f"{name} {arch}: has no cp.async.cg")
     return wrong
 

@@ -98,11 +98,12 @@ static int make_items(struct attend_item *items, int tokens, int length)
     for (int i = 0; i < tokens; i += each)
         items[count++] = (struct attend_item){
             .row = i, .count = tokens - i < each ? tokens - i : each,
-            .first = length - tokens + i, .part = -1 };
+            .first = length - tokens + i };
     for (int i = 0; tokens == 0 && i < DECODING * splits; i++)
         items[count++] = (struct attend_item){
             .row = i / splits, .count = 1, .first = length - 1, .split = i % splits,
-            .table = i / splits * (length >> SHIFT), .part = i };
+            .table = i / splits * (length >> SHIFT), .splits = splits,
+            .part = i / splits * splits };
     return count;
 }
 
@@ -119,20 +120,22 @@ static void run_attend(char **argv)
     int64_t block_bytes = 2ll * KV_HEADS * SIZE * (fp8 ? 1 : 2) << SHIFT;
     uint64_t kv = (uint64_t)(blocks * block_bytes), row = 2ull * HEADS * SIZE;
     uint64_t parts = tokens ? 0 : (uint64_t)count * HEADS;
+    uint64_t counters = 4ull * (uint64_t)count * KV_HEADS;
     struct attend_call c = {
         .q = zeros((uint64_t)rows * row, (uint64_t)rows * row), .out_stride = HEADS * SIZE,
-        .out = zeros((uint64_t)rows * row, tokens ? (uint64_t)rows * row : 0), .act_type = ACT_F16,
+        .out = zeros((uint64_t)rows * row, (uint64_t)rows * row), .act_type = ACT_F16,
         .heads = HEADS, .scale = 0.1f,
         .kv = { .base = zeros(kv, kv), .block_bytes = block_bytes, .token_shift = SHIFT,
                 .kv_heads = KV_HEADS, .head_dim = SIZE,
                 .element = fp8 ? KV_ELEMENT_FP8 : KV_ELEMENT_F16 },
         .items = upload(items, (uint64_t)count * sizeof *items),
         .tables = upload(tables, (uint64_t)blocks * sizeof *tables),
-        .part_out = zeros(parts * SIZE * 4 + 4, parts * SIZE * 4),
+        .part_out = zeros(parts * SIZE * 4 + 16, parts * SIZE * 4),
         .part_state = zeros(parts * 8 + 8, parts * 8),
+        .parts_done = zeros(counters, 0),
     };
     must(k_attend_prepare());
-    must(tokens ? k_attend_prefill(&c, count, stream) : k_attend_decode(&c, count, stream));
+    must(k_attend(&c, tokens ? count : 0, tokens ? 0 : count, stream));
 }
 
 int main(int argc, char **argv)
