@@ -275,7 +275,10 @@ static void what_a_stranger_says_stays_one_line(void **state)
     snprintf(url, sizeof url, "redis://127.0.0.1:%d", stranger.port);
     struct shared_view_config c = { .url = url, .password_file = "", .tls = NO_TLS };
     assert_int_equal(view_address_read(&a, &c, &why), OK);
-    assert_false(view_net_connect(&n, &a, clock_now_ns() + PATIENCE_S * NS_PER_S));
+    n.why = VIEW_TIMEOUT;
+    for (int tries = 0; tries < 10 && n.why == VIEW_TIMEOUT; tries++) {
+        assert_false(view_net_connect(&n, &a, clock_now_ns() + PATIENCE_S * NS_PER_S));
+    }
     assert_non_null(strstr(n.text, "NOAUTH one?2026-01-01 error ?[31mtwo"));
     server_kill(&stranger);
 }
