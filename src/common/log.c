@@ -85,6 +85,15 @@ static const char *date_of(time_t second)
     return text;
 }
 
+/* Clients and servers say much of what is in a line: they shall not write lines of their own, nor
+ * speak to a terminal. */
+static void tame(char *text, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        if ((unsigned char)text[i] < ' ' || text[i] == 0x7f) text[i] = '?';
+    }
+}
+
 void log_line(enum log_level level, const char *fmt, ...)
 {
     if (level > level_max) return;
@@ -99,6 +108,7 @@ void log_line(enum log_level level, const char *fmt, ...)
     va_end(ap);
     at += wrote < 0 ? 0 : (size_t)wrote;
     if (at > sizeof line - 2) at = sizeof line - 2;
+    tame(line, at);
     line[at++] = '\n';
     put(level, line, at);
 }

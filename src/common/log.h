@@ -20,7 +20,7 @@ bool log_set_level(const char *text);
 /* A line is one write, which wakes who reads it, on the cores that others need.  One thread of a
  * program, whose answers should not wait for that, may gather its lines and write them later: with
  * log_flush, when 8 KiB are full, before a warning or an error, and before the program stops on its
- * own account. */
+ * own account.  Control characters in a line become '?'. */
 void log_gather(bool on);             /* off: what was gathered is written */
 void log_flush(void);
 /* When who gathers is to flush: 20 ms after the first line; UINT64_MAX: there is none. */

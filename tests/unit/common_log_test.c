@@ -58,6 +58,15 @@ static void a_line_is_written_at_once(void **state)
     assert_string_equal(written(), "");
 }
 
+static void nobody_else_writes_a_line(void **state)
+{
+    (void)state;
+    log_info("path=%s", "/\n2026-01-01T00:00:00.000Z error forged\r\x1b[31m\x7f\t\xc3\xa9");
+    const char *line = written();
+    assert_non_null(strstr(line, "=/?2026-01-01T00:00:00.000Z error forged??[31m??\xc3\xa9\n"));
+    assert_ptr_equal(strchr(line, '\n'), line + strlen(line) - 1);
+}
+
 static void gathered_lines_wait_for_the_flush(void **state)
 {
     (void)state;
@@ -127,6 +136,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_line_is_written_at_once, open_pipe, close_pipe),
+        cmocka_unit_test_setup_teardown(nobody_else_writes_a_line, open_pipe, close_pipe),
         cmocka_unit_test_setup_teardown(gathered_lines_wait_for_the_flush, open_pipe, close_pipe),
         cmocka_unit_test_setup_teardown(gathered_lines_are_due_soon_and_then_no_more, open_pipe,
                                         close_pipe),
