@@ -65,6 +65,7 @@ static enum err use_key(SSL_CTX *c, const char *path, struct why *why)
 static enum err load(SSL_CTX *c, const struct shared_view_tls *o, struct why *why)
 {
     ERR_clear_error();
+    SSL_CTX_set_default_passwd_cb(c, no_passphrase); /* the default asks at a terminal, and waits */
     if (!*o->cacert) SSL_CTX_set_default_verify_paths(c);
     else if (SSL_CTX_load_verify_locations(c, o->cacert, NULL) != 1) {
         return file_error("CA file", o->cacert, why);
