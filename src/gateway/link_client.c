@@ -356,7 +356,7 @@ static void leave(struct link_client *c, struct conn *conn)
 }
 
 /* What each connection needs is seen under one lock, and done without it. */
-static void serve_all(struct link_client *c)
+static void serve_all(struct link_client *c, uint64_t now_ns)
 {
     bool used[JOBS_MAX], leaves[JOBS_MAX], writes[JOBS_MAX];
     pthread_mutex_lock(&c->gw->lock);
@@ -376,7 +376,7 @@ static void serve_all(struct link_client *c)
             continue;
         }
         if (writes[i] && conn->phase == PHASE_UP) conn_write(conn);
-        conn_timers(conn, clock_now_ns());
+        conn_timers(conn, now_ns);
     }
 }
 
@@ -399,12 +399,15 @@ static void say_ready(struct link_client *c)
     if (c->was_live) c->also.ready();
 }
 
+/* A job is late at a time after which its socket was looked at once more: it may be us who were
+ * stopped, or busy, while it spoke. */
 static void *run(void *arg)
 {
     struct link_client *c = arg;
     for (bool stop = false; !stop;) {
         struct epoll_event events[JOBS_MAX];
-        int count = epoll_wait(c->epoll, events, JOBS_MAX, wait_ms(c, clock_now_ns()));
+        uint64_t now = clock_now_ns();
+        int count = epoll_wait(c->epoll, events, JOBS_MAX, wait_ms(c, now));
         bool hung_up = false;
         for (int i = 0; i < count; i++) {
             uint64_t of = events[i].data.u64;
@@ -417,7 +420,7 @@ static void *run(void *arg)
         stop = c->stop;
         pthread_mutex_unlock(&c->gw->lock);
         c->also.turn();               /* first: what has just come is what somebody waits for */
-        serve_all(c);
+        serve_all(c, now);
         say_ready(c);
         tick(c);
     }
