@@ -71,6 +71,7 @@ enum {
     JSON_DEPTH_MAX = 64,
     CHAT_MESSAGES_MAX = 4096,
     CHOICES_MAX = 128,                /* n in one request; prompts x n in /v1/completions */
+    PROMPT_LOGPROBS_MAX = 4 << 20,    /* of prompts, in one answer                   */
     STOP_STRINGS_MAX = 16,
     STOP_STRING_BYTES_MAX = 1024,
 
@@ -83,6 +84,8 @@ enum {
 
 _Static_assert(SEQ_TOKENS_MAX * sizeof(int32_t) + 65536 <= MSG_BYTES_MAX,
                "a prompt and its parameters fit one message");
+_Static_assert(SEQ_TOKENS_MAX * (1 + TOP_LOGPROBS_MAX) <= PROMPT_LOGPROBS_MAX,
+               "a longest prompt may have the most log-probabilities");
 _Static_assert(MSG_BYTES_MAX <= LINK_BYTES_MAX, "what a worker says fits the link");
 _Static_assert(REQ_COUNT_MAX <= UINT16_MAX, "a request slot fits the wire's u16");
 _Static_assert(KV_TILE_TOKENS % KV_BLOCK_TOKENS_MAX == 0, "a tile is whole blocks");

@@ -33,14 +33,20 @@ static void forget_streams(struct call *c)
 
 /* -- onto the link, under the lock ------------------------------------------------------------- */
 
-/* prompt_logprobs, or the probabilities of an echoed prompt: asked for once per prompt. */
-static void scores_of(const struct api_request *r, struct sampling *s)
+/* Alternatives to tokens of prompts, for prompt_logprobs or an echo's logprobs; -1: no scores. */
+static int64_t tops_of_prompts(const struct api_request *r)
 {
     const struct api_options *o = &r->o;
     bool echoed = r->kind == API_COMPLETION && o->echo && o->logprobs;
-    if (o->prompt_logprobs < 0 && !echoed) return;
-    int64_t tops = o->prompt_logprobs;
-    if (echoed && o->top_logprobs > tops) tops = o->top_logprobs;
+    if (!echoed || o->prompt_logprobs > o->top_logprobs) return o->prompt_logprobs;
+    return o->top_logprobs > 0 ? o->top_logprobs : 0;
+}
+
+/* They are asked for once per prompt. */
+static void scores_of(const struct api_request *r, struct sampling *s)
+{
+    int64_t tops = tops_of_prompts(r);
+    if (tops < 0) return;
     s->flags |= SAMPLING_PROMPT_LOGPROBS;
     s->prompt_top_count = (uint16_t)tops;
 }
@@ -321,6 +327,19 @@ bool call_ends(const struct call *c)
     return c->done && c->out.size == c->out_at;
 }
 
+size_t call_reply_size(const struct call *c)
+{
+    const struct api_options *o = &c->request.o;
+    size_t sum = 0;
+    for (uint32_t i = 0; i < c->choice_count; i++) {
+        const struct choice *ch = &c->choices[i];
+        const struct api_prompt *prompt = &c->request.prompts[ch->prompt];
+        sum += ch->text.size + ch->records.size + c->scores[ch->prompt].size;
+        if (o->echo || o->return_token_ids) sum += prompt->ids.count * sizeof *prompt->ids.ids;
+    }
+    return sum;
+}
+
 int call_reply(struct call *c, struct buf *body, struct api_error *e)
 {
     if (c->error.status) *e = c->error;
@@ -364,6 +383,19 @@ static bool budget(const struct api_request *r, size_t prompt, uint32_t context,
     }
     *out = asked ? (uint32_t)asked : 1;
     return true;
+}
+
+/* Each choice repeats those of its prompt. */
+static bool scores_fit(const struct api_request *r, struct api_error *e)
+{
+    uint64_t each = (uint64_t)(tops_of_prompts(r) + 1), sum = 0;
+    for (uint32_t i = 0; i < r->prompt_count; i++) {
+        sum += each * r->prompts[i].ids.count * (uint64_t)r->o.n;
+    }
+    if (sum <= PROMPT_LOGPROBS_MAX) return true;
+    return api_fail(e, 400, r->o.prompt_logprobs < 0 ? "logprobs" : "prompt_logprobs",
+                    "one answer has at most %d log-probabilities of prompts; this one would have "
+                    "%llu", PROMPT_LOGPROBS_MAX, (unsigned long long)sum);
 }
 
 static void sampling_of(const struct gateway *gw, const struct api_request *r, struct sampling *s)
@@ -489,6 +521,7 @@ static bool prepare(struct call *c, enum api_kind kind, const char *body, size_t
     for (uint32_t i = 0; i < r->prompt_count; i++) {
         if (!budget(r, r->prompts[i].ids.count, context, &c->max_tokens[i], e)) return false;
     }
+    if (!scores_fit(r, e)) return false;
     if (known) {
         prompt_keys_make(r, &c->keys);
         prompt_keys_look(gw, r, &c->keys);

@@ -1,7 +1,7 @@
 /* gateway/call.h - the life of one request for generation, from its body to its last byte.
  *
  * A call has prompts x n choices; each choice is a stream on the link.  The link's thread feeds
- * tokens in, libmicrohttpd's thread takes bytes out; in between the connection sleeps.
+ * tokens in and, in libmicrohttpd, takes bytes out; in between the connection sleeps.
  *   WAIT --first token or error--> STREAM or REPLY --all choices ended--> done
  * Always true: a call that is closed has no stream open on the link: what ran is cancelled.
  * Choice i of a request samples with seed + i.
@@ -40,7 +40,10 @@ void call_sleep(struct call *c, void (*wake)(void *arg), void *arg);
 long call_read(struct call *c, char *out, size_t room);
 bool call_ends(const struct call *c);                 /* the next read will be the end */
 
-/* After CALL_REPLY, no lock needed: the status, and the body or *e. */
+/* After CALL_REPLY, no lock needed: of how many bytes the body is made, of records mostly; its text
+ * is several times longer. */
+size_t call_reply_size(const struct call *c);
+/* Likewise: the status, and the body or *e. */
 int call_reply(struct call *c, struct buf *body, struct api_error *e);
 /* After CALL_REPLY: the ranks that served choice 0; -1: none. */
 void call_ranks(const struct call *c, int *prefill, int *decode);

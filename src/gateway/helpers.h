@@ -1,7 +1,7 @@
 /* gateway/helpers.h - a few threads for what would keep the one that serves sockets for too long.
  *
- * That is: long prompts (JSON, template, tokenizer), and what waits for another program (a name
- * server, Redis).  Tasks begin in the order in which they came.
+ * That is: long prompts (JSON, template, tokenizer), long answers (JSON), and what waits for others
+ * (a name server, Redis).  Tasks begin in the order in which they came.
  */
 #ifndef RANKSERVE_GATEWAY_HELPERS_H
 #define RANKSERVE_GATEWAY_HELPERS_H

@@ -1,7 +1,7 @@
 /* gateway/http.c - connections, headers, bodies, limits; see http.h.
  *
  * libmicrohttpd has no thread: the link's calls http_turn.  So an answer that comes over the link
- * goes out on the thread that read it.  What takes long is a helper's (take_elsewhere).
+ * goes out on the thread that read it.  What takes long is a helper's (go_elsewhere).
  * A connection whose answer is not there yet is suspended: it costs no thread and no time.  The
  * call or the helper wakes it up.  libmicrohttpd's own timeout covers clients that neither send nor
  * take; and http_tick covers those who send their request drop by drop.
@@ -33,6 +33,7 @@ enum {
     ASK_S = 30,                       /* from accept to the whole request ...  */
     ASK_BYTES_PER_S = 16384,          /* ... and longer for long bodies        */
     HERE_BYTES_MAX = 8 << 10,         /* bodies that hold up other clients for a moment only */
+    WRITE_BYTES_MAX = 64 << 10,       /* what answers are made of, likewise                  */
     RUNS_MAX = 8,                     /* of the library in one turn: a head, chunks, an end  */
     CONNECTION_BYTES = 64 << 10,      /* headers; more of them: 431 */
     BLOCK_BYTES = 16 << 10,
@@ -65,7 +66,8 @@ struct exchange {                     /* a request and its answer */
     bool elsewhere;
     struct task task;
     struct api_error error;
-    struct answer answer;             /* of ROUTE_SMALL */
+    struct answer answer;             /* of ROUTE_SMALL, or once it is written of a call */
+    bool written;
     uint64_t received, since_ns;
     char request_id[72], path[192], method[16]; /* path: holds any model's name */
     struct call *call;
@@ -165,13 +167,35 @@ static enum MHD_Result reply_stream(struct exchange *x)
     return queue(x, 200, r);
 }
 
+static void write_reply(struct exchange *x)
+{
+    x->answer.status = call_reply(x->call, &x->answer.body, &x->error);
+    x->written = true;
+}
+
+static void write_elsewhere(void *arg)
+{
+    struct exchange *x = arg;
+    write_reply(x);
+    MHD_resume_connection(x->connection); /* from here on x is no longer ours */
+}
+
+static enum MHD_Result go_elsewhere(struct exchange *x, void (*run)(void *exchange))
+{
+    MHD_suspend_connection(x->connection);
+    x->task = (struct task){ .run = run, .arg = x };
+    helpers_do(x->http->gw->helpers, &x->task);
+    return MHD_YES;
+}
+
+/* Of long answers, log-probabilities of a prompt above all, a helper makes the text. */
 static enum MHD_Result reply_call(struct exchange *x)
 {
-    struct buf body = { 0 };
-    struct api_error e;
-    int status = call_reply(x->call, &body, &e);
-    if (status != 200) return reply_error(x, &e);
-    struct MHD_Response *r = response_of(&body, "application/json");
+    bool is_long = !x->written && call_reply_size(x->call) > WRITE_BYTES_MAX;
+    if (is_long) return go_elsewhere(x, write_elsewhere);
+    if (!x->written) write_reply(x);
+    if (x->answer.status != 200) return reply_error(x, &x->error);
+    struct MHD_Response *r = response_of(&x->answer.body, "application/json");
     int ranks[2];
     call_ranks(x->call, &ranks[0], &ranks[1]);
     for (int i = 0; i < 2 && x->http->gw->config.debug_headers; i++) {
@@ -383,10 +407,7 @@ static enum MHD_Result run(struct exchange *x)
     }
     count_open(x, 1);
     x->elsewhere = true;
-    MHD_suspend_connection(x->connection);
-    x->task = (struct task){ .run = take_elsewhere, .arg = x };
-    helpers_do(gw->helpers, &x->task);
-    return MHD_YES;
+    return go_elsewhere(x, take_elsewhere);
 }
 
 static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, const char *path,

@@ -224,7 +224,9 @@ class FakeJob:
         if r.flags & 4:
             tops = list(range(65, 65 + r.prompt_top_count))
             records = [self.record(i, t, 0, tops) for i, t in enumerate(r.ids) if i]
-            self.send(peer, SCORES, r.stream, struct.pack("<II", len(records), 0) + b"".join(records))
+            for at in range(0, len(records), 4000):       # a frame is at most 1 MiB
+                part = records[at:at + 4000]
+                self.send(peer, SCORES, r.stream, struct.pack("<II", len(part), 0) + b"".join(part))
         ids = plan.ids[:r.max_tokens] if plan.code == 0 else plan.ids
         finish = "length" if len(plan.ids) > r.max_tokens else plan.finish
         sent, before, tops = 0, b"", list(range(97, 97 + r.top_count))

@@ -5,14 +5,19 @@ the program end in the middle of it.  And what is there together leaves together
 """
 import contextlib
 import json
+import os
+import signal
 import socket
 import threading
+import time
 from types import SimpleNamespace
 
 import httpx
+import pytest
 
-from fake_job import DRAINING, FakeJob, Gateway, Plan, tiny_model
+from fake_job import DRAINING, END, FakeJob, Gateway, Plan, tiny_model
 from gateway_bench import complete, http, job, own, shared, until  # noqa: F401
+from service import LONG as LONG_TESTS
 from service import PATIENCE
 
 LONG = "Some text that is read elsewhere. "     # 34 bytes, a token each
@@ -88,6 +93,76 @@ def test_a_stop_answers_those_whose_prompts_are_being_read(tmp_path):
             s.close()
         assert g.process.wait(20 * PATIENCE) == 0
         assert set(statuses) <= {"HTTP/1.1 200", "HTTP/1.1 503"} and "HTTP/1.1 200" in statuses
+
+
+def test_others_are_served_while_a_long_answer_is_written(tmp_path):
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        job.plan = lambda r: Plan("x", finish="length")
+        send, ended, pings = job.send, threading.Event(), 0
+
+        def see_end(peer, kind, *args):
+            send(peer, kind, *args)
+            if kind == END:
+                ended.set()
+        job.send = see_end
+        body = json.dumps({"prompt": "y" * 30000, "max_tokens": 1, "prompt_logprobs": 20}).encode()
+        with connect(g) as big, httpx.Client(base_url=g.url, timeout=60 * PATIENCE) as other:
+            big.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+                        % (len(body), body))
+            assert ended.wait(60 * PATIENCE)              # from here on 30 MB of text are made
+            big.setblocking(False)
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    assert big.recv(12) == b"HTTP/1.1 200"
+                    break
+                assert other.get("/ping").status_code == 200
+                pings += 1
+        assert pings > 15                                 # 2 when its thread made the text
+
+
+def test_a_long_answer_that_nobody_waits_for_is_dropped(tmp_path):
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        job.plan = lambda r: Plan("x", finish="length")
+        ask = {"prompt": "y" * 6000, "max_tokens": 1, "prompt_logprobs": 20}
+        with httpx.Client(base_url=g.url, timeout=60 * PATIENCE) as client:
+            for i in range(1, 7):
+                with connect(g) as s:
+                    s.sendall(request(ask["prompt"], max_tokens=1, prompt_logprobs=20))
+                    until(lambda i=i: len(job.requests) == i, 20)
+                    time.sleep(0.02 * i)                  # before, while and after it is written
+            answer = client.post("/v1/completions", json=ask).json()
+            assert len(answer["choices"][0]["prompt_logprobs"]) == 6000
+            assert list(answer["choices"][0]["prompt_logprobs"][9].values())[0]["logprob"] == -0.5
+
+
+def test_log_probabilities_of_one_answer_are_bounded(tmp_path):
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        job.plan = lambda r: Plan("x", finish="length")
+        with httpx.Client(base_url=g.url, timeout=60 * PATIENCE) as client:
+            for what, field in ({"prompt_logprobs": 20}, "prompt_logprobs"), (
+                    {"echo": True, "logprobs": 20, "stream": True}, "logprobs"):
+                r = complete(client, "y" * 20000, max_tokens=1, n=128, **what)
+                assert r.status_code == 400 and r.json()["error"]["param"] == field
+            assert complete(client, "y" * 20000, max_tokens=1, n=128).status_code == 200
+            r = complete(client, "y" * 2000, max_tokens=1, n=4, prompt_logprobs=2)
+            assert [len(c["prompt_logprobs"]) for c in r.json()["choices"]] == [2000] * 4
+
+
+@pytest.mark.skipif(not LONG_TESTS, reason="RANKSERVE_TEST_LONG is not set")
+def test_a_gateway_that_was_stopped_takes_nobody_for_silent(tmp_path):
+    with own(tmp_path) as (job, g):
+        job.plan = lambda r: Plan("a patient answer", gap_s=1.0)
+        with httpx.Client(base_url=g.url, timeout=60 * PATIENCE) as client:
+            answers = []
+            t = threading.Thread(target=lambda: answers.append(complete(client)))
+            t.start()
+            until(lambda: len(job.requests) == 1)
+            os.kill(g.process.pid, signal.SIGSTOP)
+            time.sleep(11)                                # silence is 10 s
+            os.kill(g.process.pid, signal.SIGCONT)
+            t.join(60 * PATIENCE)
+        assert answers[0].json()["choices"][0]["text"] == "a patient answer"
+        assert job.connections == 1
 
 
 def test_what_is_there_together_arrives_together(http, job, shared):  # noqa: F811
