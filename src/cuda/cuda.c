@@ -224,6 +224,8 @@ static void cuda_close(void *self)
     cudaFreeHost(u->stage_host);
     sampler_close(u->sampler);
     free(u->layers);
+    free(u->writes);
+    pthread_mutex_destroy(&u->lock);
     free(u);
 }
 
@@ -240,6 +242,7 @@ static enum err open_all(struct cuda *u, struct why *why)
     u->tensor_attention = k_attend_fits((int)h->head_dim, group, u->kv_element, u->act);
     u->separate_rope = u->model->layers[0].q_norm || u->model->layers[0].k_norm;
     u->layers = mem_array(h->layers, sizeof *u->layers);
+    u->writes = mem_array(u->c.step_seqs_max, sizeof *u->writes);
     e = lanes_open(u, why);
     if (!e) e = open_streams(u, why);
     if (!e && u->c.cublas) e = blas_open(u, why);
@@ -258,6 +261,7 @@ static enum err cuda_open(void **self, const struct backend_config *c, struct kv
     struct cuda *u = mem_alloc(sizeof *u);
     u->c = *c;
     u->model = c->model;
+    pthread_mutex_init(&u->lock, NULL);
     enum err e = open_all(u, why);
     if (e) {
         cuda_close(u);

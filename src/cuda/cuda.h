@@ -13,8 +13,9 @@
  *
  * Streams (all non-blocking): `compute` runs steps; `copy` moves KV into the pool and out of it,
  * by the control thread while a step runs; each lane has one (lanes.h).  Between the first two
- * stand events: `layer[i]` when a step's KV of layer i is complete, `written` when all that `copy`
- * has begun so far is done.
+ * stand events: `layer[i]` when the running step's KV of layer i is complete, which only a read of
+ * what that step writes waits for (`writes`); `written` when all that `copy` has begun so far is
+ * done.
  *
  * The device's memory is one allocation; nothing is allocated after open.  A failed CUDA call at
  * open is a line and an error.  Later it means a lost device: the rank says so and ends.
@@ -23,6 +24,7 @@
 #define RANKSERVE_CUDA_CUDA_H
 
 #include <cuda_runtime_api.h>
+#include <pthread.h>
 
 #include "cuda/kernels.h"
 #include "engine/backend.h"
@@ -80,6 +82,11 @@ struct plan {
     uint64_t rows_at, pick_at, items_at, tables_at;
 };
 
+/* Positions first .. end-1 of a sequence, whose block `block` holds the first of them. */
+struct written {
+    uint32_t block, first, end;
+};
+
 struct graph {
     uint32_t rows, splits;
     cudaGraphExec_t exec;
@@ -93,6 +100,9 @@ struct cuda {
     enum act act;
     cudaStream_t compute, copy;
     cudaEvent_t layer_event[MODEL_LAYERS_MAX], written;
+    pthread_mutex_t lock;             /* over these two, and what waits for layer_event       */
+    struct written *writes;           /* of the step that runs                                */
+    uint32_t write_count;
     struct arena arena;
     cudaError_t carve_error;
 

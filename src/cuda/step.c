@@ -223,6 +223,19 @@ static void follow_layers(struct cuda *u, const struct step *s)
     }
 }
 
+/* Says what the step writes, for reads beside it; NULL: it has ended. */
+static void running(struct cuda *u, const struct step *s)
+{
+    pthread_mutex_lock(&u->lock);
+    u->write_count = s ? s->seq_count : 0;
+    for (uint32_t i = 0; i < u->write_count; i++) {
+        const struct step_seq *q = &s->seqs[i];
+        u->writes[i] = (struct written){ .block = q->blocks[q->first / u->c.block_tokens],
+                                         .first = q->first, .end = q->first + q->count };
+    }
+    pthread_mutex_unlock(&u->lock);
+}
+
 enum err cuda_step(void *self, const struct step *s)
 {
     struct cuda *u = self;
@@ -231,6 +244,7 @@ enum err cuda_step(void *self, const struct step *s)
     MUST(u, cudaSetDevice(u->device));
     bool as_graph = plan_step(u, s) && u->plan.rows <= u->logit_rows_max;
     bool follow = s->notify && s->layers_done;
+    running(u, s);
     u->steps++;
     u->final_count = s->logit_count;
     MUST(u, cudaStreamWaitEvent(u->compute, u->written, 0));
@@ -243,6 +257,7 @@ enum err cuda_step(void *self, const struct step *s)
         if (follow) follow_layers(u, s);
     }
     MUST(u, cudaStreamSynchronize(u->compute));
+    running(u, NULL);
     if (s->layers_done) atomic_store(s->layers_done, u->model->h.layers);
     return OK;
 }

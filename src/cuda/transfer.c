@@ -1,9 +1,10 @@
 /* cuda/transfer.c - KV out of the pool and into it, through pinned memory, on the copy stream.
  *
- * Called by the control thread while a step runs.  A read waits (on the device) for the layers it
- * reads; the next step waits for what was written.  The staging memory holds the sequence's blocks
- * in front and the bytes behind; more than fits goes in several turns.  On the wire a layer is K
- * (count, K*S), then V (count, K*S), elements as stored.
+ * Called by the control thread while a step runs.  A read of what that step writes waits (on the
+ * device) for its layers; what earlier steps wrote is there, and the running step's layers are no
+ * concern of such a read.  The next step waits for what was written.  The staging memory holds the
+ * sequence's blocks in front and the bytes behind; more than fits goes in several turns.  On the
+ * wire a layer is K (count, K*S), then V (count, K*S), elements as stored.
  */
 #include <string.h>
 
@@ -37,12 +38,33 @@ static void send_blocks(struct cuda *u, const uint32_t *blocks, uint32_t end)
                             cudaMemcpyHostToDevice, u->copy));
 }
 
+/* Does the running step write any of these positions?  Only one sequence writes into a block. */
+static bool being_written(const struct cuda *u, const struct turn *t)
+{
+    for (uint32_t i = 0; i < u->write_count; i++) {
+        const struct written *w = &u->writes[i];
+        if (t->first < w->end && w->first < t->first + t->count &&
+            t->blocks[w->first / u->c.block_tokens] == w->block)
+            return true;
+    }
+    return false;
+}
+
+/* With the lock held, so that the event is the running step's and not yet the next one's. */
+static void await_layer(struct cuda *u, const struct turn *t)
+{
+    pthread_mutex_lock(&u->lock);
+    if (being_written(u, t))
+        MUST(u, cudaStreamWaitEvent(u->copy, u->layer_event[t->layer], 0));
+    pthread_mutex_unlock(&u->lock);
+}
+
 static void read_turn(struct cuda *u, const struct turn *t, uint8_t *key, uint8_t *value)
 {
     uint64_t half = t->count * u->shape.token_bytes / 2;
     uint8_t *host = u->stage_host + blocks_bytes(u), *device = u->stage + blocks_bytes(u);
     struct move_call m = move_of(u, t);
-    MUST(u, cudaStreamWaitEvent(u->copy, u->layer_event[t->layer], 0));
+    await_layer(u, t);
     MUST(u, k_kv_gather(&m, u->copy));
     MUST(u, cudaMemcpyAsync(host, device, 2 * half, cudaMemcpyDeviceToHost, u->copy));
     MUST(u, cudaStreamSynchronize(u->copy));

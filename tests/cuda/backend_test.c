@@ -1,6 +1,8 @@
 /* tests/cuda/backend_test.c - the CUDA backend against the CPU's plain path, and against itself in
  * other batches and chunks.  Runs on a GPU, or in emulation with the library of tests/cusim.
  */
+#include <dlfcn.h>
+
 #include "world.h"
 
 /* What a comparison is of: KV type, F32 activations or not, the bound in a row's rms. */
@@ -258,6 +260,60 @@ static void test_read_ahead(void **state)
     assert_true(same);
 }
 
+/* --- beside a later step ---------------------------------------------------------------------- */
+
+struct beside {
+    struct world *w;
+    _Atomic uint32_t layers_done;
+    uint8_t *wire;
+    bool (*behind)(cudaStream_t, cudaEvent_t);
+    bool began, waited;
+};
+
+/* The later step has done its first layer; what an earlier one wrote into the last is asked for. */
+static void read_beside(void *ctx)
+{
+    struct beside *b = ctx;
+    const struct cuda *u = b->w->self;
+    if (b->began) return;
+    b->began = true;
+    backend_cuda.kv_read(b->w->self, b->w->blocks[0], AHEAD_LAYERS - 1, 1, 0, AHEAD, b->wire);
+    b->waited = b->behind(u->copy, u->layer_event[AHEAD_LAYERS - 1]);
+}
+
+/* A prompt's first chunk is read while the next one runs, whose first block it shares. */
+static void test_read_beside(void **state)
+{
+    (void)state;
+    struct tiny tiny;
+    struct world w;
+    struct beside b = { .w = &w };
+    const uint32_t lengths[WORLD_SEQS] = { 2 * AHEAD, 1, 1 };
+    *(void **)&b.behind = dlsym(RTLD_DEFAULT, "cusim_behind");
+    if (!b.behind) skip();            /* a real GPU: only the emulator knows what is ordered */
+    tiny_open(&tiny, &(struct tiny_plan){ "llama", AHEAD_LAYERS, 64, 1, 1, 64, 64, 64, q8_0, 1,
+                                          62 });
+    struct backend_config c = world_config(tiny.m, KV_F16, false);
+    world_open(&w, &backend_cuda, &c, lengths);
+    world_start(&w, 3);
+    uint64_t bytes = AHEAD * w.shape.token_bytes;
+    b.wire = mem_alloc(2 * bytes);
+    struct step_seq part = { .count = AHEAD, .blocks = w.blocks[0] };
+    struct step s = { .ids = w.ids[0], .token_count = AHEAD, .seq_count = 1, .seqs = &part,
+                      .layers_done = &b.layers_done };
+    assert_int_equal(backend_cuda.step(w.self, &s), OK);
+    part.first = AHEAD;
+    s.ids += AHEAD, s.notify = read_beside, s.notify_ctx = &b;
+    assert_int_equal(backend_cuda.step(w.self, &s), OK);
+    backend_cuda.kv_read(w.self, w.blocks[0], AHEAD_LAYERS - 1, 1, 0, AHEAD, b.wire + bytes);
+    bool same = b.began && !memcmp(b.wire, b.wire + bytes, bytes);
+    free(b.wire);
+    world_close(&w);
+    tiny_close(&tiny);
+    assert_true(same);
+    assert_false(b.waited);
+}
+
 /* --- cuBLAS: windows of rows ------------------------------------------------------------------ */
 
 static void test_cublas_agrees(void **state)
@@ -409,6 +465,8 @@ int main(void)
         { "nor with KV in fp8", test_same_bits_fp8, NULL, NULL, NULL },
         { "KV that was moved gives the same bits", test_moved_kv, NULL, NULL, NULL },
         { "a read beside a step waits for its layer", test_read_ahead, NULL, NULL, NULL },
+        { "a read of an earlier step's KV waits for no later one", test_read_beside, NULL, NULL,
+          NULL },
         { "with cuBLAS logits are within the bound", test_cublas_agrees, NULL, NULL, NULL },
         { "it takes whole windows of prompts' rows", test_cublas_windows, NULL, NULL, NULL },
         { "a layer is at most eight launches", test_launches, NULL, NULL, NULL },
