@@ -16,6 +16,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -38,6 +39,7 @@ enum {
     CONNECTION_BYTES = 64 << 10,      /* headers; more of them: 431 */
     BLOCK_BYTES = 16 << 10,
     DISCARD_BYTES_MAX = 4 * HTTP_BODY_BYTES_MAX,
+    OTHER_FILES = JOBS_MAX + VIEW_NODES_MAX + 64,  /* the program's, not of clients */
 };
 
 struct peer {                         /* a connection, from accept to close */
@@ -516,6 +518,17 @@ const char *http_url(const struct http *h)
     return h->tcp.url;
 }
 
+/* Clients of one socket shall not take the files that links, or those of the other, need: where
+ * accept fails libmicrohttpd would try again and again. */
+static unsigned connections_max(const struct http *h)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0) return HTTP_CONNECTIONS_MAX;
+    rlim_t spare = files.rlim_cur > 2 * OTHER_FILES ? OTHER_FILES : files.rlim_cur / 2;
+    rlim_t each = (files.rlim_cur - spare) / (h->uds.fd >= 0 ? 2 : 1);
+    return each < HTTP_CONNECTIONS_MAX ? (unsigned)each : HTTP_CONNECTIONS_MAX;
+}
+
 /* Libmicrohttpd waits with an epoll, which is one descriptor for ours. */
 static struct MHD_Daemon *start(struct http *h, int fd)
 {
@@ -525,7 +538,7 @@ static struct MHD_Daemon *start(struct http *h, int fd)
         MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
         MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
         MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_S,
-        MHD_OPTION_CONNECTION_LIMIT, (unsigned)HTTP_CONNECTIONS_MAX,
+        MHD_OPTION_CONNECTION_LIMIT, connections_max(h),
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES, MHD_OPTION_END);
     if (!d) return NULL;
     struct epoll_event event = { .events = EPOLLIN };

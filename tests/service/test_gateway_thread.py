@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+import fake_job
 from fake_job import DRAINING, END, FakeJob, Gateway, Plan, tiny_model
 from gateway_bench import complete, http, job, own, shared, until  # noqa: F401
 from service import LONG as LONG_TESTS
@@ -163,6 +164,23 @@ def test_a_gateway_that_was_stopped_takes_nobody_for_silent(tmp_path):
             t.join(60 * PATIENCE)
         assert answers[0].json()["choices"][0]["text"] == "a patient answer"
         assert job.connections == 1
+
+
+def test_clients_of_one_socket_do_not_take_the_files_of_the_other(tmp_path, monkeypatch):
+    few = tmp_path / "few-files"
+    few.write_text(f'#!/bin/sh\nulimit -n 60\nexec "{fake_job.GATEWAY}" "$@"\n')
+    few.chmod(0o755)
+    monkeypatch.setattr(fake_job, "GATEWAY", str(few))
+    with own(tmp_path, "--uds", tmp_path / "uds") as (job, g), contextlib.ExitStack() as sockets:
+        for _ in range(70):
+            s = sockets.enter_context(socket.socket(socket.AF_UNIX))
+            s.settimeout(10 * PATIENCE)
+            s.connect(str(tmp_path / "uds"))
+        for _ in range(3):
+            assert httpx.get(g.url + "/ping", timeout=10 * PATIENCE).status_code == 200
+        job.hang_up()
+        job.listen()
+        until(lambda: job.connections == 2, 10)           # nor those of links
 
 
 def test_what_is_there_together_arrives_together(http, job, shared):  # noqa: F811
