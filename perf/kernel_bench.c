@@ -64,9 +64,14 @@ static struct acts make_acts(const struct kernels *k, const struct matrix *m, bo
     } else {
         a.q = take(blocks * sizeof *a.q);
     }
+    if (!wide && matrix_has_pairs(m)) {
+        a.pairs = take(blocks / 2 * sizeof *a.pairs);
+        a.units = take(ROWS_MOST / ROW_GROUP * sizeof *a.units);
+    }
     for (uint32_t r = 0; r < ROWS_MOST; r++) {
         k->quantize(a.f + (size_t)r * m->in, m->in, &a, r, 0);
     }
+    acts_finish(k, &a, 0, ROWS_MOST);
     return a;
 }
 
@@ -167,6 +172,8 @@ static void measure(struct bench *b, const struct matrix *m, bool wide)
     free(a.f);
     free(a.q);
     free(a.wide);
+    free(a.pairs);
+    free(a.units);
 }
 
 /* A layout of one matrix: a model that is nothing but its head. */
@@ -176,7 +183,7 @@ static void measure_tensor(struct bench *b, const struct gguf_tensor *t)
     struct model m = { .h = { .dim = (uint32_t)t->dims[0], .ffn_dim = 32, .heads = 1,
                               .head_dim = 32 }, .output = t };
     struct layout *l = mem_alloc(sizeof *l);
-    layout_make(l, &m, b->isa == ISA_PLAIN);
+    layout_make(l, &m, b->isa);
     void *image = take(l->bytes);
     layout_pack(l, &m, image, 0, 1);
     if (layout_use(l, &m, image, &why)) die("%s", why.text);

@@ -109,7 +109,7 @@ static void multiply(enum isa isa, const struct gguf_tensor *t, bool wide, const
     struct model m = { .h = { .dim = in, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
                        .output = t };
     struct layout *l = mem_alloc(sizeof *l);
-    layout_make(l, &m, isa == ISA_PLAIN);
+    layout_make(l, &m, isa);
     uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);
     assert_non_null(image);
     layout_pack(l, &m, image, 0, 1);
@@ -118,12 +118,19 @@ static void multiply(enum isa isa, const struct gguf_tensor *t, bool wide, const
     struct acts a = { .k = in, .f = (float *)(uintptr_t)x };
     if (isa != ISA_PLAIN && wide) a.wide = mem_array(blocks, sizeof *a.wide);
     if (isa != ISA_PLAIN && !wide) a.q = mem_array(blocks, sizeof *a.q);
+    if (!wide && matrix_has_pairs(&l->head)) {
+        a.pairs = mem_array(blocks / 2, sizeof *a.pairs);
+        a.units = mem_array(ROWS / ROW_GROUP + 1, sizeof *a.units);
+    }
     for (uint32_t r = 0; isa != ISA_PLAIN && r < ROWS; r++) {
         all[isa]->quantize(x + (size_t)r * in, in, &a, r, 0);
     }
+    acts_finish(all[isa], &a, 0, ROWS);
     all[isa]->gemm(&l->head, &a, 0, ROWS, 0, matrix_panels(&l->head), out, OUTPUTS, false);
     free(a.q);
     free(a.wide);
+    free(a.pairs);
+    free(a.units);
     free(image);
     free(l);
 }

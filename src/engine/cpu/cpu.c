@@ -11,10 +11,16 @@ static bool use_plain(const struct model *m, enum isa isa)
     return isa == ISA_PLAIN || !layout_simd_fits(&m->h);
 }
 
+/* Of the layout. */
+static enum isa layout_isa(const struct model *m, enum isa isa)
+{
+    return use_plain(m, isa) ? ISA_PLAIN : isa;
+}
+
 static uint64_t cpu_packed_bytes(const struct model *m, enum isa isa)
 {
     struct layout *l = mem_alloc(sizeof *l);
-    layout_make(l, m, use_plain(m, isa));
+    layout_make(l, m, layout_isa(m, isa));
     uint64_t bytes = l->bytes;
     free(l);
     return bytes;
@@ -23,7 +29,7 @@ static uint64_t cpu_packed_bytes(const struct model *m, enum isa isa)
 static void cpu_pack(const struct model *m, enum isa isa, void *out, uint32_t part, uint32_t parts)
 {
     struct layout *l = mem_alloc(sizeof *l);
-    layout_make(l, m, use_plain(m, isa));
+    layout_make(l, m, layout_isa(m, isa));
     layout_pack(l, m, out, part, parts);
     free(l);
 }
@@ -57,7 +63,7 @@ static enum err open_weights(struct cpu *u, struct why *why)
     bool shared_fits = u->c.packed && plain == use_plain(u->model, u->c.isa);
     u->k = plain ? &kernels_plain : u->c.isa == ISA_AVX512 ? &kernels_avx512 : &kernels_avx2;
     u->layout = mem_alloc(sizeof *u->layout);
-    layout_make(u->layout, u->model, plain);
+    layout_make(u->layout, u->model, plain ? ISA_PLAIN : u->c.isa);
     if (!shared_fits) {
         u->own_packed = pages_take(u->layout->bytes);
         struct pack_call c = { u, pool_threads(u->pool) };
@@ -104,10 +110,15 @@ static void close_floats(struct cpu *u)
     free(u->output_norm);
 }
 
-/* What forms of input the matrices fed by `a` want. */
-static void wants(const struct matrix *m, bool *f, bool *q)
+/* What forms of input the matrices fed by it want. */
+struct wanted {
+    bool f, q, pairs, wide;
+};
+
+static void wants(const struct matrix *m, struct wanted *w)
 {
-    *(matrix_is_float(m) ? f : q) = true;
+    *(matrix_is_float(m) ? &w->f : &w->q) = true;
+    if (matrix_has_pairs(m)) w->pairs = true;
 }
 
 static uint64_t group_count(uint32_t rows)
@@ -115,12 +126,25 @@ static uint64_t group_count(uint32_t rows)
     return (rows + ROW_GROUP - 1) / ROW_GROUP;
 }
 
-static void acts_open(struct acts *a, uint32_t rows, uint32_t k, bool f, bool q, bool wide)
+static uint64_t pair_bytes(const struct acts *a, uint32_t rows)
+{
+    return group_count(rows) * (a->k / 64) * sizeof *a->pairs;
+}
+
+static uint64_t unit_bytes(uint32_t rows)
+{
+    return group_count(rows) * sizeof(struct act_units);
+}
+
+static void acts_open(struct acts *a, uint32_t rows, uint32_t k, const struct wanted *w)
 {
     a->k = k;
-    if (f) a->f = pages_take((uint64_t)rows * k * sizeof *a->f);
-    if (q) a->q = pages_take(group_count(rows) * (k / 32) * sizeof *a->q);
-    if (wide) a->wide = pages_take(group_count(rows) * (k / 32) * sizeof *a->wide);
+    if (w->f) a->f = pages_take((uint64_t)rows * k * sizeof *a->f);
+    if (w->q) a->q = pages_take(group_count(rows) * (k / 32) * sizeof *a->q);
+    if (w->wide) a->wide = pages_take(group_count(rows) * (k / 32) * sizeof *a->wide);
+    if (!w->pairs) return;
+    a->pairs = pages_take(pair_bytes(a, rows));
+    a->units = pages_take(unit_bytes(rows));
 }
 
 static void acts_close(struct acts *a, uint32_t rows)
@@ -128,25 +152,27 @@ static void acts_close(struct acts *a, uint32_t rows)
     if (a->f) pages_give(a->f, (uint64_t)rows * a->k * sizeof *a->f);
     if (a->q) pages_give(a->q, group_count(rows) * (a->k / 32) * sizeof *a->q);
     if (a->wide) pages_give(a->wide, group_count(rows) * (a->k / 32) * sizeof *a->wide);
+    if (a->pairs) pages_give(a->pairs, pair_bytes(a, rows));
+    if (a->units) pages_give(a->units, unit_bytes(rows));
 }
 
 static void open_acts(struct cpu *u)
 {
     const struct hparams *h = &u->model->h;
-    bool f[3] = { 0 }, q[3] = { 0 }, head_f = false, head_q = false;
+    struct wanted w[3] = { 0 }, head = { 0 };
     for (uint32_t i = 0; i < h->layers; i++) {
         const struct layer_matrices *y = &u->layout->layers[i];
         const struct matrix *all[] = { &y->q, &y->k, &y->v, &y->gate, &y->up, &y->o, &y->down };
         for (int j = 0; j < 7; j++) {
-            int which = j < 5 ? 0 : j - 4;
-            wants(all[j], &f[which], &q[which]);
+            wants(all[j], &w[j < 5 ? 0 : j - 4]);
         }
     }
-    wants(&u->layout->head, &head_f, &head_q);
-    acts_open(&u->normed, u->rows_max, h->dim, f[0], q[0], false);
-    acts_open(&u->attended, u->rows_max, h->heads * h->head_dim, f[1], q[1], false);
-    acts_open(&u->hidden, u->rows_max, h->ffn_dim, f[2], q[2], false);
-    acts_open(&u->head_in, u->logit_rows_max, h->dim, head_f, false, head_q);
+    wants(&u->layout->head, &head);
+    head = (struct wanted){ .f = head.f, .wide = head.q };
+    acts_open(&u->normed, u->rows_max, h->dim, &w[0]);
+    acts_open(&u->attended, u->rows_max, h->heads * h->head_dim, &w[1]);
+    acts_open(&u->hidden, u->rows_max, h->ffn_dim, &w[2]);
+    acts_open(&u->head_in, u->logit_rows_max, h->dim, &head);
 }
 
 /* Bytes of the buffers of a pass, in the order of cpu.h. */

@@ -45,12 +45,27 @@ struct wide_block {
     };
 };
 
+/* Of two neighbouring blocks of each of 16 rows, for PAIR forms of weights (pack.h): two whole
+ * numbers of 16 bits, the first block's in the upper half. */
+struct act_pair {
+    int32_t start[ROW_GROUP];         /* -8 * (v0 + .. + v31); of the second + 0x8000         */
+    int32_t scale[ROW_GROUP];         /* in the row's unit: its largest is PAIR_MOST          */
+    int32_t sum[ROW_GROUP];           /* scale * (v0 + .. + v31), likewise                    */
+};
+
+struct act_units {
+    float scale[ROW_GROUP];           /* times 2^15, which a product of two scales loses      */
+    float sum[ROW_GROUP];
+};
+
 /* The input rows of a matrix product in the forms that its matrices want; NULL: not wanted. */
 struct acts {
     uint32_t k;                       /* values per row                                       */
     float *f;                         /* (rows, k)                                            */
     struct act_block *q;              /* (rows/16, k/32)                                      */
     struct wide_block *wide;          /* (rows/16, k/32); if there, products use it           */
+    struct act_pair *pairs;           /* (rows/16, k/64), beside q                            */
+    struct act_units *units;          /* (rows/16): of `pairs`                                */
 };
 
 /* K of a head's block lies as (tokens/lanes, S, lanes), V as (tokens, S); 8-bit types are followed
@@ -87,6 +102,8 @@ struct kernels {
      * of 32).  Plain: NULL. */
     void (*quantize)(const float *x, uint32_t n, const struct acts *a, uint32_t row,
                      uint32_t first);
+    /* Makes `pairs` and `units` of rows row .. row+rows-1, which are in q.  NULL: no such forms. */
+    void (*pair)(const struct acts *a, uint32_t row, uint32_t rows);
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);
     /* Rotates the first `dims` of a head's S values (pairs: i with i ^ 1; else i with i + dims/2)
      * and multiplies all by `scale`: x[i] * cosines[i] + partner * sines[i], signs being in
@@ -110,6 +127,13 @@ struct kernels {
     /* Adds a later tile to what came before. */
     void (*merge)(struct partial *into, const struct partial *tile, uint32_t head_dim);
 };
+
+/* Rows row .. row+rows-1 of `a` have all their values: what follows from them together. */
+static inline void acts_finish(const struct kernels *k, const struct acts *a, uint32_t row,
+                               uint32_t rows)
+{
+    if (a->pairs) k->pair(a, row, rows);
+}
 
 extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
 

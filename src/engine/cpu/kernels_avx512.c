@@ -98,6 +98,8 @@ INLINE __m512i start_of(int32_t start, enum panel_kind kind)
     return _mm512_srai_epi32(_mm512_set1_epi32(start), (unsigned)zero_shift(kind));
 }
 
+#include "engine/cpu/simd_pairs.h"
+
 /* What a block adds to rows from `row` on. */
 INLINE void add_block(vf *total, const __m512i w[8], const struct block_scales *s,
                       const struct act_scales *x, int row, int rows, enum panel_kind kind,
@@ -192,9 +194,15 @@ GROUPS(q5_k, PANEL_Q5, SCALES_K)
 GROUPS(q6_k, PANEL_Q6, SCALES_K6)
 GROUPS(q8_half, PANEL_Q8, SCALES_HALF)
 
-static group_fn *const groups[PANEL_Q8 + 1][SCALES_K6 + 1][2] = {
+GROUP(q4_pair_wide, PANEL_Q4, SCALES_PAIR, true)
+GROUP(q4_pair_min_wide, PANEL_Q4, SCALES_PAIR_MIN, true)
+
+/* PAIR forms with 8-bit activations: pair_for(). */
+static group_fn *const groups[PANEL_Q8 + 1][SCALES_PAIR_MIN + 1][2] = {
     [PANEL_Q4] = { { q4_half, q4_half_wide }, { q4_half_min, q4_half_min_wide },
-                   { q4_k, q4_k_wide } },
+                   { q4_k, q4_k_wide },
+                   [SCALES_PAIR] = { NULL, q4_pair_wide },
+                   [SCALES_PAIR_MIN] = { NULL, q4_pair_min_wide } },
     [PANEL_Q5] = { { q5_half, q5_half_wide }, { q5_half_min, q5_half_min_wide },
                    { q5_k, q5_k_wide } },
     [PANEL_Q6] = { [SCALES_K6] = { q6_k, q6_k_wide } },
@@ -208,6 +216,26 @@ static const struct act_scales *group_at(const struct acts *a, uint32_t row)
     return a->wide ? &a->wide[at].s : &a->q[at].s;
 }
 
+/* Rows of one group, some panels. */
+static void group_gemm(const struct matrix *m, const struct acts *a, uint32_t row, uint32_t rows,
+                       uint32_t panel0, uint32_t panels, float *out, uint64_t stride, bool add)
+{
+    const bool pairs = matrix_has_pairs(m) && !a->wide;
+    for (uint32_t p = 0; p < panels; p++, out += PANEL) {
+        const uint8_t *panel = m->data + (panel0 + p) * m->panel_bytes;
+        uint32_t columns = m->out - (panel0 + p) * PANEL;
+        if (columns > PANEL) columns = PANEL;
+        if (pairs) {
+            struct result to = { out, stride, columns, add };
+            pair_for(m, rows)(m, panel, a, row, rows, &to);
+            continue;
+        }
+        vf acc[ROW_GROUP];
+        groups[m->kind][m->scales][a->wide != NULL](m, panel, group_at(a, row), rows, acc);
+        for (uint32_t i = 0; i < rows; i++) put(out + i * stride, &acc[i], columns, add);
+    }
+}
+
 static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, uint32_t rows,
                  uint32_t panel0, uint32_t panels, float *out, uint64_t stride, bool add)
 {
@@ -215,18 +243,9 @@ static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, ui
         float_gemm(m, a, row0, rows, panel0, panels, out, stride, add);
         return;
     }
-    group_fn *group = groups[m->kind][m->scales][a->wide != NULL];
     for (uint32_t r = 0; r < rows; r += ROW_GROUP) {
-        const struct act_scales *x = group_at(a, row0 + r);
         uint32_t n = rows - r < ROW_GROUP ? rows - r : ROW_GROUP;
-        for (uint32_t p = 0; p < panels; p++) {
-            vf acc[ROW_GROUP];
-            group(m, m->data + (panel0 + p) * m->panel_bytes, x, n, acc);
-            uint32_t columns = m->out - (panel0 + p) * PANEL;
-            if (columns > PANEL) columns = PANEL;
-            float *to = out + r * stride + (uint64_t)p * PANEL;
-            for (uint32_t i = 0; i < n; i++) put(to + i * stride, &acc[i], columns, add);
-        }
+        group_gemm(m, a, row0 + r, n, panel0, panels, out + r * stride, stride, add);
     }
 }
 
@@ -243,7 +262,8 @@ static void tile_any(const struct kv_view *kv, uint32_t tile, const float *const
 }
 
 const struct kernels kernels_avx512 = {
-    .norm = rows_norm, .quantize = rows_quantize, .swiglu = rows_swiglu, .rotate = rows_rotate,
+    .norm = rows_norm, .quantize = rows_quantize, .pair = rows_pair, .swiglu = rows_swiglu,
+    .rotate = rows_rotate,
     .mix = rows_mix, .to_half = rows_to_half,
     .to_byte = rows_to_byte, .gemm = gemm, .tile = tile_any, .merge = attend_merge,
 };

@@ -1,6 +1,7 @@
 /* engine/cpu/pack.c - see pack.h. */
 #include "engine/cpu/pack.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +11,7 @@
 
 struct image_head {
     char magic[8];
-    uint32_t version, plain;
+    uint32_t version, isa;
     struct hash128 digest;
     uint64_t bytes;
     uint8_t pad[24];
@@ -18,7 +19,7 @@ struct image_head {
 _Static_assert(sizeof(struct image_head) == 64, "panels stay aligned");
 
 static const char image_magic[8] = "rspanel";
-enum { IMAGE_VERSION = 2 };
+enum { IMAGE_VERSION = 3 };
 
 static uint64_t round_up(uint64_t n, uint64_t to)
 {
@@ -45,6 +46,14 @@ static void choose_kind(struct matrix *m, enum tensor_type type)
     m->scales = forms[type].scales;
 }
 
+/* What AVX-512 does two blocks at a time. */
+static void choose_pairs(struct matrix *m)
+{
+    if (m->kind != PANEL_Q4 || m->in % 64 != 0) return;
+    if (m->scales == SCALES_HALF) m->scales = SCALES_PAIR;
+    if (m->scales == SCALES_HALF_MIN) m->scales = SCALES_PAIR_MIN;
+}
+
 /* Of all blocks of a panel. */
 static uint64_t scale_bytes(const struct matrix *m)
 {
@@ -53,6 +62,8 @@ static uint64_t scale_bytes(const struct matrix *m)
     case SCALES_HALF: return blocks * HALF_BYTES;
     case SCALES_HALF_MIN: return blocks * HALF_MIN_BYTES;
     case SCALES_K: return blocks / 8 * K_BYTES;
+    case SCALES_PAIR: return PAIR_HEAD + blocks / 2 * PAIR_BYTES;
+    case SCALES_PAIR_MIN: return PAIR_MIN_HEAD + blocks / 2 * PAIR_MIN_BYTES;
     default: return blocks / 8 * K6_BYTES;
     }
 }
@@ -61,7 +72,8 @@ static void place(struct layout *l, struct matrix *m, const struct gguf_tensor *
 {
     *m = (struct matrix){ .out = (uint32_t)t->dims[1], .in = (uint32_t)t->dims[0], .from = t,
                           .offset = l->bytes, .kind = PANEL_F32 };
-    if (!l->plain) choose_kind(m, t->type);
+    if (l->isa != ISA_PLAIN) choose_kind(m, t->type);
+    if (l->isa == ISA_AVX512) choose_pairs(m);
     if (m->kind == PANEL_F32) {
         m->panel_bytes = (uint64_t)m->in * PANEL * 4;
     } else if (matrix_is_float(m)) {
@@ -87,10 +99,10 @@ static uint32_t matrix_count(const struct model *m)
     return 1 + 7 * m->h.layers;
 }
 
-void layout_make(struct layout *l, const struct model *m, bool plain)
+void layout_make(struct layout *l, const struct model *m, enum isa isa)
 {
     memset(l, 0, sizeof *l);
-    l->plain = plain;
+    l->isa = isa;
     l->bytes = sizeof(struct image_head);
     place(l, &l->head, m->output);
     for (uint32_t i = 0; i < m->h.layers; i++) {
@@ -249,13 +261,42 @@ static void pack_scales(enum panel_scales form, const struct unpacked *u, uint32
     at[PANEL] = u->scale[1];
 }
 
-static void pack_quant_panel(const struct matrix *m, uint32_t panel, uint8_t *out)
+/* n numbers of an output as whole ones, and what those are to be multiplied by; see pack.h. */
+static float pack_whole(const float *x, uint32_t n, uint32_t step, uint8_t *out)
+{
+    float top = 0;
+    for (uint32_t i = 0; i < n; i++) top = fmaxf(top, fabsf(x[i]));
+    for (uint32_t i = 0; i < n; i++) {
+        int16_t whole = top > 0 ? (int16_t)lrintf(x[i] / top * PAIR_MOST) : 0;
+        memcpy(out + (uint64_t)(i / 2) * step + (i % 2 ? 0 : 2), &whole, sizeof whole);
+    }
+    return top / PAIR_MOST;
+}
+
+/* Of output o: the scales of all blocks, and their minimums as those of w = d*(q - 8) + m. */
+static void pack_pairs(const struct matrix *m, const float *d, const float *low, uint32_t o,
+                       uint8_t *out)
+{
+    float *unit = (float *)(void *)out + o;
+    uint32_t blocks = m->in / 32;
+    out += 4 * o;
+    if (m->scales == SCALES_PAIR) {
+        *unit = pack_whole(d, blocks, PAIR_BYTES, out + PAIR_HEAD);
+    } else {
+        unit[0] = pack_whole(d, blocks, PAIR_MIN_BYTES, out + PAIR_MIN_HEAD);
+        unit[PANEL] = pack_whole(low, blocks, PAIR_MIN_BYTES, out + PAIR_MIN_HEAD + PAIR_BYTES);
+    }
+}
+
+/* `room`: floats, two for each block. */
+static void pack_quant_panel(const struct matrix *m, uint32_t panel, float *room, uint8_t *out)
 {
     const struct gguf_tensor *t = m->from;
     uint32_t blocks = m->in / 32, quant_bytes = panel_quant_bytes(m->kind);
     uint64_t row_bytes = (uint64_t)(m->in / tensor_block_values(t->type)) *
                          tensor_block_bytes(t->type);
     uint8_t *scales = out + (uint64_t)blocks * quant_bytes;
+    const bool pairs = matrix_has_pairs(m);
     for (uint32_t o = 0; o < PANEL && panel * PANEL + o < m->out; o++) {
         const uint8_t *row = (const uint8_t *)t->data + (panel * PANEL + o) * row_bytes;
         for (uint32_t b = 0; b < blocks; b++) {
@@ -263,8 +304,14 @@ static void pack_quant_panel(const struct matrix *m, uint32_t panel, uint8_t *ou
             unpack(t, row, b, &u);
             uint8_t *at = out + (uint64_t)b * quant_bytes + 4 * o;
             for (uint32_t line = 0; line < 8; line++) pack_four(m->kind, u.q + 4 * line, line, at);
-            pack_scales(m->scales, &u, b, o, scales);
+            if (!pairs) {
+                pack_scales(m->scales, &u, b, o, scales);
+                continue;
+            }
+            room[b] = half_to_float(u.d);
+            room[blocks + b] = half_to_float(u.m) + 8 * room[b];
         }
+        if (pairs) pack_pairs(m, room, room + blocks, o, scales);
     }
 }
 
@@ -293,7 +340,7 @@ void layout_pack(const struct layout *l, const struct model *m, void *out, uint3
 {
     CHECK(parts > 0 && part < parts);
     if (part == 0) {
-        struct image_head head = { .version = IMAGE_VERSION, .plain = l->plain,
+        struct image_head head = { .version = IMAGE_VERSION, .isa = l->isa,
                                    .digest = m->digest, .bytes = l->bytes };
         memcpy(head.magic, image_magic, sizeof head.magic);
         memcpy(out, &head, sizeof head);
@@ -311,7 +358,7 @@ void layout_pack(const struct layout *l, const struct model *m, void *out, uint3
             if (matrix_is_float(w)) {
                 pack_float_panel(w, panel, row, to);
             } else {
-                pack_quant_panel(w, panel, to);
+                pack_quant_panel(w, panel, row, to);
             }
         }
     }
@@ -328,7 +375,7 @@ enum err layout_use(struct layout *l, const struct model *m, const void *image, 
     if (!hash_equal(head.digest, m->digest)) {
         return why_set(why, ERR_FORMAT, "packed weights: of another model");
     }
-    if (head.plain != l->plain || head.bytes != l->bytes) {
+    if (head.isa != l->isa || head.bytes != l->bytes) {
         return why_set(why, ERR_FORMAT, "packed weights: for another instruction set");
     }
     for (uint32_t i = 0; i < matrix_count(m); i++) {

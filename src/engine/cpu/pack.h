@@ -1,6 +1,7 @@
 /* engine/cpu/pack.h - weights in panels of 16 outputs, the layout that the kernels read.
  *
- * The image is position independent and the same for AVX2 and AVX-512; the plain path has floats.
+ * The image is position independent.  AVX2's and AVX-512's differ in the scales of 4-bit blocks
+ * only; the plain path has floats.
  * A panel is, for its 16 outputs: all 32-value blocks' quants, then their scales; it takes about
  * as many bits a weight as the file.
  *
@@ -17,6 +18,12 @@
  *             block: scale, min (8 bits)
  *   K6        of 8 blocks: d (F16), then of each half   w = d*scale*(q - 32)
  *             block: scale (8 bits, signed)
+ *   PAIR      of all blocks: unit (float); then of each   w = unit*d*(q - 8)
+ *             two: their d (16 bits, the second's first)
+ *   PAIR_MIN  of all blocks: two units (float); then of   w = unit0*d*(q - 8) + unit1*m
+ *             each two: their d, their m (16 bits)
+ * The PAIR forms are AVX-512's for Q4_0 and Q4_1 (simd_pairs.h): an output's d are whole numbers,
+ * the largest is PAIR_MOST; so are its m.
  * Float panels: (k, 16).
  */
 #ifndef RANKSERVE_ENGINE_CPU_PACK_H
@@ -31,14 +38,19 @@
 enum { PANEL = 16 };
 
 enum panel_kind { PANEL_Q4, PANEL_Q5, PANEL_Q6, PANEL_Q8, PANEL_F32, PANEL_F16, PANEL_BF16 };
-enum panel_scales { SCALES_HALF, SCALES_HALF_MIN, SCALES_K, SCALES_K6 };
+enum panel_scales {
+    SCALES_HALF, SCALES_HALF_MIN, SCALES_K, SCALES_K6, SCALES_PAIR, SCALES_PAIR_MIN,
+};
 
 /* Bytes of scales: of a block, or of 8 blocks of the K forms; and what comes before those. */
 enum {
     HALF_BYTES = 2 * PANEL, HALF_MIN_BYTES = 4 * PANEL,
     K_HEAD_BYTES = 4 * PANEL, K_BYTES = K_HEAD_BYTES + 8 * 2 * PANEL,
     K6_HEAD_BYTES = 2 * PANEL, K6_BYTES = K6_HEAD_BYTES + 8 * 2 * PANEL,
+    PAIR_HEAD = 4 * PANEL, PAIR_BYTES = 4 * PANEL,
+    PAIR_MIN_HEAD = 2 * PAIR_HEAD, PAIR_MIN_BYTES = 2 * PAIR_BYTES,
 };
+#define PAIR_MOST 32767.0f
 
 struct matrix {
     enum panel_kind kind;
@@ -53,9 +65,9 @@ struct layer_matrices {
     struct matrix q, k, v, o, gate, up, down;
 };
 
-/* Where everything is.  `plain`: floats everywhere. */
+/* Where everything is.  ISA_PLAIN: floats everywhere. */
 struct layout {
-    bool plain;
+    enum isa isa;
     uint64_t bytes;
     struct matrix head;
     struct layer_matrices layers[MODEL_LAYERS_MAX];
@@ -71,6 +83,11 @@ static inline bool matrix_is_float(const struct matrix *m)
     return m->kind >= PANEL_F32;
 }
 
+static inline bool matrix_has_pairs(const struct matrix *m)
+{
+    return m->scales == SCALES_PAIR || m->scales == SCALES_PAIR_MIN;
+}
+
 /* Bytes of a block's quants in a panel. */
 static inline uint32_t panel_quant_bytes(enum panel_kind kind)
 {
@@ -80,7 +97,7 @@ static inline uint32_t panel_quant_bytes(enum panel_kind kind)
 /* Can the SIMD kernels do this model?  (Odd sizes go the plain way.) */
 bool layout_simd_fits(const struct hparams *h);
 
-void layout_make(struct layout *l, const struct model *m, bool plain);
+void layout_make(struct layout *l, const struct model *m, enum isa isa);
 /* Part `part` of `parts` of the image; the parts together are all of it. */
 void layout_pack(const struct layout *l, const struct model *m, void *out, uint32_t part,
                  uint32_t parts);

@@ -8,11 +8,37 @@ struct block_scales {
     vf d_high;                        /* K6: of the second half; there d is of the first      */
 };
 
+#ifdef __AVX512F__
+/* One block's numbers of two that lie side by side. */
+INLINE vf one_of_pair(const uint8_t *at, bool second)
+{
+    __m512i v = _mm512_loadu_si512(at);
+    if (second) v = _mm512_slli_epi32(v, 16);
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(v, 16));
+}
+
+/* The PAIR forms as floats (for 16-bit activations). */
+INLINE struct block_scales pair_scales(const uint8_t *at, bool min, uint32_t b)
+{
+    const float *unit = (const float *)(const void *)at;
+    uint64_t own = min ? PAIR_MIN_HEAD + (uint64_t)(b / 2) * PAIR_MIN_BYTES
+                       : PAIR_HEAD + (uint64_t)(b / 2) * PAIR_BYTES;
+    struct block_scales s = { .d = vf_load(unit) * one_of_pair(at + own, b % 2) };
+    if (!min) return s;
+    vf m = vf_load(unit + PANEL) * one_of_pair(at + own + PAIR_BYTES, b % 2);
+    s.low = m - s.d * vf_all(8);
+    return s;
+}
+#endif
+
 /* Of block b, outputs first .. first+LANES-1. */
 INLINE struct block_scales block_scales(const uint8_t *at, enum panel_scales form, uint32_t b,
                                         uint32_t first)
 {
     struct block_scales s;
+#ifdef __AVX512F__
+    if (form >= SCALES_PAIR) return pair_scales(at, form == SCALES_PAIR_MIN, b);
+#endif
     if (form == SCALES_HALF) {
         s.d = vf_load_half(at + (uint64_t)b * HALF_BYTES + 2 * first);
     } else if (form == SCALES_HALF_MIN) {
@@ -56,5 +82,5 @@ INLINE int zero_shift(enum panel_kind kind)
 
 INLINE bool has_low(enum panel_scales form)
 {
-    return form == SCALES_HALF_MIN || form == SCALES_K;
+    return form == SCALES_HALF_MIN || form == SCALES_K || form == SCALES_PAIR_MIN;
 }

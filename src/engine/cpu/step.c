@@ -30,6 +30,11 @@ struct phase {
     struct product p;
 };
 
+struct finish_call {
+    struct cpu *u;
+    const struct acts *a;
+};
+
 static uint32_t row_items(struct phase *f)
 {
     uint32_t each = f->u->rows / (pool_threads(f->u->pool) * 4);
@@ -99,6 +104,8 @@ static void norm_item(void *ctx, uint32_t item, uint32_t worker)
         u->k->norm(u->x + (uint64_t)r * dim, f->weight, u->model->h.norm_eps, dim, normed);
         acts_store(u, normed, dim, &u->normed, r, 0);
     }
+    uint32_t first = item * f->rows_each;
+    acts_finish(u->k, &u->normed, first, row_end(f, item) - first);
 }
 
 static void norm_phase(struct cpu *u, const float *weight)
@@ -107,8 +114,22 @@ static void norm_phase(struct cpu *u, const float *weight)
     pool_run(u->pool, norm_item, &f, row_items(&f));
 }
 
-/* --- products -------------------------------------------------------------------------------- */
+static void finish_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    (void)worker;
+    const struct finish_call *c = ctx;
+    uint32_t row = item * ROW_GROUP, left = c->u->rows - row;
+    acts_finish(c->u->k, c->a, row, left < ROW_GROUP ? left : ROW_GROUP);
+}
 
+/* For rows that came in pieces. */
+static void finish_phase(struct cpu *u, const struct acts *a)
+{
+    struct finish_call c = { u, a };
+    if (a->pairs) pool_run(u->pool, finish_item, &c, (u->rows + ROW_GROUP - 1) / ROW_GROUP);
+}
+
+/* --- products -------------------------------------------------------------------------------- */
 
 static void product_add(struct product *p, const struct matrix *m, float *out, const float *bias)
 {
@@ -225,6 +246,7 @@ static void ffn_phase(struct cpu *u, uint32_t layer)
     struct phase f = { .u = u, .layer = layer };
     uint32_t width = ffn_columns(u), chunks = (u->model->h.ffn_dim + width - 1) / width;
     pool_run(u->pool, ffn_item, &f, chunks * row_tiles(u));
+    finish_phase(u, &u->hidden);
 }
 
 /* --- rope, KV, attention --------------------------------------------------------------------- */
@@ -280,10 +302,10 @@ static void attended_item(void *ctx, uint32_t item, uint32_t worker)
 
 static void attend_phase(struct cpu *u, uint32_t layer)
 {
-    attend(u, layer);
-    if (attend_stores(u)) return;
     struct phase f = { .u = u };
-    pool_run(u->pool, attended_item, &f, row_items(&f));
+    attend(u, layer);
+    if (!attend_stores(u)) pool_run(u->pool, attended_item, &f, row_items(&f));
+    finish_phase(u, &u->attended);
 }
 
 /* --- a step ---------------------------------------------------------------------------------- */
