@@ -58,23 +58,24 @@ struct request {
     uint16_t plan_next, plan_previous;
 };
 
-struct worker {
+struct worker {                       /* first what a decision looks at of each of them */
     bool alive;
     enum role role;
+    enum role becomes;                        /* it drains to have this role; 0: it stays     */
     uint32_t blocks, seqs, tokens_max;        /* what it has                             */
+    uint64_t busy_until_ns;                   /* when its prompts are done, if they started when
+                                                 told                                         */
+    struct sched_rates rates;
     uint32_t blocks_charged, seqs_charged;
     uint64_t prompt_tokens_charged;           /* to compute, of prompts without a first token */
     uint64_t work_charged_ns;                 /* how long those take                          */
-    uint64_t busy_until_ns;                   /* when they are done, if they started when told */
     uint32_t prompts_charged;                 /* how many those are                           */
     uint32_t handing_blocks;                  /* of prompts that are done and not all here yet */
     uint32_t refused_blocks;                  /* no room for so many; 0: since its last GONE */
     uint64_t filled;                          /* blocks it was given to fill; ties go by it */
-    struct sched_rates rates;
     uint16_t plan_head;                       /* requests planned here, by plan_key           */
     uint32_t plan_count, plan_blocks;
     uint64_t plan_ns;
-    enum role becomes;                        /* it drains to have this role; 0: it stays     */
     uint32_t seen_waiting;                    /* as llm-d would have scraped it               */
     double seen_use;
 };
@@ -140,6 +141,7 @@ struct sched {
     uint32_t held[WORKER_COUNT_MAX + 1];  /* by rank: leading blocks of the request in hand */
     uint32_t held_most;               /* the most of them, and a worker with so many; 0: nobody */
     int32_t held_by;
+    const struct request *matched;    /* whose these are; NULL: nobody's, in this step */
     /* Actions wait here until the caller has room.  A request causes at most
      * ACTIONS_PER_REQUEST before the caller takes them, whatever happens to it. */
     uint32_t action_first, action_count;

@@ -64,7 +64,8 @@ static double compute_ns(const struct sched_rates *k, double prompt, double cach
                    + k->prefill_context_ns * (cached + left / 2) * (1 / 1024.));
 }
 
-struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r, uint32_t rank)
+static inline struct prompt_cost of_prompt(const struct sched *s, const struct request *r,
+                                           uint32_t rank)
 {
     const struct sched_rates *k = &s->workers[rank].rates;
     uint32_t cached = cost_cached_tokens(s, r, rank);
@@ -83,6 +84,11 @@ struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r
         .pull_tokens = theirs, .copy_ns = copy_ns,
     };
     return prompt_ns(&pull) < prompt_ns(&own) ? pull : own;
+}
+
+struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r, uint32_t rank)
+{
+    return of_prompt(s, r, rank);
 }
 
 double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank)
@@ -175,7 +181,7 @@ double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t 
                        uint64_t now_ns, const struct cost_weights *weights, double enough)
 {
     const struct worker *w = &s->workers[rank];
-    struct prompt_cost own = cost_of_prompt(s, r, rank);
+    struct prompt_cost own = of_prompt(s, r, rank);
     double fixed = weights->own * prompt_ns(&own) + cost_harm_ns(s, r, rank, own.compute_ns);
     double least = fixed + weights->wait * busy_ns(w, now_ns);
     if (least > enough) return least;

@@ -88,10 +88,22 @@ void plan_all_away(struct sched *s, int32_t rank)
     while (w->plan_head != NO_SLOT) plan_remove(s, &s->requests[w->plan_head]);
 }
 
+/* Mostly the last: new ones are queued there, behind all that are planned. */
+static uint16_t first_unplanned(const struct sched *s)
+{
+    uint32_t left = s->queue_count - s->plan_count;
+    uint16_t first = NO_SLOT;
+    for (uint16_t slot = s->queue_tail; left > 0; slot = s->requests[slot].previous) {
+        if (s->requests[slot].plan != NO_WORKER) continue;
+        first = slot;
+        left--;
+    }
+    return first;
+}
+
 void plan_waiting(struct sched *s, uint64_t now_ns)
 {
-    if (s->plan_count == s->queue_count) return;
-    for (uint16_t slot = s->queue_head; slot != NO_SLOT; slot = s->requests[slot].next) {
+    for (uint16_t slot = first_unplanned(s); slot != NO_SLOT; slot = s->requests[slot].next) {
         struct request *r = &s->requests[slot];
         if (r->plan != NO_WORKER || r->not_before_ns > now_ns) continue;
         policy_match(s, r);

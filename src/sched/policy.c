@@ -164,6 +164,8 @@ static int32_t best_now(struct sched *s, const struct request *r, enum part part
 
 void policy_match(struct sched *s, const struct request *r)
 {
+    if (s->matched == r) return;
+    s->matched = r;
     uint32_t most = r->key_count, cacheable = (r->prompt_tokens - 1) / s->config.block_tokens;
     if (most > cacheable) most = cacheable;
     if (s->config.index && most > 0) {

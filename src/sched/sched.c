@@ -449,6 +449,7 @@ size_t sched_step(struct sched *s, uint64_t now_ns, const struct sched_event *in
 {
     CHECK(in_count <= SCHED_EVENTS_MAX);
     s->now_ns = now_ns;
+    s->matched = NULL;                /* the index may have changed, and requests do below */
     for (size_t i = 0; i < in_count; i++) on_event(s, &in[i], now_ns);
     expire(s, now_ns);
     end_stranded(s);
