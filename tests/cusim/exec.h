@@ -167,12 +167,6 @@ static inline uint32_t to_f16(float f)
 long double load_number(uint64_t bits, enum type t);
 uint64_t store_number(long double v, enum type t);
 
-/* What redux and atomics do, by the names in the opcode. */
-#define FOLDS "add min max and or xor"
-enum fold { FOLD_ADD, FOLD_MIN, FOLD_MAX, FOLD_AND, FOLD_OR, FOLD_XOR, FOLD_EXCH, FOLD_CAS,
-            FOLD_INC, FOLD_DEC };
-uint64_t fold(enum fold how, enum type t, uint64_t old, uint64_t v);        /* all but CAS */
-
 /* The bytes of one lane's access; every check has been made. */
 uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t address,
                       uint32_t bytes, enum touch touch);

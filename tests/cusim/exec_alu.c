@@ -2,8 +2,8 @@
  *
  * Each line of a list makes a function and a row of the table: its name, opcode, types and
  * operands, the C types of d, x, y and z, and d as an expression of x, y and z.  16-bit values lie
- * in 4 bytes.  Denormals are kept whatever .ftz says; ex2, rcp, rsqrt, lg2 and their like are more
- * exact than a GPU's approximations, never less.
+ * in 4 bytes.  Denormals are kept whatever .ftz says; ex2 is more exact than a GPU's approximation,
+ * never less.
  */
 #include <math.h>
 
@@ -53,44 +53,22 @@ typedef float lane_f32;
     X(xor_##U, "xor", "b" #t, "www", U, U, U, U, x ^ y)                                          \
     X(not_##U, "not", "b" #t, "ww", U, U, U, U, ~x)                                              \
     X(neg_##U, "neg", "s" #t, "ww", U, U, U, U, 0 - x)                                           \
-    X(abs_##U, "abs", "s" #t, "ww", U, S, S, S, x < 0 ? (U)(0 - (U)x) : (U)x)                    \
     X(mov_##U, "mov", "b" #t " u" #t " s" #t " f" #t, "ww", U, U, U, U, x)                       \
     X(shl_##U, "shl", "b" #t, "ww4", U, U, u32, u32, y >= t ? 0 : x << y)                        \
     X(shr_##U, "shr", "u" #t " b" #t, "ww4", U, U, u32, u32, y >= t ? 0 : x >> y)                \
-    X(shr_##S, "shr", "s" #t, "ww4", U, S, u32, u32, x >> (y >= t ? t - 1 : y))                  \
-    X(brev_##U, "brev", "b" #t, "ww", U, U, U, U, reverse(x, t))                                 \
-    X(clz_##U, "clz", "b" #t, "4w", u32, U, U, U, x ? (u32)__builtin_clzll(x) - (64 - t) : t)    \
-    X(popc_##U, "popc", "b" #t, "4w", u32, U, U, U, (u32)__builtin_popcountll(x))                \
-    X(bfind_##U, "bfind", "u" #t, "4w", u32, U, U, U, x ? 63 - (u32)__builtin_clzll(x) : ~0u)    \
-    X(bfe_##U, "bfe", "u" #t, "ww44", U, U, u32, u32, extract(x, y & 255, z & 255, t, false))    \
-    X(bfe_##S, "bfe", "s" #t, "ww44", U, S, u32, u32,                                            \
-      extract((u64)(s64)x, y & 255, z & 255, t, true))
+    X(shr_##S, "shr", "s" #t, "ww4", U, S, u32, u32, x >> (y >= t ? t - 1 : y))
 
 /* The whole of a product: D is twice as wide as U and S, and its operands are written so. */
 #define PRODUCTS(X, U, S, D, t, wide)                                                            \
     X(mul_wide_##U, "mul wide", "u" #t, wide "44", D, U, U, U, (D)x * y)                         \
-    X(mul_wide_##S, "mul wide", "s" #t, wide "44", D, S, S, S, (D)((s64)x * y))                  \
-    X(mad_wide_##U, "mad wide", "u" #t, wide "44" wide, D, U, U, D, (D)x * y + z)                \
-    X(mad_wide_##S, "mad wide", "s" #t, wide "44" wide, D, S, S, D, (D)((s64)x * y) + z)
+    X(mul_wide_##S, "mul wide", "s" #t, wide "44", D, S, S, S, (D)((s64)x * y))
 
 #define BITS(X)                                                                                  \
     X(mul_hi_u32, "mul hi", "u32", "444", u32, u32, u32, u32, (u64)x * y >> 32)                  \
     X(mul_hi_s32, "mul hi", "s32", "444", u32, s32, s32, s32, (s64)x * y >> 32)                  \
-    X(mad_hi_u32, "mad hi", "u32", "4444", u32, u32, u32, u32, ((u64)x * y >> 32) + z)           \
-    X(mad_hi_s32, "mad hi", "s32", "4444", u32, s32, s32, u32, (u32)((s64)x * y >> 32) + z)      \
-    X(mul_hi_u64, "mul hi", "u64", "888", u64, u64, u64, u64, (unsigned __int128)x * y >> 64)    \
-    X(mul_hi_s64, "mul hi", "s64", "888", u64, s64, s64, s64, (__int128)x * y >> 64)             \
     X(prmt, "prmt", "b32", "4444", u32, u32, u32, u32, byte_permute(x, y, z))                    \
     X(shf_l_wrap, "shf l wrap", "b32", "4444", u32, u32, u32, u32,                               \
-      ((u64)y << 32 | x) << (z & 31) >> 32)                                                      \
-    X(shf_r_wrap, "shf r wrap", "b32", "4444", u32, u32, u32, u32,                               \
-      ((u64)y << 32 | x) >> (z & 31))                                                            \
-    X(shf_l_clamp, "shf l clamp", "b32", "4444", u32, u32, u32, u32,                             \
-      z >= 32 ? x : ((u64)y << 32 | x) << z >> 32)                                               \
-    X(shf_r_clamp, "shf r clamp", "b32", "4444", u32, u32, u32, u32,                             \
-      z >= 32 ? y : ((u64)y << 32 | x) >> z)                                                     \
-    X(dp4a_s32, "dp4a", "s32", "4444", u32, u32, u32, u32, dot4(x, y, z, true))                  \
-    X(dp4a_u32, "dp4a", "u32", "4444", u32, u32, u32, u32, dot4(x, y, z, false))
+      ((u64)y << 32 | x) << (z & 31) >> 32)
 
 /* Of floats, and of halves by way of floats. */
 #define NUMBERS(X, F, suffix)                                                                    \
@@ -105,36 +83,10 @@ typedef float lane_f32;
 
 #define FLOATS(X)                                                                                \
     NUMBERS(X, float, "f32")                                                                     \
-    X(fma_down, "fma rm", "f32", "4444", f32, f32, f32, f32, fma_toward(x, y, z, false))         \
-    X(fma_zero, "fma rz", "f32", "4444", f32, f32, f32, f32, fma_toward(x, y, z, true))          \
     X(float_div, "div", "f32", "444", f32, f32, f32, f32, x / y)                                 \
-    X(copysign_, "copysign", "f32", "444", f32, f32, f32, f32, copysignf(y, x))                  \
     X(ex2, "ex2", "f32", "44", f32, f32, f32, f32, exp2_close(x))                                \
-    X(lg2, "lg2", "f32", "44", f32, f32, f32, f32, log2f(x))                                     \
     X(rcp, "rcp", "f32", "44", f32, f32, f32, f32, 1 / x)                                        \
-    X(rsqrt, "rsqrt", "f32", "44", f32, f32, f32, f32, 1 / sqrtf(x))                             \
-    X(square_root, "sqrt", "f32", "44", f32, f32, f32, f32, sqrtf(x))                            \
-    X(sine, "sin", "f32", "44", f32, f32, f32, f32, sinf(x))                                     \
-    X(cosine, "cos", "f32", "44", f32, f32, f32, f32, cosf(x))                                   \
-    X(tanh_, "tanh", "f32", "44", f32, f32, f32, f32, tanhf(x))
-
-static inline u64 reverse(u64 x, u32 bits)
-{
-    u64 r = 0;
-    for (u32 k = 0; k < bits; k++) r |= (x >> k & 1) << (bits - 1 - k);
-    return r;
-}
-
-static inline u64 extract(u64 x, u32 start, u32 length, u32 bits, bool with_sign)
-{
-    u64 sign = with_sign && x >> 63 ? ~0ull : 0;
-    u64 field = start >= bits ? sign : with_sign ? (u64)((s64)x >> start) : x >> start;
-    if (!length) return 0;
-    if (length >= 64) return field;
-    field &= (1ull << length) - 1;
-    if (with_sign && start + length < bits && field >> (length - 1)) field |= ~0ull << length;
-    return start + length >= bits && with_sign ? field | (sign << (length - 1)) : field;
-}
+    X(square_root, "sqrt", "f32", "44", f32, f32, f32, f32, sqrtf(x))
 
 static inline u32 byte_permute(u32 a, u32 b, u32 selector)
 {
@@ -146,15 +98,6 @@ static inline u32 byte_permute(u32 a, u32 b, u32 selector)
         r |= byte << 8 * k;
     }
     return r;
-}
-
-static inline u32 dot4(u32 a, u32 b, u32 c, bool with_sign)
-{
-    for (int k = 0; k < 32; k += 8) {
-        c += with_sign ? (u32)((int8_t)(a >> k) * (int8_t)(b >> k))
-                       : (a >> k & 255) * (b >> k & 255);
-    }
-    return c;
 }
 
 static inline float exp2_close(float x)
@@ -173,15 +116,6 @@ static inline float exp2_close(float x)
     return x != x ? x : p * scale * as_float((u32)(whole - half + 127) << 23);
 }
 
-/* Rounded down or to zero: through the double sum, which is exact or very near. */
-static inline float fma_toward(float x, float y, float z, bool to_zero)
-{
-    double sum = fma(x, y, z);
-    float f = (float)sum;
-    if (to_zero ? fabs(f) > fabs(sum) : f > sum) f = nextafterf(f, to_zero ? 0 : -INFINITY);
-    return f;
-}
-
 INTEGERS(FUNCTION, u16, s16, 16)
 INTEGERS(FUNCTION, u32, s32, 32)
 INTEGERS(FUNCTION, u64, s64, 64)
@@ -194,51 +128,27 @@ FLOATS(FUNCTION)
 #define HALF_FUNCTION(run, name, types, operands, D, A, B, C, expr)                              \
     static inline u32 run##_one(u32 a, u32 b, u32 c)                                             \
     {                                                                                            \
-        float x = FROM_HALF(a & 0xffff), y = FROM_HALF(b & 0xffff), z = FROM_HALF(c & 0xffff);   \
+        float x = from_f16(a & 0xffff), y = from_f16(b & 0xffff), z = from_f16(c & 0xffff);      \
         (void)y, (void)z;                                                                        \
-        return TO_HALF((float)(expr)) & 0xffff;                                                  \
+        return to_f16((float)(expr)) & 0xffff;                                                   \
     }                                                                                            \
     FUNCTION(run, , , , u32, u32, u32, u32, run##_one(x, y, z))                                  \
     FUNCTION(run##_x2, , , , u32, u32, u32, u32,                                                 \
              run##_one(x, y, z) | run##_one(x >> 16, y >> 16, z >> 16) << 16)
 #define HALF_ROW(run, name, types, operands, ...)                                                \
     {name, types, operands, run}, {name, types "x2", operands, run##_x2},
-#define FROM_HALF from_f16
-#define TO_HALF to_f16
 NUMBERS(HALF_FUNCTION, f16, "f16")
-#undef FROM_HALF
-#undef TO_HALF
-#define FROM_HALF from_bf16
-#define TO_HALF to_bf16
-NUMBERS(HALF_FUNCTION, bf16, "bf16")
 
 /* Those of another form: four inputs, or predicates. */
-static void lop3(struct warp *w, const struct ins *i, uint32_t lanes)
+static void bfi(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     u32 *d = REGISTER(u32, 0);
     const u32 *a = REGISTER(u32, 1), *b = REGISTER(u32, 2), *c = REGISTER(u32, 3);
-    u32 table = *REGISTER(u32, 4);
-    EACH_LANE(u32 r = 0;
-              for (u32 k = 0; k < 8; k++) {
-                  u32 x = k & 4 ? a[l] : ~a[l], y = k & 2 ? b[l] : ~b[l], z = k & 1 ? c[l] : ~c[l];
-                  if (table >> k & 1) r |= x & y & z;
-              }
-              d[l] = r)
+    const u32 *n = REGISTER(u32, 4);
+    EACH_LANE(u32 at = c[l] & 255; u32 width = n[l] & 255;
+              u64 field = width >= 32 ? ~0u : (1ull << width) - 1;
+              d[l] = at >= 32 ? b[l] : (u32)((b[l] & ~(field << at)) | (a[l] & field) << at))
 }
-
-#define INSERT(name, T, bits)                                                                    \
-    static void name(struct warp *w, const struct ins *i, uint32_t lanes)                        \
-    {                                                                                            \
-        T *d = REGISTER(T, 0);                                                                   \
-        const T *a = REGISTER(T, 1), *b = REGISTER(T, 2);                                        \
-        const u32 *p = REGISTER(u32, 3), *n = REGISTER(u32, 4);                                  \
-        EACH_LANE(u32 at = p[l] & 255; u32 width = n[l] & 255;                                   \
-                  u64 field = width >= 64 ? ~0ull : (1ull << width) - 1;                         \
-                  field = at >= bits ? 0 : field << at;                                          \
-                  d[l] = (T)((b[l] & ~field) | ((at >= bits ? 0 : (u64)a[l] << at) & field)))    \
-    }
-INSERT(bfi_b32, u32, 32)
-INSERT(bfi_b64, u64, 64)
 
 #define SELECT(name, T)                                                                          \
     static void name(struct warp *w, const struct ins *i, uint32_t lanes)                        \
@@ -276,11 +186,8 @@ const struct row alu_rows[] = {
     BITS(ROW)
     FLOATS(ROW)
     NUMBERS(HALF_ROW, f16, "f16")
-    NUMBERS(HALF_ROW, bf16, "bf16")
     PREDICATES(PREDICATE_ROW)
-    {"lop3", "b32", "44444", lop3},
-    {"bfi", "b32", "44444", bfi_b32},
-    {"bfi", "b64", "88844", bfi_b64},
+    {"bfi", "b32", "44444", bfi},
     {"selp", "b16 u16 s16 b32 u32 s32 f32", "wwwp", select_4},
     {"selp", "b64 u64 s64 f64", "wwwp", select_8},
     {NULL},

@@ -49,63 +49,28 @@ void exec_atom_close(struct grid *g)
     }
 }
 
-#define ATOMICS FOLDS " exch cas inc dec"
-#define ORDERS "relaxed acquire release acq_rel"
-enum { RELAXED = 1 };
+enum { ADD, INC };
 
-uint64_t fold(enum fold how, enum type t, uint64_t old, uint64_t v)
-{
-    int64_t a = (int64_t)old, b = (int64_t)v;
-    if (t == T_S32) a = (int32_t)old, b = (int32_t)v;
-    bool less = is_signed(t) ? b < a : v < old;
-    switch (how) {
-    case FOLD_ADD:
-        if (t != T_F32) return old + v;
-        return float_bits(as_float((uint32_t)old) + as_float((uint32_t)v));
-    case FOLD_MIN: return less ? v : old;
-    case FOLD_MAX: return less ? old : v;
-    case FOLD_AND: return old & v;
-    case FOLD_OR: return old | v;
-    case FOLD_XOR: return old ^ v;
-    case FOLD_EXCH: return v;
-    case FOLD_INC: return old >= v ? 0 : old + 1;
-    default: return !old || old > v ? v : old - 1;
-    }
-}
-
-static uint64_t value_of(struct warp *w, const struct ins *i, uint32_t k, int l)
-{
-    return i->bits64 >> k & 1 ? REGISTER(uint64_t, k)[l] : REGISTER(uint32_t, k)[l];
-}
-
-/* The result (nothing, of red), the value, and of cas what it is replaced with; several values side
- * by side are as many atomics. */
+/* The result, the address, the value. */
 static void atomic(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint64_t address[LANES];
-    uint32_t size = type_bytes(i->type), count = i->count ? i->count : 1;
+    uint32_t *d = REGISTER(uint32_t, 0);
+    const uint32_t *v = REGISTER(uint32_t, 1);
     exec_addresses(w, i, ADDRESS, lanes, address);
-    exec_count(w, i->space, address, lanes, size * count);
+    exec_count(w, i->space, address, lanes, sizeof *d);
     FOR_LANES(l, lanes) {
-        if (i->option > RELAXED) w->b->fenced = true;
-        for (uint32_t k = 0; k < count; k++) {
-            uint8_t *at = exec_address(w, i, l, address[l] + k * size, size, TOUCH_ATOMIC);
-            uint64_t old = 0, v = value_of(w, i, 1 + k, l), new;
-            memcpy(&old, at, size);
-            if (i->mode == FOLD_CAS) new = old == v ? value_of(w, i, 2, l) : old;
-            else new = fold(i->mode, i->type, old, v);
-            memcpy(at, &new, size);
-            if (i->count) continue;                     /* red */
-            if (i->bits64 & 1) REGISTER(uint64_t, 0)[l] = old;
-            else REGISTER(uint32_t, 0)[l] = (uint32_t)old;
-        }
+        uint8_t *at = exec_address(w, i, l, address[l], sizeof *d, TOUCH_ATOMIC);
+        uint32_t old, new;
+        memcpy(&old, at, sizeof old);
+        if (i->mode == ADD) new = old + v[l];
+        else new = old >= v[l] ? 0 : old + 1;
+        memcpy(at, &new, sizeof new);
+        d[l] = old;
         if (is_device(address[l])) meet_blocks(w->b, address[l]);
     }
 }
 
-#define ATOMIC(name, operands)                                                                   \
-    {name, "b32 u32 s32 f32 b64 u64 s64", operands, atomic, ATOMICS, ORDERS,                     \
-     "global shared shared::cta gpu cta sys v2 v4"}
 const struct row atomic_rows[] = {
-    ATOMIC("atom", "vav"), ATOMIC("atom", "vavv"), ATOMIC("red", "-aV"), {NULL},
+    {"atom", "u32", "4a4", atomic, "add inc", .ignored = "global shared shared::cta"}, {NULL},
 };

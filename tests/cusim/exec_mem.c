@@ -339,12 +339,6 @@ static void async_wait(struct warp *w, const struct ins *i, uint32_t lanes)
     EACH_LANE(arrive(w, l, left))
 }
 
-static void async_wait_all(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    async_commit(w, i, lanes);
-    EACH_LANE(arrive(w, l, 0))
-}
-
 #define NUMBERS "b8 u8 s8 b16 u16 s16 f16 b32 u32 s32 f32 b64 u64 s64 f64"
 #define SPACES "global shared shared::cta local param "
 #define CACHES "nc ca cg cs cv lu wb wt volatile weak relaxed gpu sys cta v2 v4 v8"
@@ -357,6 +351,5 @@ const struct row memory_rows[] = {
     {"cp async", "", "aan?4", async_begin, .ignored = "ca cg shared shared::cta global"},
     {"cp async commit_group", "", "", async_commit},
     {"cp async wait_group", "", "4", async_wait},
-    {"cp async wait_all", "", "", async_wait_all},
     {NULL},
 };

@@ -215,28 +215,13 @@ static enum turn run_warp(struct warp *w)
     return TURN_OVER;
 }
 
-/* Barriers.  All threads of the block must come to the same one; with a count, as many as it says.
- * */
-
-/* Operands: the result, the barrier, the count of threads, the predicate; bar.red counts where the
- * predicate holds. */
-enum { BAR_RESULT, BAR_NUMBER, BAR_COUNT, BAR_PREDICATE };
+/* Barriers.  All threads of the block must come to the same one. */
 
 static void open_barrier(struct block *b, uint32_t pc)
 {
-    const struct ins *i = &b->g->launch->kernel->code[pc];
-    uint32_t yes = 0;
-    for (uint32_t n = 0; n < b->warp_count && i->type; n++) {
-        const struct warp *w = &b->warps[n];
-        uint32_t p = predicate(w, i->o[BAR_PREDICATE]);
-        yes += (uint32_t)__builtin_popcount((i->negated ? ~p : p) & lanes_at(w, pc, LANE_BARRIER));
-    }
     for (uint32_t n = 0; n < b->warp_count; n++) {
         struct warp *w = &b->warps[n];
         uint32_t lanes = lanes_at(w, pc, LANE_BARRIER);
-        if (i->type) {
-            EACH_LANE(REGISTER(uint32_t, BAR_RESULT)[l] = yes)
-        }
         put_lanes(w, lanes, pc + 1);
         set_state(w, lanes, LANE_RUN);
     }
@@ -255,10 +240,8 @@ static void meet_block(struct block *b)
             for (uint32_t k = 0; k < b->warp_count; k++) {
                 waiting += (uint32_t)__builtin_popcount(lanes_at(&b->warps[k], pc, LANE_BARRIER));
             }
-            const struct ins *i = &code[pc];
-            uint32_t count = ((const uint32_t *)(w->file + i->o[BAR_COUNT]))[l];
-            place.instruction = i->text;
-            if (waiting == (count ? count : b->thread_count)) {
+            place.instruction = code[pc].text;
+            if (waiting == b->thread_count) {
                 open_barrier(b, pc);
                 return;
             }
@@ -432,13 +415,8 @@ const struct row flow_rows[] = {
     {"bra", "", "L", nothing, .ignored = "uni", .flow = FLOW_BRANCH},
     {"ret", "", "", nothing, .flow = FLOW_EXIT},
     {"exit", "", "", nothing, .flow = FLOW_EXIT},
-    {"bar sync", "", "-40", nothing, .ignored = "cta aligned", .flow = FLOW_BARRIER},
-    {"bar sync", "", "-44", nothing, .ignored = "cta aligned", .flow = FLOW_BARRIER},
-    {"bar red popc", "u32", "440P", nothing, .ignored = "cta aligned", .flow = FLOW_BARRIER},
-    {"membar", "", "", fence, .ignored = "gl sys"},
-    {"membar cta", "", "", nothing},
-    {"fence", "", "", fence, .ignored = "sc acq_rel gpu sys"},
-    {"fence cta", "", "", nothing, .ignored = "sc acq_rel"},
+    {"bar sync", "", "4", nothing, .ignored = "cta aligned", .flow = FLOW_BARRIER},
+    {"membar gl", "", "", fence},
     {"trap", "", "", trap},
     {NULL},
 };

@@ -1,4 +1,4 @@
-/* tests/cusim/exec_warp.c - what the lanes of a warp do together: shuffles, votes, matrices. */
+/* tests/cusim/exec_warp.c - what the lanes of a warp do together: shuffles, matrices. */
 #include "exec.h"
 #include "report.h"
 
@@ -8,24 +8,15 @@ static void inactive_source(struct warp *w, int lane, int from)
     report(WRONG_MASK, "lane %d reads lane %d, which does not take part", lane, from);
 }
 
-enum { SHFL_UP, SHFL_DOWN, SHFL_BFLY, SHFL_IDX };
-
+/* Each lane takes the value of the lane whose number differs in the bits of the second operand. */
 static void shfl(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     uint32_t *d = REGISTER(uint32_t, 0), value[LANES], in_range = 0;
     const uint32_t *a = REGISTER(uint32_t, 1), *b = REGISTER(uint32_t, 2);
     const uint32_t *c = REGISTER(uint32_t, 3);
-    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
-        int l = __builtin_ctz(rest), from;
-        int by = b[l] & 31, clamp = c[l] & 31, segment = c[l] >> 8 & 31;
-        int last = (l & segment) | (clamp & ~segment), first = l & segment;
-        bool ok;
-        switch (i->mode) {
-        case SHFL_UP: from = l - by, ok = from >= last; break;
-        case SHFL_DOWN: from = l + by, ok = from <= last; break;
-        case SHFL_BFLY: from = l ^ by, ok = from <= last; break;
-        default: from = first | (by & ~segment), ok = from <= last; break;
-        }
+    FOR_LANES(l, lanes) {
+        int clamp = c[l] & 31, segment = c[l] >> 8 & 31, from = l ^ (b[l] & 31);
+        bool ok = from <= ((l & segment) | (clamp & ~segment));
         if (!ok) from = l;
         if (!(lanes >> from & 1)) inactive_source(w, l, from);
         value[l] = a[from];
@@ -33,31 +24,6 @@ static void shfl(struct warp *w, const struct ins *i, uint32_t lanes)
     }
     EACH_LANE(d[l] = value[l])
     if (i->second) set_predicate(w, i->second, in_range, lanes);
-}
-
-enum { VOTE_ALL, VOTE_ANY, VOTE_UNI };
-
-static void vote(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    uint32_t p = (i->negated ? ~predicate(w, i->o[1]) : predicate(w, i->o[1])) & lanes;
-    bool yes = i->mode == VOTE_ALL ? p == lanes : i->mode == VOTE_ANY ? p : !p || p == lanes;
-    set_predicate(w, i->o[0], yes ? ~0u : 0, lanes);
-}
-
-static void ballot(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    uint32_t p = (i->negated ? ~predicate(w, i->o[1]) : predicate(w, i->o[1])) & lanes;
-    uint32_t *d = REGISTER(uint32_t, 0);
-    EACH_LANE(d[l] = p)
-}
-
-static void redux(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    uint32_t *d = REGISTER(uint32_t, 0), rest = lanes & (lanes - 1);
-    const uint32_t *a = REGISTER(uint32_t, 1);
-    uint64_t r = a[__builtin_ctz(lanes)];
-    FOR_LANES(l, rest) r = fold(i->mode, i->type, r, a[l]);
-    EACH_LANE(d[l] = (uint32_t)r)
 }
 
 static void syncwarp(struct warp *w, const struct ins *i, uint32_t lanes)
@@ -94,21 +60,17 @@ static void ldmatrix(struct warp *w, const struct ins *i, uint32_t lanes)
 enum { A_AT = 4, B_AT = 8, C_AT = 10 };
 #define PLACE_OF_C(r, s) [(r) % 8 * 4 + (s) / 2]
 
-static inline float from_half(uint32_t h, bool is_bf16)
-{
-    return is_bf16 ? from_bf16(h) : from_f16(h);
-}
-
-static inline void multiply(struct warp *w, const struct ins *i, bool is_bf16)
+static void mma(struct warp *w, const struct ins *i, uint32_t lanes)
 {
     float a[16][16], b[16][8], c[16][8];
+    (void)lanes;
+    if (w->b->g->stats) w->b->g->stats->mma++;
     for (int k = 0; k < 16; k++) {
         for (int r = 0; r < 16; r++) {
-            a[r][k] = from_half(REGISTER(uint16_t, A_AT + r / 8 + k / 8 * 2)[r % 8 * 8 + k % 8],
-                                is_bf16);
+            a[r][k] = from_f16(REGISTER(uint16_t, A_AT + r / 8 + k / 8 * 2)[r % 8 * 8 + k % 8]);
         }
         for (int s = 0; s < 8; s++) {
-            b[k][s] = from_half(REGISTER(uint16_t, B_AT + k / 8)[s * 8 + k % 8], is_bf16);
+            b[k][s] = from_f16(REGISTER(uint16_t, B_AT + k / 8)[s * 8 + k % 8]);
         }
     }
     for (int r = 0; r < 16; r++) {
@@ -124,43 +86,11 @@ static inline void multiply(struct warp *w, const struct ins *i, bool is_bf16)
     }
 }
 
-static void mma(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    (void)lanes;
-    if (w->b->g->stats) w->b->g->stats->mma++;
-    if (i->from == T_BF16) multiply(w, i, true);
-    else multiply(w, i, false);
-}
-
-/* The same with bytes and 32-bit sums. */
-static void mma_bytes(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    int32_t d[4][LANES];
-    (void)lanes;
-    if (w->b->g->stats) w->b->g->stats->mma++;
-    for (int r = 0; r < 16; r++) {
-        for (int s = 0; s < 8; s++) {
-            int part = r / 8 * 2 + s % 2;
-            int32_t sum = REGISTER(int32_t, C_AT + part) PLACE_OF_C(r, s);
-            for (int k = 0; k < 32; k++) {
-                sum += REGISTER(int8_t, A_AT + r / 8 + k / 16 * 2)[r % 8 * 16 + k % 16] *
-                       REGISTER(int8_t, B_AT + k / 16)[s * 16 + k % 16];
-            }
-            d[part] PLACE_OF_C(r, s) = sum;
-        }
-    }
-    for (int part = 0; part < 4; part++) memcpy(REGISTER(int32_t, part), d[part], sizeof d[part]);
-}
-
 const struct row warp_rows[] = {
-    {"shfl sync", "b32", "4444m", shfl, "up down bfly idx", .flow = FLOW_WARP},
-    {"vote sync", "pred", "pPm", vote, "all any uni", .flow = FLOW_WARP},
-    {"vote sync ballot", "b32", "4Pm", ballot, .flow = FLOW_WARP},
-    {"redux sync", "b32 u32 s32", "44m", redux, FOLDS, .flow = FLOW_WARP},
+    {"shfl sync", "b32", "4444m", shfl, "bfly", .flow = FLOW_WARP},
     {"bar warp sync", "", "m", syncwarp, .flow = FLOW_WARP},
     {"ldmatrix sync aligned m8n8", "b16", "Va", ldmatrix, "x1 x2 x4", "trans",
      "shared shared::cta", FLOW_ALIGNED},
-    {"mma sync aligned m16n8k16 row col", "f32 f16 bf16", "V4V4V2V4", mma, .flow = FLOW_ALIGNED},
-    {"mma sync aligned m16n8k32 row col", "s32 s8", "V4V4V2V4", mma_bytes, .flow = FLOW_ALIGNED},
+    {"mma sync aligned m16n8k16 row col", "f32 f16", "V4V4V2V4", mma, .flow = FLOW_ALIGNED},
     {NULL},
 };

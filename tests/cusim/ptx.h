@@ -15,8 +15,7 @@
     X(NO_TYPE, "", 0) X(PRED, "pred", 1) X(B8, "b8", 1) X(U8, "u8", 1) X(S8, "s8", 1)            \
     X(B16, "b16", 2) X(U16, "u16", 2) X(S16, "s16", 2) X(F16, "f16", 2) X(BF16, "bf16", 2)       \
     X(B32, "b32", 4) X(U32, "u32", 4) X(S32, "s32", 4) X(F32, "f32", 4)                          \
-    X(F16X2, "f16x2", 4) X(BF16X2, "bf16x2", 4) X(B64, "b64", 8) X(U64, "u64", 8)                \
-    X(S64, "s64", 8) X(F64, "f64", 8) X(E4M3X2, "e4m3x2", 2) X(E5M2X2, "e5m2x2", 2)
+    X(F16X2, "f16x2", 4) X(B64, "b64", 8) X(U64, "u64", 8) X(S64, "s64", 8) X(F64, "f64", 8)
 #define X(name, text, bytes) T_##name,
 enum type { TYPE_LIST(X) TYPE_COUNT };
 #undef X

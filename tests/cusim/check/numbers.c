@@ -8,7 +8,7 @@
 typedef cudaError_t numbers(const uint32_t *in, uint32_t *out, cudaStream_t s);
 numbers k_integers, k_switches, k_floats, k_halves, k_warps, k_matrices, k_atomics;
 
-enum { IN = 1024, OUT = 131072 + 256 };
+enum { IN = 1024, OUT = 131072 };
 static uint32_t in[IN], out[OUT];
 
 static uint32_t draw(void)
@@ -45,68 +45,38 @@ static uint32_t permute(uint32_t x, uint32_t y, uint32_t z)
     return r;
 }
 
-static uint32_t dot(uint32_t x, uint32_t y, uint32_t z)
-{
-    for (int k = 0; k < 4; k++) z += (uint32_t)((int8_t)(x >> 8 * k) * (int8_t)(y >> 8 * k));
-    return z;
-}
-
-static uint32_t field(uint32_t x, uint32_t at, uint32_t length, bool is_signed)
-{
-    uint32_t r = 0, top = at + length - 1 < 31 ? at + length - 1 : 31;
-    if (!length) return 0;
-    for (uint32_t k = 0; k < 32; k++) {
-        uint32_t bit = at + k > 31 ? 0 : x >> (at + k) & 1;
-        if (k >= length || at + k > 31) bit = is_signed ? x >> top & 1 : 0;
-        r |= bit << k;
-    }
-    return r;
-}
-
 static void integers(int unused)
 {
     (void)unused;
     for (int i = 0; i < IN; i++) in[i] = i % 5 ? draw() : draw() >> (i % 31);
     run(k_integers);
     for (int i = 0; i < 256; i++) {
-        uint32_t x = in[i], y = in[i + 256], z = in[i + 512], *o = out + 16 * i, r = 0;
+        uint32_t x = in[i], y = in[i + 256], z = in[i + 512], *o = out + 8 * i;
         int32_t s = (int32_t)x, t = (int32_t)y;
         uint64_t xy = (uint64_t)x << 32 | y, yx = (uint64_t)y << 32 | x;
-        EXPECT(o[0] == (uint64_t)x * y >> 32);
-        EXPECT(o[1] == (uint32_t)((int64_t)s * t >> 32));
-        EXPECT(o[2] == (y ? x / y : 0));
-        EXPECT(o[3] == (t ? (uint32_t)((int64_t)s % t) : 0));
-        EXPECT(o[4] == permute(x, y, z & 0x7777));
-        EXPECT(o[5] == (uint32_t)__builtin_popcount(x) + 100u * (y ? __builtin_clz(y) : 32));
-        for (int k = 0; k < 32; k++) r |= (x >> k & 1) << (31 - k);
-        EXPECT(o[6] == r);
-        EXPECT(o[7] == dot(x, y, z));
-        EXPECT(o[8] == (uint32_t)(yx << (z & 31) >> 32));
-        EXPECT(o[9] == (uint32_t)(yx >> (z & 31)));
-        EXPECT(o[10] == field(x, y & 31, z & 31, true));
-        EXPECT(o[11] == field(x, y & 31, z & 31, false));
+        EXPECT(o[0] == (y ? x / y : 0));
+        EXPECT(o[1] == (t ? (uint32_t)((int64_t)s % t) : 0));
+        EXPECT(o[2] == permute(x, y, z & 0x7777));
+        EXPECT(o[3] == (uint32_t)(yx << (z & 31) >> 32));
         uint32_t mask = (uint32_t)(((1ull << (x & 15)) - 1) << (z & 31));
-        EXPECT(o[12] == ((y & ~mask) | (x << (z & 31) & mask)));
-        EXPECT(o[13] == ((x & y) | (~x & z)));
-        EXPECT(o[14] == ((uint32_t)(xy / (z | 1)) ^ (uint32_t)((int64_t)xy % (int64_t)(z | 1))));
-        EXPECT(o[15] == ((uint32_t)((xy << (z & 63)) >> 32) ^
-                         (uint32_t)((int64_t)xy >> (z & 63))));
+        EXPECT(o[4] == ((y & ~mask) | (x << (z & 31) & mask)));
+        EXPECT(o[5] == ((uint32_t)(xy / (z | 1)) ^ (uint32_t)((int64_t)xy / (int64_t)(z | 1))));
+        EXPECT(o[6] == ((uint32_t)((xy << (z & 63)) >> 32) ^ (uint32_t)(xy >> (z & 63))));
+        EXPECT(o[7] == (x ^ y) + (x < z ? x : z) * 3 + (y > z ? y : z));
     }
 }
 
-static uint32_t switched(uint32_t v)
+static uint32_t switched(uint32_t v, uint32_t which)
 {
-    uint32_t r = 0;
-    for (int k = 0; k < 32; k++) r |= (v >> k & 1) << (31 - k);
-    switch (v % 9) {
+    switch (which) {
     case 0: return v * 3 + in[1];
     case 1: return v ^ in[2];
     case 2: return v / 7 + 1;
     case 3: return ~v + in[4];
-    case 4: return (uint32_t)__builtin_popcount(v) * in[5];
+    case 4: return v * in[5];
     case 5: return v << 3 | 1;
     case 6: return v - in[6];
-    case 7: return r + in[7];
+    case 7: return v % 1000 + in[7];
     default: return 77;
     }
 }
@@ -114,9 +84,9 @@ static uint32_t switched(uint32_t v)
 static void switches(int unused)
 {
     (void)unused;
-    for (int i = 0; i < IN; i++) in[i] = draw();
+    for (int i = 0; i < IN; i++) in[i] = i / 256 == 1 ? draw() % 9 : draw();
     run(k_switches);
-    for (int i = 0; i < 256; i++) EXPECT(out[i] == switched(in[i]));
+    for (int i = 0; i < 256; i++) EXPECT(out[i] == switched(in[i], in[i + 256]));
 }
 
 static bool near(float got, double want, double ulps)
@@ -141,12 +111,12 @@ static void floats(int unused)
         memcpy(o, out + 8 * i, sizeof o);
         EXPECT(near(o[0], fma(x, y, 1.5), 1));
         EXPECT(near(o[1], exp2(x), 4));
-        EXPECT(near(o[2], exp(x), 8));
-        EXPECT(near(o[3], 1 / sqrt(fabsf(x) + 1.0f), 4));
+        EXPECT(o[2] == 1 / (x * x + 1) || near(o[2], 1 / ((double)x * x + 1), 2));
+        EXPECT(near(o[3], sqrt(fabsf(x) + 1.0f), 1));
         EXPECT(near(o[4], (double)x / y, 1));
         EXPECT(o[5] == fmaxf(x, y) - fminf(x, y));
-        EXPECT(o[6] == (float)(int)x + rintf(y));
-        EXPECT(fabs(o[7] - (log(fabsf(y) + 1.0) + tanh(x))) < 1e-4);
+        EXPECT(o[6] == rintf(x) - (float)i);
+        EXPECT(o[7] == (x < y ? -x : y));
     }
 }
 
@@ -162,26 +132,11 @@ static double half_value(uint32_t h, int exponent_bits, int mantissa_bits)
     return sign * ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
 }
 
-/* E4M3 by its definition: no infinity, one NaN. */
-static double e4m3_value(uint32_t b)
+/* Within half a unit of the last place. */
+static bool half_near(double got, double want)
 {
-    if ((b & 127) == 127) return NAN;
-    int exponent = b >> 3 & 15, mantissa = b & 7;
-    double size = exponent ? ldexp(8 + mantissa, exponent - 10) : ldexp(mantissa, -9);
-    return b & 128 ? -size : size;
-}
-
-/* The nearest of all 256 codes; a tie goes to the even one; too large to the largest. */
-static uint32_t nearest_fp8(double v, bool e5m2)
-{
-    uint32_t best = 0, last = e5m2 ? 0x7b : 0x7e;
-    double distance = INFINITY;
-    for (uint32_t b = 0; b <= last; b++) {
-        double d = fabs(fabs(v) - (e5m2 ? half_value(b, 5, 2) : e4m3_value(b)));
-        if (d < distance || (d == distance && !(b & 1))) best = b, distance = d;
-    }
-    if (isinf(v)) best = last;
-    return best | (signbit(v) ? 128 : 0);
+    if (fabs(want) >= 65520) return isinf(got) && signbit(got) == signbit(want);
+    return fabs(got - want) <= fmax(fabs(want) / 2048, ldexp(1, -25));
 }
 
 static void halves(int unused)
@@ -189,19 +144,13 @@ static void halves(int unused)
     (void)unused;
     run(k_halves);
     for (uint32_t v = 0; v < 65536; v++) {
-        double f = half_value(v, 5, 10), b = half_value(v, 8, 7);
-        uint32_t pair = out[v], rest = out[65536 + v];
-        if (!isnan(b)) EXPECT(pair >> 16 == v);
-        if (isnan(f)) continue;
-        EXPECT(fabs(half_value(pair & 0xffff, 8, 7) - f) <= fabs(f) / 256 || isinf(f));
-        EXPECT((rest >> 16 & 255) == nearest_fp8(f, false));
-        EXPECT((rest >> 24 & 255) == nearest_fp8(f, true));
-        double again = half_value(rest & 0xffff, 5, 10);
-        if (fabs(b) < 65504) EXPECT(fabs(again - b) <= fmax(fabs(b) / 2048, ldexp(1, -25)));
-    }
-    for (uint32_t b = 0; b < 256; b++) {
-        double want = e4m3_value(b);
-        if (!isnan(want)) EXPECT(half_value(out[131072 + b] & 0xffff, 5, 10) == want);
+        double f = half_value(v, 5, 10);
+        if (isnan(f) || isinf(f)) continue;
+        double low = half_value(out[v] & 0xffff, 5, 10), high = half_value(out[v] >> 16, 5, 10);
+        double square = half_value(out[65536 + v] & 0xffff, 5, 10);
+        EXPECT((out[v] & 0xffff) == v);
+        EXPECT(half_near(high, (double)((float)f * 0.7f)));
+        if (fabs(low) < 200) EXPECT(fabs(square - (low - low * low)) <= low * low / 1000 + 1e-3);
     }
 }
 
@@ -210,57 +159,34 @@ static void warps(int unused)
     (void)unused;
     for (int i = 0; i < 64; i++) in[i] = draw();
     run(k_warps);
-    int odd_all = 0;
-    for (int i = 0; i < 64; i++) odd_all += in[i] & 1;
     for (int i = 0; i < 64; i++) {
-        int l = i % 32, first = i - l;
-        uint32_t *o = out + 8 * i, ballot = 0, sum = 0, any = 0, all = 1;
-        int32_t most = INT32_MIN;
-        for (int k = 0; k < 32; k++) {
-            uint32_t v = in[first + k];
-            ballot |= (v & 1) << k;
-            sum += v;
-            if ((int32_t)v > most) most = (int32_t)v;
-            any |= v > 0xfff00000u;
-            all &= v != 0;
-        }
-        EXPECT(o[0] == in[first + (l ^ 5)]);
-        EXPECT(o[1] == in[l < 3 ? i : i - 3]);
-        EXPECT(o[2] == in[l % 8 + 2 < 8 ? i + 2 : i]);
-        EXPECT(o[3] == in[first + l / 16 * 16 + i * 7 % 16]);
-        EXPECT(o[4] == ballot);
-        EXPECT(o[5] == (sum ^ (uint32_t)most));
-        EXPECT(o[6] == (uint32_t)odd_all);
-        EXPECT(o[7] == any + 2 * all);
+        EXPECT(out[2 * i] == in[i ^ 5]);
+        EXPECT(out[2 * i + 1] == in[i ^ 4]);
     }
 }
 
 static void matrices(int unused)
 {
     (void)unused;
+    static const uint16_t halves_of[] = {0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500, 0x4600, 0x4700};
     uint16_t h[512];
-    int8_t bytes[1024];
-    for (int i = 0; i < 512; i++) {     /* small whole numbers, exact in bf16 */
-        float f = (float)((int)(draw() % 17) - 8);
-        uint32_t bits;
-        memcpy(&bits, &f, 4);
-        h[i] = (uint16_t)(bits >> 16);
+    for (int i = 0; i < 512; i++) {     /* whole numbers from -7 to 7 */
+        h[i] = (uint16_t)(halves_of[draw() % 8] | (draw() & 1) << 15);
     }
     memcpy(in, h, sizeof h);
-    memcpy(bytes, h, sizeof bytes);
     run(k_matrices);
     for (int r = 0; r < 16; r++) {
         for (int c = 0; c < 8; c++) {
-            double sum = 0;
-            int32_t whole = 0;
+            double rows = 0, columns = 0;
             for (int k = 0; k < 16; k++) {
-                sum += half_value(h[r * 16 + k], 8, 7) * half_value(h[256 + c * 16 + k], 8, 7);
+                double a = half_value(h[r * 16 + k], 5, 10);
+                rows += a * half_value(h[256 + c * 16 + k], 5, 10);
+                columns += a * half_value(h[256 + k * 8 + c], 5, 10);
             }
-            for (int k = 0; k < 32; k++) whole += bytes[r * 32 + k] * bytes[512 + c * 32 + k];
-            float got;
-            memcpy(&got, &out[r * 8 + c], 4);
-            EXPECT(got == sum);
-            EXPECT((int32_t)out[128 + r * 8 + c] == whole);
+            float got[2];
+            memcpy(&got[0], &out[r * 8 + c], 4);
+            memcpy(&got[1], &out[128 + r * 8 + c], 4);
+            EXPECT(got[0] == rows && got[1] == columns);
         }
     }
 }
@@ -268,24 +194,10 @@ static void matrices(int unused)
 static void atomics(int unused)
 {
     (void)unused;
-    uint32_t sum = 0, most = 0, bits = 0, mask = 0;
-    int32_t least = INT32_MAX;
-    float total = 0;
-    for (int i = 0; i < 256; i++) {
-        uint32_t v = in[i] = draw();
-        sum += v;
-        if ((int32_t)v < least) least = (int32_t)v;
-        if (v > most) most = v;
-        bits ^= v;
-        total += (float)(v & 255);
-        mask |= 1u << (v & 31);
-    }
+    uint32_t sum = 0;
+    for (int i = 0; i < 256; i++) sum += in[i] = draw();
     run(k_atomics);
-    float got;
-    memcpy(&got, &out[4], 4);
-    EXPECT(out[0] == sum && (int32_t)out[1] == least && out[2] == most && out[3] == bits);
-    EXPECT(got == total && out[5] == 256 % 100 && out[6] == mask);
-    EXPECT(out[7] >= 1 && out[7] <= 256);
+    EXPECT(out[0] == sum && out[1] == 256 % 100);
 }
 
 #define ARCHS(name, run)                                                                         \
@@ -293,7 +205,7 @@ static void atomics(int unused)
     {name ", 10.0", NULL, run, 0, "CUSIM_CC=10.0"}
 const struct row number_rows[] = {
     ARCHS("integers", integers), ARCHS("switches", switches), ARCHS("floats", floats),
-    ARCHS("halves and fp8", halves), ARCHS("warp operations", warps), ARCHS("matrices", matrices),
+    ARCHS("halves", halves), ARCHS("warp operations", warps), ARCHS("matrices", matrices),
     ARCHS("atomics", atomics),
     {NULL, NULL, NULL, 0, NULL},
 };
