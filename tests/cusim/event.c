@@ -1,4 +1,4 @@
-/* tests/cusim/event.c - events and host functions of streams.
+/* tests/cusim/event.c - events.
  *
  * As in CUDA, a wait for an event that was never recorded is no wait, and a later recording does
  * not change an earlier wait: the clocks then show what the missing order leads to.
@@ -164,33 +164,4 @@ cudaError_t cudaEventQuery(cudaEvent_t e)
     bool happened = meet_event(e, "cudaEventQuery", false);
     cudaError_t error = sim_error(cudaSuccess);
     return error || happened ? error : cudaErrorNotReady;
-}
-
-/* A host function sees what its stream has done before it. */
-struct host_op {
-    struct op op;
-    cudaHostFn_t function;
-    void *data;
-};
-
-static bool run_host(struct op *op)
-{
-    struct host_op *h = (struct host_op *)op;
-    sim_lock();
-    transfers_settle(&op->clock);
-    sim_unlock();
-    h->function(h->data);
-    return true;
-}
-
-static const struct op_type host_type = {sizeof(struct host_op), NULL, run_host, NULL};
-
-cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t function, void *data)
-{
-    stream_check(s, "cudaLaunchHostFunc");
-    struct host_op *op = op_new(&host_type);
-    op->function = function;
-    op->data = data;
-    stream_add(s, &op->op, "host function");
-    return sim_error(cudaSuccess);
 }

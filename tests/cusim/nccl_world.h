@@ -16,7 +16,7 @@ enum { RANKS_MAX = 16, CHUNK_BYTES = 64 * 1024 };
 /* What one side says about an operation; the other must say the same. */
 struct nccl_terms {
     uint64_t count;
-    int32_t kind, type, fold, root;
+    int32_t type;
 };
 
 /* A rank's part in one meeting place: operations posted, and chunks that it wrote and has read,
@@ -32,8 +32,7 @@ struct nccl_world {
     _Atomic uint64_t progress;                      /* any counter that moved */
     _Atomic uint64_t stuck[RANKS_MAX];              /* progress + 1 at which a rank saw no way on */
     _Atomic int32_t pid[RANKS_MAX];
-    struct nccl_part all[RANKS_MAX];                /* collectives meet here, */
-    struct nccl_part pairs[RANKS_MAX][RANKS_MAX][2];    /* messages here: from, to; both ends */
+    struct nccl_part pairs[RANKS_MAX][RANKS_MAX][2];    /* from, to; both ends */
 };
 
 /* Maps the world of this id; `rank` joins it.  NULL if the file cannot be made. */

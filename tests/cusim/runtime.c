@@ -165,21 +165,6 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
     return sim_error(cudaSuccess);
 }
 
-/* As a copy for each row. */
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
-                              size_t width, size_t rows, enum cudaMemcpyKind kind, cudaStream_t s)
-{
-    if (rows > 1 && (to_pitch < width || from_pitch < width)) {
-        return sim_error(cudaErrorInvalidPitchValue);
-    }
-    cudaError_t error = cudaSuccess;
-    for (size_t r = 0; r < rows && !error; r++) {
-        error = cudaMemcpyAsync((uint8_t *)to + r * to_pitch,
-                                (const uint8_t *)from + r * from_pitch, width, kind, s);
-    }
-    return error;
-}
-
 struct set_op {
     struct op op;
     uint64_t to;
@@ -221,7 +206,6 @@ const char *cudaGetErrorString(cudaError_t e)
         {cudaErrorInvalidValue, "invalid argument"},
         {cudaErrorMemoryAllocation, "out of memory"},
         {cudaErrorInvalidConfiguration, "invalid configuration argument"},
-        {cudaErrorInvalidPitchValue, "invalid pitch argument"},
         {cudaErrorInsufficientDriver,
          "CUDA driver version is insufficient for CUDA runtime version"},
         {cudaErrorNoDevice, "no CUDA-capable device is detected"},

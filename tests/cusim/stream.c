@@ -21,7 +21,6 @@ static uint64_t seed, pushed, progress, patience;
 static cudaError_t fault;
 struct clock host_clock;
 static _Thread_local int device_now;
-static _Thread_local bool is_device_thread;
 static _Thread_local cudaError_t last_error;
 _Thread_local const char *unchecked_launch;
 
@@ -103,7 +102,6 @@ static struct timespec from_now(clockid_t clock, long nanoseconds)
 static void *device_thread(void *unused)
 {
     long pause = 20000;
-    is_device_thread = true;
     pthread_mutex_lock(&lock);
     for (;;) {
         bool waits = false;
@@ -222,7 +220,6 @@ op_id stream_push(cudaStream_t s, struct op *op)
 void stream_check(cudaStream_t s, const char *call)
 {
     sim_open();
-    if (is_device_thread) report(NOT_MODELLED, "%s inside a host function of a stream", call);
     if (!s || s == cudaStreamLegacy || s == cudaStreamPerThread) {
         report(DEFAULT_STREAM, "%s on the default stream", call);
     }

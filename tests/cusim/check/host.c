@@ -99,20 +99,6 @@ static void early_look(int unused)
     CK(cudaFreeHost(h));
 }
 
-static void rows_of_bytes(int unused)
-{
-    (void)unused;
-    cudaStream_t s = new_stream();
-    int *a = on_device(N * sizeof *a), *h = pinned(N * sizeof *h);
-    CK(k_fill(0, a, NULL, s));
-    memset(h, 0, N * sizeof *h);
-    CK(cudaMemcpy2DAsync(h, 32, a, 256, 16, 16, cudaMemcpyDeviceToHost, s));
-    CK(cudaStreamSynchronize(s));
-    EXPECT(h[8 * 3 + 2] == 64 * 3 + 2 && h[8 * 3 + 4] == 0);
-    CK(cudaFree(a));
-    CK(cudaFreeHost(h));
-}
-
 /* 1 twice, 2 from the middle, 3 pinned twice, 4 pinned as if it were the device's. */
 static void frees(int bad)
 {
@@ -199,22 +185,6 @@ static void pieces(int bad)
     CK(cudaFree(all));
 }
 
-static int heard;
-static void listen(void *data) { heard = ((int *)data)[5]; }
-static void host_function(int unused)
-{
-    (void)unused;
-    cudaStream_t s = new_stream();
-    int *a = on_device(N * sizeof *a), *h = pinned(N * sizeof *h);
-    CK(k_fill(0, a, NULL, s));
-    CK(cudaMemcpyAsync(h, a, N * sizeof *h, cudaMemcpyDeviceToHost, s));
-    CK(cudaLaunchHostFunc(s, listen, h));
-    CK(cudaStreamSynchronize(s));
-    EXPECT(heard == 5);
-    CK(cudaFree(a));
-    CK(cudaFreeHost(h));
-}
-
 static void planned_fault(int code)
 {
     cudaStream_t s = new_stream();
@@ -290,7 +260,6 @@ const struct row host_rows[] = {
     {"a pinned buffer is written in flight", "pinned-buffer-in-flight", in_flight, 1, NULL},
     {"a pinned buffer is given back in flight", "pinned-buffer-in-flight", in_flight, 2, NULL},
     {"results come when the host has waited", NULL, early_look, 0, NULL},
-    {"rows of bytes are copied", NULL, rows_of_bytes, 0, NULL},
     {"memory is given back twice", "bad-free", frees, 1, NULL},
     {"the middle of an allocation is given back", "bad-free", frees, 2, NULL},
     {"pinned memory is given back twice", "bad-free", frees, 3, NULL},
@@ -313,7 +282,6 @@ const struct row host_rows[] = {
     {"a kernel stays in its piece", NULL, pieces, 0, NULL},
     {"a kernel runs into the next piece", "global-bounds", pieces, 1, NULL},
     {"a piece is used after it was given back", "use-after-free", pieces, 2, NULL},
-    {"a host function sees results", NULL, host_function, 0, NULL},
     {"an illegal address ends the device", NULL, planned_fault, cudaErrorIllegalAddress,
      "CUSIM_FAULT=illegal@2"},
     {"a memory error ends the device", NULL, planned_fault, cudaErrorECCUncorrectable,

@@ -9,8 +9,8 @@
 
 #include "check.h"
 
-enum fault { NONE, COUNT, TYPE, NO_EVENT, NO_WAIT, ORDER, COLLECTIVE, COLLECTIVE_COUNT, ROOT, LOST,
-             LOST_ABORT, DESTROYED, IN_FLIGHT, UNGROUPED };
+enum fault { NONE, COUNT, TYPE, NO_EVENT, NO_WAIT, ORDER, LOST, LOST_ABORT, DESTROYED, IN_FLIGHT,
+             BOTH_SEND };
 enum { BIG = 300 * 1000 };              /* numbers of a message: several chunks */
 
 static ncclUniqueId id;
@@ -91,28 +91,14 @@ static void push(struct rank *r)
     }
 }
 
-/* Both send and receive: in one group, or 1: one after the other, so that both wait. */
+/* Each sends and receives: rank 1 receives first, or both send, so that both wait. */
 static void exchange(struct rank *r)
 {
-    if (fault != UNGROUPED) CK(ncclGroupStart());
-    CK(ncclSend(r->a, BIG, ncclFloat, !r->rank, r->comm, r->compute));
+    bool first = !r->rank || fault == BOTH_SEND;
+    if (first) CK(ncclSend(r->a, BIG, ncclFloat, !r->rank, r->comm, r->compute));
     CK(ncclRecv(r->b, BIG, ncclFloat, !r->rank, r->comm, r->compute));
-    if (fault != UNGROUPED) CK(ncclGroupEnd());
+    if (!first) CK(ncclSend(r->a, BIG, ncclFloat, !r->rank, r->comm, r->compute));
     EXPECT(result(r, 5) == 5 + !r->rank);
-}
-
-static void collective(struct rank *r)
-{
-    size_t count = fault == COLLECTIVE_COUNT && r->rank ? BIG - 1 : BIG;
-    if (fault == COLLECTIVE && r->rank) {
-        CK(ncclBroadcast(r->a, r->b, count, ncclFloat, 0, r->comm, r->compute));
-    } else {
-        CK(ncclAllReduce(r->a, r->b, count, ncclFloat, ncclSum, r->comm, r->compute));
-    }
-    EXPECT(result(r, 70000) == 2 * (70000 % 1000) + 1);
-    int root = fault == ROOT ? r->rank : 1;
-    CK(ncclBroadcast(r->a, r->b, BIG, ncclFloat, root, r->comm, r->compute));
-    EXPECT(result(r, BIG - 2) == 998 + 1);
 }
 
 static void work(struct rank *r)
@@ -122,7 +108,6 @@ static void work(struct rank *r)
     CK(cudaStreamSynchronize(r->transfer));
     CK(cudaStreamSynchronize(r->compute));
     exchange(r);
-    collective(r);
 }
 
 static void *other_rank(void *unused)
@@ -216,7 +201,7 @@ static void as_rank_1(int unused)
 
 const struct row rank_rows[] = {
     {"rank 1 of another row", NULL, as_rank_1, 0, NULL},
-    {"two ranks push, exchange, reduce and broadcast", NULL, two, NONE, NULL},
+    {"two ranks push and exchange", NULL, two, NONE, NULL},
     {"the same in two processes", NULL, two_processes, NONE, NULL},
     {"counts of a message differ", "nccl-mismatch", two, COUNT, NULL},
     {"types of a message differ", "nccl-mismatch", two, TYPE, NULL},
@@ -225,12 +210,8 @@ const struct row rank_rows[] = {
     {"a reader does not wait for the receive", "race-between-streams", two, NO_WAIT, NULL},
     {"a buffer is written before it was sent", "race-between-streams", two, IN_FLIGHT, NULL},
     {"the order of messages is a circle", "nccl-deadlock", two, ORDER, NULL},
-    {"an exchange outside a group", "nccl-deadlock", two, UNGROUPED, NULL},
-    {"an exchange outside a group between processes", "nccl-deadlock", two_processes, UNGROUPED,
-     NULL},
-    {"collectives differ", "nccl-mismatch", two, COLLECTIVE, NULL},
-    {"counts of a collective differ", "nccl-mismatch", two, COLLECTIVE_COUNT, NULL},
-    {"roots of a broadcast differ", "nccl-mismatch", two, ROOT, NULL},
+    {"both ranks send first", "nccl-deadlock", two, BOTH_SEND, NULL},
+    {"both ranks send first, two processes", "nccl-deadlock", two_processes, BOTH_SEND, NULL},
     {"a lost rank is found by deadline and abort", NULL, two_processes, LOST_ABORT, NULL},
     {"a lost rank is waited for without a deadline", "nccl-peer-gone", two_processes, LOST, NULL},
     {"a communicator is used after its end", "dead-handle", two, DESTROYED, NULL},
