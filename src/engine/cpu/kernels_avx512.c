@@ -144,12 +144,14 @@ INLINE void rows_panel(const struct matrix *m, const uint8_t *panel, const struc
     const uint32_t blocks = m->in / 32, quant_bytes = panel_quant_bytes(kind);
     const uint64_t step = wide ? sizeof(struct wide_block) : sizeof(struct act_block);
     const uint8_t *scales = panel + (uint64_t)blocks * quant_bytes;
+    const uint64_t each = (m->panel_bytes - (uint64_t)blocks * quant_bytes) / blocks;
     vf total[ROW_GROUP];
     UNROLL for (int r = 0; r < rows; r++) total[r] = vf_zero();
     for (uint32_t b = 0; b < blocks; b++, panel += quant_bytes) {
         __m512i w[8];
         load_quants(panel, kind, w);
         prefetch_panel(panel + m->panel_bytes, quant_bytes, rows > 8);
+        if (rows <= 8) prefetch_panel(scales + b * each + m->panel_bytes, 64, false);
         struct block_scales s = block_scales(scales, form, b, 0);
         const int most = form == SCALES_K6 ? (AT_ONCE + 1) / 2 : AT_ONCE;
         const int n = rows < most ? rows : most;

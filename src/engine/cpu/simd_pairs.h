@@ -117,6 +117,7 @@ INLINE void pair_rows(const struct matrix *m, const uint8_t *panel, const struct
         __m512i w[8], sum[ROW_GROUP];
         load_quants(panel, PANEL_Q4, w);
         prefetch_panel(panel + m->panel_bytes, 512, rows > 8);
+        if (rows <= 8) prefetch_panel(scales + m->panel_bytes, step, false);
         UNROLL for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_si512();
         UNROLL for (int r = 0; r < rows; r += n) dot(sum + r, w, x[0].q + r, n, 0, 8);
         load_quants(panel + 256, PANEL_Q4, w);
