@@ -35,8 +35,7 @@ struct product {
 
 static enum type type_of(cudaDataType t)
 {
-    return t == CUDA_R_32F ? T_F32 : t == CUDA_R_16F ? T_F16
-           : t == CUDA_R_16BF ? T_BF16 : T_NO_TYPE;
+    return t == CUDA_R_32F ? T_F32 : t == CUDA_R_16F ? T_F16 : T_NO_TYPE;
 }
 
 static uint32_t number_bytes(cudaDataType t) { return type_bytes(type_of(t)); }

@@ -96,14 +96,10 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
                s->device);
     }
     sim_lock();
+    if (s->capture) report(NOT_MODELLED, "an event that is recorded in a capture");
     mark_drop(e->mark);
-    if (s->capture) {
-        e->mark = mark_new();
-        capture_record(s, e->mark);
-    } else {
-        clock_join(&s->clock, &host_clock);
-        e->mark = mark_record(s);
-    }
+    clock_join(&s->clock, &host_clock);
+    e->mark = mark_record(s);
     sim_unlock();
     return sim_error(cudaSuccess);
 }
@@ -114,9 +110,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
     stream_check(s, "cudaStreamWaitEvent");
     if (flags) report(NOT_MODELLED, "cudaStreamWaitEvent with flags %u", flags);
     sim_lock();
-    if (e->mark && (e->mark->capture || s->capture)) {
-        capture_wait(s, e->mark);
-    } else if (e->mark) {
+    if (s->capture) {
+        report(ILLEGAL_IN_CAPTURE, "a captured stream waits for an event from outside the capture");
+    }
+    if (e->mark) {
         clock_join(&s->clock, &host_clock);
         mark_wait(s, e->mark);
     }
@@ -143,7 +140,6 @@ static bool meet_event(cudaEvent_t e, const char *call, bool wait)
     event_check(e, call);
     sim_lock();
     struct mark *mark = e->mark;
-    if (mark && mark->capture) report(ILLEGAL_IN_CAPTURE, "%s on an event of a capture", call);
     if (mark) mark->users++;            /* another thread may record the event anew */
     sim_unlock();
     bool happened = !mark || (wait ? host_wait(NULL, mark, call) : host_ask(NULL, mark));

@@ -136,14 +136,6 @@ static inline uint32_t float_bits(float f)
     return bits;
 }
 
-static inline float from_bf16(uint32_t h) { return as_float(h << 16); }
-
-static inline uint32_t to_bf16(float f)
-{
-    uint32_t u = float_bits(f);
-    return f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
-}
-
 static inline float from_f16(uint32_t h)
 {
     uint32_t sign = (h & 0x8000) << 16, size = h & 0x7fff;

@@ -23,24 +23,6 @@ static uint32_t gather_bits(const uint8_t *bytes)
 enum { LESS = 1, EQUAL = 2, GREATER = 4, NOT_A_NUMBER = 8 };
 #define COMPARISONS "eq ne lt le gt ge num nan equ neu ltu leu gtu geu lo ls hi hs"
 static const uint8_t true_for[] = {2, 5, 1, 3, 4, 6, 7, 8, 10, 13, 9, 11, 12, 14, 1, 3, 4, 6};
-#define JOINS "and or xor"
-enum { NO_JOIN, JOIN_AND, JOIN_OR, JOIN_XOR };
-
-/* Joins the result with the predicate of the fourth operand; p|q: q gets the opposite. */
-static void finish_compare(struct warp *w, const struct ins *i, uint32_t lanes, uint32_t result)
-{
-    uint32_t other = ~result, c = i->option ? predicate(w, i->o[3]) : 0;
-    if (i->negated) c = ~c;
-    switch (i->option) {
-    case JOIN_AND: result &= c, other &= c; break;
-    case JOIN_OR: result |= c, other |= c; break;
-    case JOIN_XOR: result ^= c, other ^= c; break;
-    default: break;
-    }
-    set_predicate(w, i->o[0], result, lanes);
-    if (i->second) set_predicate(w, i->second, other, lanes);
-}
-
 #define IF(relation, expr)                                                                       \
     if (relations & relation) {                                                                  \
         LOOP_IS_SAFE                                                                             \
@@ -57,7 +39,7 @@ static void finish_compare(struct warp *w, const struct ins *i, uint32_t lanes, 
         IF(EQUAL, (a[l] == b[l]))                                                  \
         IF(GREATER, (a[l] > b[l]))                                                 \
         IF(NOT_A_NUMBER, (a[l] != a[l] || b[l] != b[l]))             \
-        finish_compare(w, i, lanes, result);                                                     \
+        set_predicate(w, i->o[0], result, lanes);                                                \
     }
 COMPARE(compare_u32, uint32_t)
 COMPARE(compare_s32, int32_t)
@@ -70,7 +52,6 @@ long double load_number(uint64_t bits, enum type t)
     double d;
     switch (t) {
     case T_F16: return from_f16((uint32_t)bits);
-    case T_BF16: return from_bf16((uint32_t)bits & 0xffff);
     case T_F32: return as_float((uint32_t)bits);
     case T_F64: memcpy(&d, &bits, 8); return d;
     case T_S8: return (int8_t)bits;
@@ -87,7 +68,6 @@ uint64_t store_number(long double v, enum type t)
     uint64_t bits;
     switch (t) {
     case T_F16: return to_f16((float)v) & 0xffff;
-    case T_BF16: return to_bf16((float)v) & 0xffff;
     case T_F32: return float_bits((float)v);
     case T_F64: memcpy(&bits, &d, 8); return bits;
     default: bits = v < 0 ? (uint64_t)(int64_t)v : (uint64_t)v;
@@ -144,7 +124,7 @@ static void cvt_pack(struct warp *w, const struct ins *i, uint32_t lanes)
     EACH_LANE(d[l] = to_f16(a[l]) << 16 | (to_f16(b[l]) & 0xffff))
 }
 
-#define SETP(types, run) {"setp", types, "pww?P", run, COMPARISONS, JOINS}
+#define SETP(types, run) {"setp", types, "pww", run, COMPARISONS}
 const struct row compare_rows[] = {
     SETP("u32 b32", compare_u32), SETP("s32", compare_s32), SETP("u64 b64", compare_u64),
     SETP("s64", compare_s64), SETP("f32", compare_f32),

@@ -281,13 +281,6 @@ static void start_warp(struct warp *w, uint32_t id)
             special[SPECIAL_NCTAID_X + d][l] = launch->grid[d];
         }
         special[SPECIAL_LANEID][l] = l;
-        special[SPECIAL_WARPID][l] = id;
-        special[SPECIAL_LANEMASK_EQ][l] = 1u << l;
-        special[SPECIAL_LANEMASK_LT][l] = (1u << l) - 1;
-        special[SPECIAL_LANEMASK_LE][l] = (2u << l) - 1;
-        special[SPECIAL_LANEMASK_GE][l] = ~((1u << l) - 1);
-        special[SPECIAL_LANEMASK_GT][l] = ~((2u << l) - 1);
-        special[SPECIAL_DYNAMIC_SHARED][l] = launch->dynamic_shared;
     }
 }
 

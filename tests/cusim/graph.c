@@ -1,9 +1,7 @@
 /* tests/cusim/graph.c - captures, graphs, and their launches.
  *
- * A graph is the list of what was captured, in the order of the calls: operations, records of
- * events and waits for them.  What came from one stream is a branch.  An instantiation has a stream
- * of its own for each branch; a launch enqueues copies there, so that branches run in a random
- * order that the events allow, and an order that is missing is found out by the clocks.
+ * A graph is the list of what was captured from one stream, in the order of the calls; a launch
+ * enqueues copies of it.  Captures that fork into other streams are not modelled.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,30 +9,19 @@
 #include "report.h"
 #include "stream.h"
 
-enum { BRANCHES = 16 };
-
-struct node {
-    int branch;
-    struct op *op;                      /* NULL: an event is recorded or waited for */
-    int record;                         /* wait for the event of this node; -1: record one */
-};
-
 struct CUgraph_st {
-    struct node *nodes;
-    int count, branches, users;         /* users: itself and instantiations */
+    struct op **ops;
+    int count, users;                   /* users: itself and instantiations */
     bool live;
 };
 
 struct capture {
     struct CUgraph_st *graph;
-    cudaStream_t members[BRANCHES];     /* the first began it */
-    struct clock clocks[BRANCHES];      /* tick[b]: nodes of branch b that come before the next */
-    bool ended, restricts;              /* restricts: nothing is allocated meanwhile */
+    bool restricts;                     /* nothing is allocated meanwhile */
 };
 
 struct CUgraphExec_st {
     struct CUgraph_st *graph;
-    cudaStream_t streams[BRANCHES];
     op_id last_launch;
     bool live;
 };
@@ -44,67 +31,17 @@ static int restricting;                 /* captures */
 static void release_graph(struct CUgraph_st *g)
 {
     if (--g->users) return;
-    for (int k = 0; k < g->count; k++) {
-        if (g->nodes[k].op) op_free(g->nodes[k].op);
-    }
-    free(g->nodes);
-    g->nodes = NULL;
-}
-
-static int branch_of(struct capture *c, cudaStream_t s)
-{
-    struct CUgraph_st *g = c->graph;
-    for (int b = 0; b < g->branches; b++) {
-        if (c->members[b] == s) return b;
-    }
-    if (g->branches == BRANCHES) {
-        report(NOT_MODELLED, "a capture of more than %d streams", BRANCHES);
-    }
-    c->members[g->branches] = s;
-    return g->branches++;
-}
-
-static int add_node(struct capture *c, int branch, struct op *op, int record)
-{
-    struct CUgraph_st *g = c->graph;
-    g->nodes = must_grow(g->nodes, (size_t)g->count, sizeof *g->nodes);
-    g->nodes[g->count] = (struct node){branch, op, record};
-    c->clocks[branch].tick[branch]++;
-    return g->count++;
+    for (int k = 0; k < g->count; k++) op_free(g->ops[k]);
+    free(g->ops);
+    g->ops = NULL;
 }
 
 void capture_add(cudaStream_t s, struct op *op)
 {
+    struct CUgraph_st *g = s->capture->graph;
     if (op->type == &nccl_op_type) report(NOT_MODELLED, "NCCL in a capture");
-    add_node(s->capture, branch_of(s->capture, s), op, -1);
-}
-
-void capture_record(cudaStream_t s, struct mark *mark)
-{
-    int branch = branch_of(s->capture, s);
-    mark->capture = s->capture;
-    mark->node = add_node(s->capture, branch, NULL, -1);
-    mark->clock = s->capture->clocks[branch];
-}
-
-void capture_wait(cudaStream_t s, struct mark *mark)
-{
-    if (!mark->capture) {
-        report(ILLEGAL_IN_CAPTURE, "a captured stream waits for an event from outside the capture");
-    }
-    if (mark->capture->ended) {
-        report(ILLEGAL_IN_CAPTURE, "a wait for an event of a capture that has ended");
-    }
-    if (s->capture && s->capture != mark->capture) {
-        report(ILLEGAL_IN_CAPTURE, "two captures are joined");
-    }
-    if (!s->capture && s->head) {
-        report(ILLEGAL_IN_CAPTURE, "a stream that has work joins a capture");
-    }
-    s->capture = mark->capture;
-    int branch = branch_of(s->capture, s);
-    clock_join(&s->capture->clocks[branch], &mark->clock);
-    add_node(s->capture, branch, NULL, mark->node);
+    g->ops = must_grow(g->ops, (size_t)g->count, sizeof *g->ops);
+    g->ops[g->count++] = op;
 }
 
 void capture_forbids(cudaStream_t s, const char *call)
@@ -130,7 +67,6 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mo
     sim_lock();
     restricting += c->restricts;
     s->capture = c;
-    branch_of(c, s);
     sim_unlock();
     return sim_error(cudaSuccess);
 }
@@ -140,20 +76,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
     stream_check(s, "cudaStreamEndCapture");
     launches_checked("cudaStreamEndCapture");
     struct capture *c = s->capture;
-    if (!c || c->members[0] != s) {
+    if (!c) {
         report(ILLEGAL_IN_CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
     }
     sim_lock();
-    for (int b = 0; b < c->graph->branches; b++) {
-        c->members[b]->capture = NULL;
-        if (c->clocks[0].tick[b] == c->clocks[b].tick[b]) continue;
-        report(ILLEGAL_IN_CAPTURE,
-               "the capture ends before a stream that it forked into was joined");
-    }
-    c->ended = true;
+    s->capture = NULL;
     restricting -= c->restricts;
     sim_unlock();
     *out = c->graph;
+    free(c);
     return sim_error(cudaSuccess);
 }
 
@@ -173,7 +104,6 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned l
     e->graph = g;
     e->live = true;
     g->users++;
-    for (int b = 0; b < g->branches; b++) e->streams[b] = stream_open();
     *out = e;
     return sim_error(cudaSuccess);
 }
@@ -191,48 +121,24 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
     sim_unlock();
     if (!known) report(GRAPH_MISUSE, "cudaGraphExecDestroy while a launch of it may still run");
     e->live = false;
-    for (int b = 0; b < e->graph->branches; b++) stream_close(e->streams[b]);
     release_graph(e->graph);
     return sim_error(cudaSuccess);
 }
 
-static void launch_node(const struct node *n, cudaStream_t s, struct mark **marks, int k)
-{
-    if (n->op) {
-        struct op *op = must_alloc(n->op->type->bytes);
-        memcpy(op, n->op, n->op->type->bytes);
-        op->copied = true;
-        stream_push(s, op);
-    } else if (n->record < 0) {
-        marks[k] = mark_record(s);
-    } else {
-        mark_wait(s, marks[n->record]);
-    }
-}
-
-/* The branches wait for the stream, which waits for them. */
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 {
     exec_check(e, "cudaGraphLaunch");
     stream_check(s, "cudaGraphLaunch");
     capture_forbids(s, "cudaGraphLaunch");
-    const struct CUgraph_st *g = e->graph;
-    struct mark **marks = must_alloc((size_t)g->count * sizeof *marks);
     sim_lock();
     clock_join(&s->clock, &host_clock);
-    struct mark *begin = mark_record(s);
-    for (int b = 0; b < g->branches; b++) mark_wait(e->streams[b], begin);
-    mark_drop(begin);
-    for (int k = 0; k < g->count; k++) {
-        launch_node(&g->nodes[k], e->streams[g->nodes[k].branch], marks, k);
+    for (int k = 0; k < e->graph->count; k++) {
+        const struct op *captured = e->graph->ops[k];
+        struct op *op = must_alloc(captured->type->bytes);
+        memcpy(op, captured, captured->type->bytes);
+        op->copied = true;
+        e->last_launch = stream_push(s, op);
     }
-    for (int b = 0; b < g->branches; b++) {
-        struct mark *end = mark_record(e->streams[b]);
-        e->last_launch = mark_wait(s, end);
-        mark_drop(end);
-    }
-    for (int k = 0; k < g->count; k++) mark_drop(marks[k]);
     sim_unlock();
-    free(marks);
     return sim_error(cudaSuccess);
 }

@@ -13,7 +13,7 @@
 
 #define TYPE_LIST(X)                                                                             \
     X(NO_TYPE, "", 0) X(PRED, "pred", 1) X(B8, "b8", 1) X(U8, "u8", 1) X(S8, "s8", 1)            \
-    X(B16, "b16", 2) X(U16, "u16", 2) X(S16, "s16", 2) X(F16, "f16", 2) X(BF16, "bf16", 2)       \
+    X(B16, "b16", 2) X(U16, "u16", 2) X(S16, "s16", 2) X(F16, "f16", 2)                          \
     X(B32, "b32", 4) X(U32, "u32", 4) X(S32, "s32", 4) X(F32, "f32", 4)                          \
     X(F16X2, "f16x2", 4) X(B64, "b64", 8) X(U64, "u64", 8) X(S64, "s64", 8) X(F64, "f64", 8)
 #define X(name, text, bytes) T_##name,
@@ -32,10 +32,7 @@ enum space { SPACE_GENERIC, SPACE_GLOBAL, SPACE_SHARED, SPACE_LOCAL, SPACE_PARAM
     X(NTID_X, "%ntid.x") X(NTID_Y, "%ntid.y") X(NTID_Z, "%ntid.z")                               \
     X(CTAID_X, "%ctaid.x") X(CTAID_Y, "%ctaid.y") X(CTAID_Z, "%ctaid.z")                         \
     X(NCTAID_X, "%nctaid.x") X(NCTAID_Y, "%nctaid.y") X(NCTAID_Z, "%nctaid.z")                   \
-    X(LANEID, "%laneid") X(WARPID, "%warpid") X(LANEMASK_LT, "%lanemask_lt")                     \
-    X(LANEMASK_LE, "%lanemask_le") X(LANEMASK_EQ, "%lanemask_eq")                                \
-    X(LANEMASK_GT, "%lanemask_gt") X(LANEMASK_GE, "%lanemask_ge")                                \
-    X(DYNAMIC_SHARED, "%dynamic_smem_size")
+    X(LANEID, "%laneid")
 #define X(name, text) SPECIAL_##name,
 enum special { SPECIAL_LIST(X) SPECIAL_COUNT };
 #undef X
@@ -56,7 +53,7 @@ enum { NO_PREDICATE = 0 };  /* offset 0 is a special register: never a predicate
 struct ins {
     exec_fn *run;
     uint32_t guard;                     /* predicate, or NO_PREDICATE */
-    bool guard_not, negated;            /* negated: the operand P of its row */
+    bool guard_not;
     uint8_t flow, type, from, space;    /* type, from: the first two in the opcode */
     uint8_t mode, option;               /* which of the row's words it has */
     uint8_t count;                      /* registers of its first vector; bytes of cp.async */

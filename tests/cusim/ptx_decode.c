@@ -5,7 +5,6 @@
  *
  *   4 8 p      a register or number of 4 or 8 bytes, a predicate
  *   w          the same, as wide as the first type
- *   P          a predicate that may be negated
  *   v          a register of either width, or a number as wide as the first type
  *   V {        one or several v; always a vector.  A digit behind it: so many
  *   a          an address
@@ -38,7 +37,7 @@ enum type type_named(const char *text)
 
 uint32_t type_bytes(enum type t) { return types[t].bytes; }
 bool is_signed(enum type t) { return types[t].text[0] == 's'; }
-bool is_float(enum type t) { return t == T_F16 || t == T_BF16 || t == T_F32 || t == T_F64; }
+bool is_float(enum type t) { return t == T_F16 || t == T_F32 || t == T_F64; }
 
 /* The number of `word` in a list, or -1. */
 static int number_in(const char *list, const char *word)
@@ -144,11 +143,10 @@ static void place_arg(struct reader *r, struct ins *i, char letter, const struct
 {
     const struct operand *o = &a->item[0];
     uint32_t bytes = type_bytes(i->type), width = i->type == T_PRED ? 0 : bytes == 8 ? 8 : 4;
-    if (o->negated && letter != 'P') bad_ptx(r, "a negated operand", i->text);
+    if (o->negated) bad_ptx(r, "a negated operand", i->text);
     switch (letter) {
     case '4': case '8': i->o[(*k)++] = slot_of(r, o, (uint32_t)(letter - '0')); break;
     case 'w': i->o[(*k)++] = slot_of(r, o, width); break;
-    case 'P': i->negated = o->negated;      /* fall through */
     case 'p': i->o[(*k)++] = slot_of(r, o, 0); break;
     case 'm': i->members = slot_of(r, o, 4); break;
     case 'L': i->target = (uint32_t)o->number; break;

@@ -324,30 +324,6 @@ cudaError_t cudaSetDevice(int device)
     return sim_error(cudaSuccess);
 }
 
-cudaStream_t stream_open(void)
-{
-    struct CUstream_st *s = must_alloc(sizeof *s);
-    sim_lock();
-    *s = (struct CUstream_st){.live = true, .device = device_now, .slot = clock_new_slot(),
-                              .clock = host_clock, .next = streams};
-    s->tail = &s->head;
-    streams = s;
-    sim_unlock();
-    return s;
-}
-
-/* The handle stays, so that its use is noticed. */
-void stream_close(cudaStream_t s)
-{
-    struct CUstream_st **at = &streams;
-    sim_lock();
-    while (*at != s) at = &(*at)->next;
-    *at = s->next;
-    s->live = false;
-    clock_give_slot(s->slot);
-    sim_unlock();
-}
-
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
 {
     sim_open();
@@ -355,7 +331,13 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
         report(DEFAULT_STREAM, "a stream that waits for the default stream: cudaStreamNonBlocking "
                "is the house rule");
     }
-    *out = stream_open();
+    struct CUstream_st *s = *out = must_alloc(sizeof *s);
+    sim_lock();
+    *s = (struct CUstream_st){.live = true, .device = device_now, .slot = clock_new_slot(),
+                              .clock = host_clock, .next = streams};
+    s->tail = &s->head;
+    streams = s;
+    sim_unlock();
     return sim_error(cudaSuccess);
 }
 
@@ -367,12 +349,19 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
     return sim_error(cudaSuccess);
 }
 
+/* The handle stays, so that its use is noticed. */
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
     stream_check(s, "cudaStreamDestroy");
     capture_forbids(s, "cudaStreamDestroy");
     host_wait(s, NULL, "cudaStreamDestroy");
-    stream_close(s);
+    struct CUstream_st **at = &streams;
+    sim_lock();
+    while (*at != s) at = &(*at)->next;
+    *at = s->next;
+    s->live = false;
+    clock_give_slot(s->slot);
+    sim_unlock();
     return sim_error(cudaSuccess);
 }
 

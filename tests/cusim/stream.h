@@ -49,8 +49,6 @@ struct mark {
     int users;                          /* the event, operations, hosts that wait */
     bool done;
     struct clock clock;
-    struct capture *capture;            /* recorded in a capture: `node` of it */
-    int node;
 };
 
 struct CUevent_st {
@@ -73,9 +71,6 @@ void stream_check(cudaStream_t s, const char *call);
 /* Takes `op` (of op_new); `fmt` says what it is, for messages. */
 void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-/* A stream of the current device that the program does not see; its work is done at its end. */
-cudaStream_t stream_open(void);
-void stream_close(cudaStream_t s);
 void *op_new(const struct op_type *type);
 void op_free(struct op *op);
 /* With the lock held: enqueues it after all that the stream's clock holds; stream_add asks first
@@ -111,8 +106,6 @@ void launches_checked(const char *call);        /* a finding if one was not */
 
 /* Captures (graph.c), with the lock held. */
 void capture_add(cudaStream_t s, struct op *op);
-void capture_record(cudaStream_t s, struct mark *mark);
-void capture_wait(cudaStream_t s, struct mark *mark);
 void capture_forbids(cudaStream_t s, const char *call);     /* a finding while s is captured */
 void capture_forbids_any(const char *call);                 /* while any stream is */
 
