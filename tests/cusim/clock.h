@@ -1,9 +1,9 @@
 /* tests/cusim/clock.h - what happened before what.
  *
- * Every stream, every lane of an instantiated graph and the host (all its threads together) has a
- * slot; an operation is (slot, tick).  Operation `a` happened before the one that holds clock `c`
- * when c->tick[slot of a] >= tick of a.  Clocks are computed when work is enqueued, so what is
- * found does not depend on the order in which it then runs.
+ * Every stream and the host (all its threads together) has a slot; an operation is (slot, tick).
+ * Operation `a` happened before the one that holds clock `c` when c->tick[slot of a] >= tick of a.
+ * Clocks are computed when work is enqueued, so what is found does not depend on the order in which
+ * it then runs.
  */
 #ifndef CUSIM_CLOCK_H
 #define CUSIM_CLOCK_H

@@ -21,44 +21,23 @@ static bool run_record(struct op *op)
 
 static bool run_wait(struct op *op) { return ((struct mark_op *)op)->mark->done; }
 
+static void mark_drop(struct mark *mark)
+{
+    if (mark && !--mark->users) free(mark);
+}
+
 static void release_mark(struct op *op) { mark_drop(((struct mark_op *)op)->mark); }
 
 static const struct op_type record_type = {sizeof(struct mark_op), NULL, run_record, release_mark};
 static const struct op_type wait_type = {sizeof(struct mark_op), NULL, run_wait, release_mark};
 
-struct mark *mark_new(void)
-{
-    struct mark *mark = must_alloc(sizeof *mark);
-    mark->users = 1;
-    return mark;
-}
-
-void mark_drop(struct mark *mark)
-{
-    if (mark && !--mark->users) free(mark);
-}
-
-static struct mark_op *mark_op(const struct op_type *type, struct mark *mark)
+static void push_mark(cudaStream_t s, const struct op_type *type, struct mark *mark)
 {
     struct mark_op *op = op_new(type);
     op->mark = mark;
     mark->users++;
     snprintf(op->op.what, sizeof op->op.what, type == &wait_type ? "event wait" : "event record");
-    return op;
-}
-
-struct mark *mark_record(cudaStream_t s)
-{
-    struct mark *mark = mark_new();
-    mark->clock = s->clock;
-    stream_push(s, &mark_op(&record_type, mark)->op);
-    return mark;
-}
-
-op_id mark_wait(cudaStream_t s, struct mark *mark)
-{
-    clock_join(&s->clock, &mark->clock);
-    return stream_push(s, &mark_op(&wait_type, mark)->op);
+    stream_push(s, &op->op);
 }
 
 static void event_check(cudaEvent_t e, const char *call)
@@ -99,7 +78,9 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
     if (s->capture) report(NOT_MODELLED, "an event that is recorded in a capture");
     mark_drop(e->mark);
     clock_join(&s->clock, &host_clock);
-    e->mark = mark_record(s);
+    e->mark = must_alloc(sizeof *e->mark);
+    *e->mark = (struct mark){.users = 1, .clock = s->clock};
+    push_mark(s, &record_type, e->mark);
     sim_unlock();
     return sim_error(cudaSuccess);
 }
@@ -115,7 +96,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
     }
     if (e->mark) {
         clock_join(&s->clock, &host_clock);
-        mark_wait(s, e->mark);
+        clock_join(&s->clock, &e->mark->clock);
+        push_mark(s, &wait_type, e->mark);
     }
     sim_unlock();
     return sim_error(cudaSuccess);

@@ -166,7 +166,6 @@ cudaError_t cudaFuncSetAttribute(const void *host, enum cudaFuncAttribute attrib
     sim_open();
     struct kernel *k = kernel_of(host);
     if (!k) return sim_error(cudaErrorNoKernelImageForDevice);
-    if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return sim_error(cudaSuccess);
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) {
         report(NOT_MODELLED, "cudaFuncSetAttribute(%d)", (int)attribute);
     }

@@ -272,14 +272,8 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, 
     c->world = world_join(id.internal, size, rank, &c->lock_file);
     if (!c->world) return ncclSystemError;
     *out = c;
-    if (config && config->blocking == 0) return is_complete(c) ? ncclSuccess : ncclInProgress;
-    double until = seconds() + (double)setting_number("CUSIM_PATIENCE", 60);
-    while (!is_complete(c)) {
-        if (seconds() > until) report(NO_PROGRESS, "ncclCommInitRank: %u of %d ranks have come",
-                                      atomic_load(&c->world->joined), size);
-        usleep(200);
-    }
-    return ncclSuccess;
+    if (!config || config->blocking) report(NOT_MODELLED, "a communicator that blocks");
+    return is_complete(c) ? ncclSuccess : ncclInProgress;
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *result)

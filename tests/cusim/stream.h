@@ -76,10 +76,6 @@ void op_free(struct op *op);
 /* With the lock held: enqueues it after all that the stream's clock holds; stream_add asks first
  * whether the stream is captured. */
 op_id stream_push(cudaStream_t s, struct op *op);
-struct mark *mark_record(cudaStream_t s);
-op_id mark_wait(cudaStream_t s, struct mark *mark);
-struct mark *mark_new(void);            /* with one user, who drops it */
-void mark_drop(struct mark *mark);
 struct toucher op_toucher(const struct op *op);
 
 /* The host waits, or asks; then it knows what the clock holds. */
