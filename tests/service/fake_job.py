@@ -256,6 +256,8 @@ class FakeJob:
 
     def hang_up(self):
         """As if rank 0 died."""
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)      # else accept() keeps it listening
         self.listener.close()
         if self.peer:
             with contextlib.suppress(OSError):

@@ -205,11 +205,6 @@ class FarJob(FakeJob):
         self.path = f"localhost:{self.listener.getsockname()[1]}"
         threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
 
-    def hang_up(self):
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)      # else accept() keeps it listening
-        super().hang_up()
-
 
 def test_a_job_is_looked_up_by_name_each_time(tmp_path):
     job = FarJob(str(tmp_path))
