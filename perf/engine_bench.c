@@ -2,7 +2,7 @@
  *
  *   engine_bench MODEL.gguf [THREADS] [OUT.json]
  *
- *   DEPTHS=1 engine_bench ...   decode at depth alone
+ *   DEPTHS=1 engine_bench ...   decode at depth alone; DEPTHS=int8: with KV of that type alone
  *   ONLY=decode_32 ...          one figure alone, again and again (for A/B, and for perf record)
  *
  * First the answers are compared: a prompt in one piece, alone, must give the same KV and the same
@@ -196,7 +196,8 @@ static void measure_depths(struct bench *b, const char *type)
     }
     for (int i = 0; i < DEPTHS; i++) {
         char name[64], cpu_name[72];
-        snprintf(name, sizeof name, "decode_1_d%u%s", depths[i], type);
+        snprintf(name, sizeof name, "decode_1_d%u%s%s", depths[i], type ? "_" : "",
+                 type ? type : "");
         snprintf(cpu_name, sizeof cpu_name, "%s_cpu", name);
         figure(&b->out, name, 1 / best[i]);
         figure(&b->out, cpu_name, 1 / best_cpu[i]);
@@ -251,13 +252,15 @@ static void open_backend(struct bench *b)
 
 static void each_kv_type(struct bench *b)
 {
-    static const char *const names[] = { "", "_f32", "_int8", "_fp8" };
+    static const char *const types[] = { "f16", "f32", "int8", "fp8" };
+    const char *wanted = getenv("DEPTHS");
     struct why why;
-    measure_depths(b, names[KV_F16]);
-    for (b->config.kv_type = KV_F32; b->config.kv_type <= KV_FP8; b->config.kv_type++) {
+    for (enum kv_type type = KV_F16; type <= KV_FP8; type++) {
+        if (wanted && strcmp(wanted, "1") != 0 && strcmp(wanted, types[type]) != 0) continue;
         backend_cpu.close(b->self);
+        b->config.kv_type = type;
         if (backend_cpu.open(&b->self, &b->config, &b->shape, &why)) die("%s", why.text);
-        measure_depths(b, names[b->config.kv_type]);
+        measure_depths(b, type == KV_F16 ? NULL : types[type]);
     }
 }
 

@@ -337,12 +337,12 @@ struct heads {
 
 /* Stores a key or value; what is read back replaces it. */
 static void put_row(const struct kernels *k, enum kv_type type, float *x, uint32_t n, uint8_t *at,
-                    uint32_t step, uint8_t *scale_at)
+                    uint32_t run, uint32_t step, uint8_t *scale_at)
 {
     uint8_t row[128];
     float scale = kv_is_scaled(type) ? k->to_byte(type, x, n, row) : 1;
     for (uint32_t i = 0; i < n; i++) {
-        uint8_t *to = at + (uint64_t)i * step * kv_element_bytes(type);
+        uint8_t *to = at + ((uint64_t)(i / run) * step + i % run) * kv_element_bytes(type);
         uint16_t half = type == KV_F16 ? float_to_half(x[i]) : 0;
         if (type == KV_INT8) x[i] = scale * (float)(int8_t)row[i];
         if (type == KV_FP8) half = (uint16_t)((row[i] & 0x7f) << 7 | (row[i] & 0x80) << 8);
@@ -374,10 +374,12 @@ static void fill_heads(struct heads *h, const struct kernels *k, uint32_t size, 
         uint8_t *at = h->pool + h->blocks[t / block] * stride;
         uint32_t in = t % block;
         uint8_t *scales = at + 2ull * block * size * element + 4ull * in;
-        uint64_t key = (uint64_t)in / lanes * lanes * size + in % lanes;
-        put_row(k, type, &h->key[t * size], size, at + key * element, lanes, scales);
-        put_row(k, type, &h->value[t * size], size, at + (uint64_t)(block + in) * size * element,
-                1, scales + 4ull * block);
+        uint32_t n = type == KV_INT8 ? 4 : 1;        /* elements side by side */
+        uint64_t key = (uint64_t)in / lanes * lanes * size + in % lanes * n;
+        uint64_t value = (uint64_t)(block + in / n * n) * size + in % n;
+        put_row(k, type, &h->key[t * size], size, at + key * element, n, lanes * n, scales);
+        put_row(k, type, &h->value[t * size], size, at + value * element, 1, n,
+                scales + 4ull * block);
     }
 }
 

@@ -68,7 +68,8 @@ struct acts {
     struct act_units *units;          /* (rows/16): of `pairs`                                */
 };
 
-/* K of a head's block lies as (tokens/lanes, S, lanes), V as (tokens, S); 8-bit types are followed
+/* K of a head's block lies as (tokens/lanes, S, lanes), V as (tokens, S); int8 in fours, as integer
+ * products want it: K (tokens/lanes, S/4, lanes, 4), V (tokens/4, S, 4).  8-bit types are followed
  * by the floats of their scales, keys' (tokens) and values' (tokens): see kv.c. */
 struct kv_view {
     const uint8_t *pool;              /* this layer, this head                                */
@@ -78,6 +79,28 @@ struct kv_view {
     uint32_t end;                     /* positions that blocks[] is known to hold             */
     enum kv_type type;
 };
+
+/* Elements that lie beside each other: neighbouring dimensions of a key, a dimension of neighbouring
+ * positions' values. */
+static inline uint32_t kv_fours(enum kv_type type)
+{
+    return type == KV_INT8 ? 4 : 1;
+}
+
+/* Where in a block, in elements, a position's key has dimension s. */
+static inline uint64_t kv_key_at(const struct kv_view *kv, uint32_t in, uint32_t s)
+{
+    uint32_t lanes = kv->lanes, n = kv_fours(kv->type);
+    return (uint64_t)(in / lanes) * lanes * kv->head_dim +
+           ((uint64_t)(s / n) * lanes + in % lanes) * n + s % n;
+}
+
+/* ... and its value. */
+static inline uint64_t kv_value_at(const struct kv_view *kv, uint32_t in, uint32_t s)
+{
+    uint32_t n = kv_fours(kv->type);
+    return (uint64_t)(kv->block_tokens + in / n * n) * kv->head_dim + (uint64_t)s * n + in % n;
+}
 
 /* Floats of scratch memory that a tile call wants. */
 static inline uint64_t tile_room(uint32_t head_dim)

@@ -2,7 +2,7 @@
  *
  * Order: layer, block, kv head, then K and V of the block's tokens, then (8-bit types) K's scales
  * and V's, a float a token.  K is (tokens/lanes, S, lanes) so that a vector holds one dimension of
- * `lanes` neighbouring positions; V is (tokens, S).
+ * `lanes` neighbouring positions; V is (tokens, S).  int8 lies in fours: see kernels.h.
  *
  * On the wire, of each layer: the range cut at the borders of blocks.  A whole block is as it lies
  * in the pool; a part of n tokens is K (n, K*S), V (n, K*S) and, of 8-bit types, the floats that
@@ -79,36 +79,49 @@ struct kv_view kv_view(const struct cpu *u, uint32_t layer, uint32_t head, const
     };
 }
 
-/* Where one position's key (first element; the rest `lanes` apart), value and scales lie in a
- * head. */
+/* Where one position's key, value (its first elements) and scales lie in a head. */
 struct place {
     uint8_t *key, *value, *key_scale, *value_scale;
 };
 
 static struct place place_of(const struct kv_view *kv, uint32_t position)
 {
-    uint32_t tokens = kv->block_tokens, in = position % tokens, size = kv->head_dim;
+    uint32_t tokens = kv->block_tokens, in = position % tokens;
     uint32_t element = kv_element_bytes(kv->type);
     uint8_t *block = (uint8_t *)kv->pool + kv->blocks[position / tokens] * kv->block_stride;
-    uint64_t k_at = (uint64_t)(in / kv->lanes) * kv->lanes * size + in % kv->lanes;
-    uint64_t v_at = ((uint64_t)tokens + in) * size;
-    uint8_t *scales = block + 2ull * tokens * size * element + 4ull * in;
-    return (struct place){ block + k_at * element, block + v_at * element, scales,
+    uint8_t *scales = block + 2ull * tokens * kv->head_dim * element + 4ull * in;
+    return (struct place){ block + kv_key_at(kv, in, 0) * element,
+                           block + kv_value_at(kv, in, 0) * element, scales,
                            scales + 4ull * tokens };
 }
 
-/* n elements one after another, to every `step`th place (or from there). */
-static void spread(uint8_t *at, uint32_t step, uint8_t *row, uint32_t n, uint32_t element,
-                   bool to_pool)
+/* n elements one after another, to (or from) the pool, where `run` of them lie side by side and
+ * such runs `step` elements apart. */
+static void spread(uint8_t *at, uint32_t run, uint32_t step, uint8_t *row, uint32_t n,
+                   uint32_t element, bool to_pool)
 {
-    for (uint32_t i = 0; i < n; i++, at += (uint64_t)step * element, row += element) {
+    if (run == step) run = step = n;
+    uint64_t bytes = (uint64_t)run * element;
+    for (uint32_t i = 0; i < n; i += run, at += (uint64_t)step * element, row += bytes) {
         uint8_t *to = to_pool ? at : row, *from = to_pool ? row : at;
-        switch (element) {
+        switch (bytes) {
         case 1: *to = *from; break;
         case 2: memcpy(to, from, 2); break;
-        default: memcpy(to, from, 4);
+        case 4: memcpy(to, from, 4); break;
+        default: memcpy(to, from, bytes);
         }
     }
+}
+
+static void spread_key(const struct kv_view *kv, uint8_t *at, uint8_t *row, bool to_pool)
+{
+    uint32_t run = kv_fours(kv->type);
+    spread(at, run, run * kv->lanes, row, kv->head_dim, kv_element_bytes(kv->type), to_pool);
+}
+
+static void spread_value(const struct kv_view *kv, uint8_t *at, uint8_t *row, bool to_pool)
+{
+    spread(at, 1, kv_fours(kv->type), row, kv->head_dim, kv_element_bytes(kv->type), to_pool);
 }
 
 /* One head's key or value as stored; the scale is written if the type has one. */
@@ -128,14 +141,15 @@ static void narrow(const struct cpu *u, const float *x, uint8_t *out, uint8_t *s
 
 void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *k, const float *v)
 {
-    uint32_t size = u->model->h.head_dim, element = kv_element_bytes(u->c.kv_type);
+    uint32_t size = u->model->h.head_dim;
     _Alignas(64) uint8_t row[HEAD_DIM_MAX * sizeof(float)];
     for (uint32_t head = 0; head < u->model->h.kv_heads; head++) {
         struct kv_view kv = kv_view(u, layer, head, at->blocks, 0);
         struct place to = place_of(&kv, at->position);
         narrow(u, k + head * size, row, to.key_scale);
-        spread(to.key, kv.lanes, row, size, element, true);
-        narrow(u, v + head * size, to.value, to.value_scale);
+        spread_key(&kv, to.key, row, true);
+        narrow(u, v + head * size, row, to.value_scale);
+        spread_value(&kv, to.value, row, true);
     }
 }
 
@@ -143,12 +157,11 @@ void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *
 static void wire_head(const struct place *p, const struct kv_view *kv, struct place wire,
                       bool to_pool)
 {
-    uint32_t element = kv_element_bytes(kv->type), size = kv->head_dim;
-    spread(p->key, kv->lanes, wire.key, size, element, to_pool);
-    spread(p->value, 1, wire.value, size, element, to_pool);
+    spread_key(kv, p->key, wire.key, to_pool);
+    spread_value(kv, p->value, wire.value, to_pool);
     if (!kv_is_scaled(kv->type)) return;
-    spread(p->key_scale, 1, wire.key_scale, 1, 4, to_pool);
-    spread(p->value_scale, 1, wire.value_scale, 1, 4, to_pool);
+    spread(p->key_scale, 1, 1, wire.key_scale, 1, 4, to_pool);
+    spread(p->value_scale, 1, 1, wire.value_scale, 1, 4, to_pool);
 }
 
 /* Some tokens of a block in one layer. */

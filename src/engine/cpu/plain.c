@@ -125,20 +125,19 @@ static float element(const struct kv_view *kv, const uint8_t *base, uint64_t i)
     }
 }
 
-/* A position's key (which 0) or value (1) as floats: its elements are `step` apart from `at` on. */
+/* A position's key (which 0) or value (1) as floats. */
 static void fetch(const struct kv_view *kv, uint32_t position, uint32_t which, float *out)
 {
-    uint32_t in = position % kv->block_tokens, size = kv->head_dim, lanes = kv->lanes;
+    uint32_t in = position % kv->block_tokens, size = kv->head_dim;
     const uint8_t *block = kv->pool +
                            (uint64_t)kv->blocks[position / kv->block_tokens] * kv->block_stride;
-    uint64_t at = which ? ((uint64_t)kv->block_tokens + in) * size
-                        : (uint64_t)(in / lanes) * lanes * size + in % lanes;
     float scale = 1;
     if (kv_is_scaled(kv->type)) {
         uint64_t scales = 2ull * kv->block_tokens * size;
         memcpy(&scale, block + scales + 4ull * (which * kv->block_tokens + in), 4);
     }
-    for (uint32_t s = 0; s < size; s++, at += which ? 1 : lanes) {
+    for (uint32_t s = 0; s < size; s++) {
+        uint64_t at = which ? kv_value_at(kv, in, s) : kv_key_at(kv, in, s);
         out[s] = element(kv, block, at) * scale;
     }
 }

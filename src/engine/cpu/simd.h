@@ -52,6 +52,12 @@ INLINE vf vf_load_int8(const void *at)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
 }
+/* Byte `sub` of each of 16 fours. */
+INLINE vf vf_load_int8_of(const void *at, uint32_t sub)
+{
+    __m512i top = _mm512_slli_epi32(_mm512_loadu_si512(at), 24 - 8 * sub);
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
+}
 /* Sign, 4 bits of exponent and 3 of mantissa, moved to where F16 has them. */
 INLINE vf vf_load_fp8(const void *at)
 {
@@ -122,6 +128,11 @@ INLINE vf vf_load_bf16(const void *at)
 INLINE vf vf_load_int8(const void *at)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+}
+INLINE vf vf_load_int8_of(const void *at, uint32_t sub)
+{
+    __m256i top = _mm256_slli_epi32(_mm256_loadu_si256(at), (int)(24 - 8 * sub));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24));
 }
 INLINE vf vf_load_fp8(const void *at)
 {

@@ -59,21 +59,21 @@ INLINE void prefetch_scales(const struct tile *t, uint32_t b)
     }
 }
 
-/* acc[i][v] += x[i][j] * what is from[v].  The fewer of the two wait in registers beside the
- * sums. */
+/* acc[i][v] += x[i][j] * what is from[v] (`sub` as in kv_load).  The fewer of the two wait in
+ * registers beside the sums. */
 INLINE void multiply(const float *const *x, uint32_t j, int count, const uint8_t *const *from,
-                     int vectors, enum kv_type type, vf acc[SET][WIDE])
+                     uint32_t sub, int vectors, enum kv_type type, vf acc[SET][WIDE])
 {
     vf kept[SET];
     if (count < vectors) {
         UNROLL for (int i = 0; i < count; i++) kept[i] = vf_all(x[i][j]);
         UNROLL for (int v = 0; v < vectors; v++) {
-            vf y = kv_load(from[v], type);
+            vf y = kv_load(from[v], type, sub);
             UNROLL for (int i = 0; i < count; i++) acc[i][v] = vf_fma(kept[i], y, acc[i][v]);
         }
         return;
     }
-    UNROLL for (int v = 0; v < vectors; v++) kept[v] = kv_load(from[v], type);
+    UNROLL for (int v = 0; v < vectors; v++) kept[v] = kv_load(from[v], type, sub);
     UNROLL for (int i = 0; i < count; i++) {
         vf y = vf_all(x[i][j]);
         UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_fma(y, kept[v], acc[i][v]);
@@ -99,8 +99,9 @@ INLINE void score(const struct tile *t, uint32_t first, int count, const uint8_t
         }
         UNROLL for (uint32_t j = 0; j < 4; j++) {
             const uint8_t *from[WIDE];
-            UNROLL for (int v = 0; v < vectors; v++) from[v] = key[v] + (s + j) * step;
-            multiply(q, s + j, count, from, vectors, type, acc);
+            const uint32_t sub = j % kv_fours(type);
+            UNROLL for (int v = 0; v < vectors; v++) from[v] = key[v] + (s + j - sub) * step;
+            multiply(q, s + j, count, from, sub, vectors, type, acc);
         }
     }
     UNROLL for (int i = 0; i < count; i++) {
@@ -141,16 +142,18 @@ INLINE void weigh(const struct tile *t, uint32_t query, int count, uint32_t at, 
                   const uint8_t *value, const uint8_t *next, uint64_t row_bytes, int vectors,
                   enum kv_type type, vf acc[SET][WIDE])
 {
-    const uint32_t bytes = LANES * kv_element_bytes(type);
+    const uint32_t fours = kv_fours(type), bytes = LANES * kv_element_bytes(type) * fours;
     const float *p[SET];
     UNROLL for (int i = 0; i < count; i++) p[i] = scores_of(t, query + (uint32_t)i) + at;
-    for (uint32_t i = 0; i < positions; i++, value += row_bytes) {
+    for (uint32_t i = 0; i < positions; i += fours, value += fours * row_bytes) {
         const uint8_t *from[WIDE];
         for (uint32_t b = 0; next && b < (uint32_t)vectors * bytes; b += 64) {
             __builtin_prefetch(next + i * row_bytes + b, 0, 2);
         }
         UNROLL for (int v = 0; v < vectors; v++) from[v] = value + (uint32_t)v * bytes;
-        multiply(p, i, count, from, vectors, type, acc);
+        UNROLL for (uint32_t sub = 0; sub < fours; sub++) {
+            if (i + sub < positions) multiply(p, i + sub, count, from, sub, vectors, type, acc);
+        }
     }
 }
 
@@ -188,8 +191,7 @@ INLINE void few_scores(const struct tile *t, int count, enum kv_type type)
     uint32_t vectors = (t->longest + LANES - 1) / LANES, v = 0;
     uint64_t step = (uint64_t)kv->lanes * kv_element_bytes(type);
     for (uint32_t i = 0; i < vectors; i++) {
-        uint32_t in = i * LANES % kv->block_tokens;
-        uint64_t at = (uint64_t)(in / kv->lanes) * kv->lanes * kv->head_dim + in % kv->lanes;
+        uint64_t at = kv_key_at(kv, i * LANES % kv->block_tokens, 0);
         key[i] = t->block[i * LANES / kv->block_tokens] + at * kv_element_bytes(type);
     }
     const uint32_t wide = few_wide(count);
@@ -204,6 +206,7 @@ INLINE void few_values_part(const struct tile *t, int count, enum kv_type type, 
 {
     uint32_t tokens = t->kv->block_tokens, element = kv_element_bytes(type);
     uint64_t row_bytes = (uint64_t)t->kv->head_dim * element;
+    uint64_t first = (uint64_t)s * element * kv_fours(type);
     vf acc[SET][WIDE];
     UNROLL for (int i = 0; i < count; i++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_zero();
@@ -211,9 +214,8 @@ INLINE void few_values_part(const struct tile *t, int count, enum kv_type type, 
     for (uint32_t at = 0, b = 0; at < t->longest; at += tokens, b++) {
         uint32_t n = t->longest - at < tokens ? t->longest - at : tokens;
         if (kv_is_scaled(type)) prefetch_scales(t, b);
-        weigh(t, 0, count, at, n, t->block[b] + t->values + (uint64_t)s * element,
-              t->next[b] ? t->next[b] + (uint64_t)s * element : NULL, row_bytes, vectors, type,
-              acc);
+        weigh(t, 0, count, at, n, t->block[b] + t->values + first,
+              t->next[b] ? t->next[b] + first : NULL, row_bytes, vectors, type, acc);
     }
     give(t, 0, count, s, vectors, acc);
 }
@@ -242,8 +244,10 @@ INLINE void few(const struct tile *t, int count, enum kv_type type)
     }
 FEW_OF(few_f32, KV_F32)
 FEW_OF(few_f16, KV_F16)
-FEW_OF(few_int8, KV_INT8)
 FEW_OF(few_fp8, KV_FP8)
+#ifndef __AVX512F__
+FEW_OF(few_int8, KV_INT8)
+#endif
 
 /* --- many queries: through a buffer of floats ------------------------------------------------ */
 
@@ -253,11 +257,11 @@ INLINE void convert_keys(const struct tile *t, uint32_t at, enum kv_type type)
     const struct kv_view *kv = t->kv;
     uint64_t step = (uint64_t)kv->lanes * kv_element_bytes(type);
     for (uint32_t i = 0; i < SPAN && at + i < t->longest; i += LANES) {
-        uint32_t in = (at + i) % kv->block_tokens;
-        uint64_t first = (uint64_t)(in / kv->lanes) * kv->lanes * kv->head_dim + in % kv->lanes;
+        uint64_t first = kv_key_at(kv, (at + i) % kv->block_tokens, 0);
         const uint8_t *key = t->block[(at + i) / kv->block_tokens] + first * kv_element_bytes(type);
         for (uint32_t s = 0; s < kv->head_dim; s++) {
-            vf_store(t->span + s * SPAN + i, kv_load(key + s * step, type));
+            uint32_t sub = s % kv_fours(type);
+            vf_store(t->span + s * SPAN + i, kv_load(key + (s - sub) * step, type, sub));
         }
     }
 }
@@ -267,10 +271,11 @@ INLINE void convert_values(const struct tile *t, uint32_t at, enum kv_type type)
 {
     uint32_t size = t->kv->head_dim, tokens = t->kv->block_tokens, n = kv_element_bytes(type);
     for (uint32_t i = 0; i < SPAN && at + i < t->longest; i++) {
+        uint32_t fours = kv_fours(type), sub = i % fours;
         const uint8_t *value = t->block[(at + i) / tokens] + t->values +
-                               (uint64_t)((at + i) % tokens) * size * n;
+                               (uint64_t)((at + i - sub) % tokens) * size * n;
         for (uint32_t s = 0; s < size; s += LANES) {
-            vf_store(t->span + i * size + s, kv_load(value + (uint64_t)s * n, type));
+            vf_store(t->span + i * size + s, kv_load(value + (uint64_t)s * n * fours, type, sub));
         }
     }
 }
@@ -358,6 +363,16 @@ static void many(const struct tile *t)
     }
 }
 
+#ifdef __AVX512F__
+#include "engine/cpu/simd_attend_int8.h"
+#else
+static void int8_tile(const struct tile *t)
+{
+    if (t->count > FEW) many(t);
+    else few_int8(t);
+}
+#endif
+
 /* --- the table's entries --------------------------------------------------------------------- */
 
 static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *const *queries,
@@ -377,14 +392,14 @@ static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *co
             t.next[i / tokens] = kv->pool + (uint64_t)kv->blocks[later] * kv->block_stride;
         }
     }
-    if (count > FEW) {
+    if (kv->type == KV_INT8) {
+        int8_tile(&t);
+    } else if (count > FEW) {
         many(&t);
     } else if (kv->type == KV_F16) {
         few_f16(&t);
     } else if (kv->type == KV_F32) {
         few_f32(&t);
-    } else if (kv->type == KV_INT8) {
-        few_int8(&t);
     } else {
         few_fp8(&t);
     }

@@ -10,13 +10,14 @@
 
 #include "engine/cpu/simd.h"
 
-/* LANES elements, without their scales. */
-INLINE vf kv_load(const uint8_t *at, enum kv_type type)
+/* LANES elements, without their scales.  `at` and `sub` are kv_run() and kv_sub() of a dimension of
+ * keys, or of a position of values. */
+INLINE vf kv_load(const uint8_t *at, enum kv_type type, uint32_t sub)
 {
     switch (type) {
     case KV_F32: return vf_load((const float *)(const void *)at);
     case KV_F16: return vf_load_half(at);
-    case KV_INT8: return vf_load_int8(at);
+    case KV_INT8: return vf_load_int8_of(at, sub);
     default: return vf_load_fp8(at);
     }
 }
