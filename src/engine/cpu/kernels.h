@@ -80,8 +80,8 @@ struct kv_view {
     enum kv_type type;
 };
 
-/* Elements that lie beside each other: neighbouring dimensions of a key, a dimension of neighbouring
- * positions' values. */
+/* Elements that lie beside each other: neighbouring dimensions of a key, one dimension of
+ * neighbouring positions' values. */
 static inline uint32_t kv_fours(enum kv_type type)
 {
     return type == KV_INT8 ? 4 : 1;

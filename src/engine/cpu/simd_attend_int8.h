@@ -108,7 +108,9 @@ INLINE void whole_scores_part(const struct tile *t, const struct whole *w, int c
     UNROLL for (int v = 0; v < vectors; v++) {
         key[v] = keys_at(t, w, at + (uint32_t)v * LANES);
         UNROLL for (int i = 0; i < count; i++) {
-            UNROLL for (int p = 0; p < PLANES; p++) sum[i][v][p] = _mm512_set1_epi32(w->start[i][p]);
+            UNROLL for (int p = 0; p < PLANES; p++) {
+                sum[i][v][p] = _mm512_set1_epi32(w->start[i][p]);
+            }
         }
     }
     for (uint32_t s = 0; s < t->kv->head_dim; s += 4) {
