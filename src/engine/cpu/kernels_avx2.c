@@ -175,7 +175,7 @@ INLINE void few_rows(const struct matrix *m, const uint8_t *panel, const struct 
 }
 
 /* A whole group, or what there is of it (by fours, so that up to three rows are computed for
- * nothing): each block is unpacked once. */
+ * nothing): each block is unpacked once, where that is more work than storing and loading it. */
 INLINE void many_rows(const struct matrix *m, const uint8_t *panel, const struct act_scales *x,
                       uint32_t rows, struct form f, vf acc[][PARTS])
 {
@@ -183,7 +183,7 @@ INLINE void many_rows(const struct matrix *m, const uint8_t *panel, const struct
     const uint8_t *scales = panel + (uint64_t)blocks * quant_bytes;
     struct made made;
     rows = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
-    f.ready = f.kind != PANEL_Q8;
+    f.ready = f.kind != PANEL_Q8 && (f.wide || f.kind != PANEL_Q4);
     for (uint32_t r = 0; r < ROW_GROUP; r++) {
         UNROLL for (int p = 0; p < PARTS; p++) acc[r][p] = vf_zero();
     }
