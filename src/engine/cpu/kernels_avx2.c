@@ -158,6 +158,7 @@ INLINE void few_rows(const struct matrix *m, const uint8_t *panel, const struct 
 {
     const uint32_t blocks = m->in / 32, quant_bytes = panel_quant_bytes(f.kind);
     const uint8_t *scales = panel + (uint64_t)blocks * quant_bytes;
+    const uint64_t each = (m->panel_bytes - (uint64_t)blocks * quant_bytes) / blocks;
     vf total[ROWS_AT_ONCE][PARTS];
     struct made made;
     UNROLL for (int r = 0; r < rows; r++) {
@@ -165,6 +166,7 @@ INLINE void few_rows(const struct matrix *m, const uint8_t *panel, const struct 
     }
     for (uint32_t b = 0; b < blocks; b++, panel += quant_bytes) {
         prefetch_panel(panel + m->panel_bytes, quant_bytes, false);
+        prefetch_panel(scales + b * each + m->panel_bytes, 64, false);
         struct block block = make_block(panel, scales, b, x, f, (uint32_t)rows, &made);
         add_block(total, &block, f, 0, rows);
         x = next_block(x, f.wide);
@@ -181,6 +183,7 @@ INLINE void many_rows(const struct matrix *m, const uint8_t *panel, const struct
 {
     const uint32_t blocks = m->in / 32, quant_bytes = panel_quant_bytes(f.kind);
     const uint8_t *scales = panel + (uint64_t)blocks * quant_bytes;
+    const uint64_t each = (m->panel_bytes - (uint64_t)blocks * quant_bytes) / blocks;
     struct made made;
     rows = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
     f.ready = f.kind != PANEL_Q8 && (f.wide || f.kind != PANEL_Q4);
@@ -189,6 +192,7 @@ INLINE void many_rows(const struct matrix *m, const uint8_t *panel, const struct
     }
     for (uint32_t b = 0; b < blocks; b++, panel += quant_bytes) {
         prefetch_panel(panel + m->panel_bytes, quant_bytes, true);
+        prefetch_panel(scales + b * each + m->panel_bytes, 64, true);
         struct block block = make_block(panel, scales, b, x, f, rows, &made);
         for (uint32_t r = 0; r < rows; r += ROWS_AT_ONCE) {
             add_block(acc + r, &block, f, r, ROWS_AT_ONCE);
