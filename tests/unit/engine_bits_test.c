@@ -306,13 +306,16 @@ static void move_in_pieces(struct run *r, uint32_t step, uint8_t *bytes)
 static void kv_that_is_written_is_read_back(void **state)
 {
     (void)state;
-    for (uint32_t i = 0; i < 4; i++) {
+    static const enum tensor_type floats[] = { TENSOR_F32 };
+    static const struct tiny_plan odd = { "llama", 2, 60, 2, 2, 30, 44, 100, floats, 1, 6 };
+    for (uint32_t i = 0; i < 8; i++) {
+        const struct tiny_plan *p = i < 4 ? &plans[1] : &odd;
         struct tiny t;
         struct run r;
-        struct trial c = { .threads = 1, .block_tokens = 8u << i, .seed = 8,
-                           .kv_type = KV_F16 + i };
-        tiny_open(&t, &plans[1]);
-        open_run(&r, &t, &plans[1], &c);
+        struct trial c = { .threads = 1, .block_tokens = 8u << i % 4, .seed = 8,
+                           .kv_type = KV_F16 + i % 4 };
+        tiny_open(&t, p);
+        open_run(&r, &t, p, &c);
         uint64_t bytes = r.shape.token_bytes * 100 * r.shape.layers, seed = 4;
         uint8_t *in = mem_alloc(bytes), *out = mem_alloc(bytes), *pieces = mem_alloc(bytes);
         for (uint64_t k = 0; k < bytes; k++) in[k] = (uint8_t)tiny_random(&seed);

@@ -69,8 +69,8 @@ struct acts {
 };
 
 /* K of a head's block lies as (tokens/lanes, S, lanes), V as (tokens, S); int8 in fours, as integer
- * products want it: K (tokens/lanes, S/4, lanes, 4), V (tokens/4, S, 4).  8-bit types are followed
- * by the floats of their scales, keys' (tokens) and values' (tokens): see kv.c. */
+ * products want it: K (tokens/lanes, S/4, lanes, 4) if S is in fours, V (tokens/4, S, 4).  8-bit
+ * types are followed by the floats of their scales, keys' (tokens) and values' (tokens): kv.c. */
 struct kv_view {
     const uint8_t *pool;              /* this layer, this head                                */
     const uint32_t *blocks;           /* of the sequence                                      */
@@ -87,10 +87,17 @@ static inline uint32_t kv_fours(enum kv_type type)
     return type == KV_INT8 ? 4 : 1;
 }
 
+/* The dimensions of a key that lie beside each other: the plain path has heads of any even size, of
+ * which fours might not be all. */
+static inline uint32_t kv_key_fours(const struct kv_view *kv)
+{
+    return kv->head_dim % 4 == 0 ? kv_fours(kv->type) : 1;
+}
+
 /* Where in a block, in elements, a position's key has dimension s. */
 static inline uint64_t kv_key_at(const struct kv_view *kv, uint32_t in, uint32_t s)
 {
-    uint32_t lanes = kv->lanes, n = kv_fours(kv->type);
+    uint32_t lanes = kv->lanes, n = kv_key_fours(kv);
     return (uint64_t)(in / lanes) * lanes * kv->head_dim +
            ((uint64_t)(s / n) * lanes + in % lanes) * n + s % n;
 }

@@ -115,7 +115,7 @@ static void spread(uint8_t *at, uint32_t run, uint32_t step, uint8_t *row, uint3
 
 static void spread_key(const struct kv_view *kv, uint8_t *at, uint8_t *row, bool to_pool)
 {
-    uint32_t run = kv_fours(kv->type);
+    uint32_t run = kv_key_fours(kv);
     spread(at, run, run * kv->lanes, row, kv->head_dim, kv_element_bytes(kv->type), to_pool);
 }
 
