@@ -261,11 +261,15 @@ static void pack_scales(enum panel_scales form, const struct unpacked *u, uint32
     at[PANEL] = u->scale[1];
 }
 
-/* n numbers of an output as whole ones, and what those are to be multiplied by; see pack.h. */
+/* n numbers of an output as whole ones, and what those are to be multiplied by; see pack.h.  NaN if
+ * one of them is not finite: no whole number says so. */
 static float pack_whole(const float *x, uint32_t n, uint32_t step, uint8_t *out)
 {
     float top = 0;
-    for (uint32_t i = 0; i < n; i++) top = fmaxf(top, fabsf(x[i]));
+    for (uint32_t i = 0; i < n; i++) {
+        if (!isfinite(x[i])) return NAN;
+        top = fmaxf(top, fabsf(x[i]));
+    }
     for (uint32_t i = 0; i < n; i++) {
         int16_t whole = top > 0 ? (int16_t)lrintf(x[i] / top * PAIR_MOST) : 0;
         memcpy(out + (uint64_t)(i / 2) * step + (i % 2 ? 0 : 2), &whole, sizeof whole);
