@@ -4,6 +4,7 @@
  *
  *   DEPTHS=1 engine_bench ...   decode at depth alone; DEPTHS=int8: with KV of that type alone
  *   ONLY=decode_32 ...          one figure alone, again and again (for A/B, and for perf record)
+ *   KV=fp8 ...                  another type of KV (f32, int8, fp8) than f16; no depths
  *
  * First the answers are compared: a prompt in one piece, alone, must give the same KV and the same
  * token as in chunks beside other sequences.  Then the times: best of several; `cpu` is from the
@@ -232,13 +233,24 @@ static void add_costs(struct bench *b, enum isa isa)
     figure(&b->out, "kv_bytes_fp8", (double)kv_token_bytes(h, KV_FP8) * h->layers);
 }
 
+static enum kv_type kv_type(void)
+{
+    static const char *const names[] = { [KV_F16] = "f16", "f32", "int8", "fp8" };
+    const char *name = getenv("KV");
+    for (int i = 0; name && i < 4; i++) {
+        if (strcmp(name, names[i]) == 0) return (enum kv_type)i;
+    }
+    if (name) die("KV=%s: one of f16, f32, int8, fp8", name);
+    return KV_F16;
+}
+
 static void open_backend(struct bench *b)
 {
     struct why why;
     b->config = (struct backend_config){
         .model = b->model, .threads = b->threads, .isa = isa_best(), .block_tokens = BLOCK,
         .kv_bytes = UINT64_C(3) << 30, .step_tokens_max = STEP, .step_seqs_max = SEQS,
-        .seq_tokens_max = DEEP_TOKENS };
+        .seq_tokens_max = DEEP_TOKENS, .kv_type = kv_type() };
     const struct backend_config c = b->config;
     uint64_t before = clock_now_ns();
     if (backend_cpu.open(&b->self, &c, &b->shape, &why)) die("%s", why.text);
@@ -298,7 +310,7 @@ int main(int argc, char **argv)
         measure(b, "decode_8", 8, 256, 1, 10);
         measure(b, "decode_32", 32, 64, 1, 4);     /* as llama-batched-bench: 64 .. 95 */
     }
-    if (!getenv("ONLY")) each_kv_type(b);
+    if (!getenv("ONLY") && !getenv("KV")) each_kv_type(b);
     figures_close(&b->out);
     backend_cpu.close(b->self);
     model_close(m);

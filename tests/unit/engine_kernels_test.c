@@ -340,7 +340,7 @@ static void put_row(const struct kernels *k, enum kv_type type, float *x, uint32
                     uint32_t run, uint32_t step, uint8_t *scale_at)
 {
     uint8_t row[128];
-    float scale = kv_is_scaled(type) ? k->to_byte(type, x, n, row) : 1;
+    float scale = kv_is_scaled(type) ? k->to_byte(type, x, n, NULL, 0, row) : 1;
     for (uint32_t i = 0; i < n; i++) {
         uint8_t *to = at + ((uint64_t)(i / run) * step + i % run) * kv_element_bytes(type);
         uint16_t half = type == KV_F16 ? float_to_half(x[i]) : 0;
@@ -472,7 +472,51 @@ static void attention_agrees_with_double(void **state)
     }
 }
 
-/* Every path gives the same bytes, each within half a step of what it stands for. */
+static double code_value(enum kv_type type, uint8_t b)
+{
+    if (type == KV_INT8) return (double)(int8_t)b;
+    return (double)half_to_float((uint16_t)((b & 0x7f) << 7 | (b & 0x80) << 8));
+}
+
+/* Of an element of a row whose largest is `top`: fp8's least exponent, and the scales above. */
+static double code_step(enum kv_type type, float x, float top)
+{
+    if (type == KV_INT8) return (double)top / 127;
+    return fmax(fabs((double)x) / 8, 2 * (double)top / 448 / 512);
+}
+
+static double squared_error(enum kv_type type, const float *x, uint32_t n, float scale,
+                            const uint8_t *bytes)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        double error = code_value(type, bytes[i]) * (double)scale - (double)x[i];
+        sum += error * error;
+    }
+    return sum;
+}
+
+/* The least squared error that any codes have with one of fp8's scales. */
+static double least_fp8_error(const float *x, uint32_t n, float top)
+{
+    double least = INFINITY;
+    for (int s = 0; s < FP8_SCALES; s++) {
+        double scale = (double)top / (double)KV_FP8_MOST * exp2((double)s / FP8_SCALES), sum = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            double nearest = INFINITY;
+            for (uint8_t b = 0; b < 0x7f; b++) {
+                double back = code_value(KV_FP8, b) * scale;
+                nearest = fmin(nearest, fabs(back - fabs((double)x[i])));
+            }
+            sum += nearest * nearest;
+        }
+        least = fmin(least, sum);
+    }
+    return least;
+}
+
+/* Every path gives equally good bytes (the same ones, but for scales that come out even), each
+ * within half a step of what it stands for. */
 static void keys_and_values_are_rounded_to_bytes(void **state)
 {
     (void)state;
@@ -487,17 +531,20 @@ static void keys_and_values_are_rounded_to_bytes(void **state)
         if (trial == 8 || trial == 9) memset(x, 0, sizeof x);
         for (int i = 0; i < N; i++) top = fmaxf(top, fabsf(x[i]));
         for (enum isa isa = ISA_PLAIN; isa <= isa_best(); isa++) {
-            scales[isa] = kernels_of(isa)->to_byte(type, x, N, bytes[isa]);
-            assert_true(scales[isa] == scales[0]);
-            assert_memory_equal(bytes[isa], bytes[0], N);
+            scales[isa] = kernels_of(isa)->to_byte(type, x, N, NULL, 0, bytes[isa]);
+            if (scales[isa] == scales[0]) assert_memory_equal(bytes[isa], bytes[0], N);
+            double error = squared_error(type, x, N, scales[isa], bytes[isa]);
+            assert_true(error <= 1.001 * squared_error(type, x, N, scales[0], bytes[0]));
+            assert_true(type == KV_FP8 || scales[isa] == scales[0]);
+        }
+        if (type == KV_FP8 && top > 0) {
+            double error = squared_error(type, x, N, scales[0], bytes[0]);
+            assert_true(error <= 1.01 * least_fp8_error(x, N, top));
         }
         for (int i = 0; i < N; i++) {
             uint8_t b = bytes[0][i];
-            double back = type == KV_INT8 ? (double)(int8_t)b :
-                (double)half_to_float((uint16_t)((b & 0x7f) << 7 | (b & 0x80) << 8));
-            double step = type == KV_INT8 ? (double)top / 127
-                                          : fmax(fabs((double)x[i]) / 8, (double)top / 448 / 512);
-            assert_true(fabs(back * (double)scales[0] - (double)x[i]) <= 0.505 * step);
+            double back = code_value(type, b) * (double)scales[0];
+            assert_true(fabs(back - (double)x[i]) <= 0.505 * code_step(type, x[i], top));
             assert_true(type == KV_INT8 || (b & 0x7f) < 0x7f);
         }
     }
@@ -505,9 +552,73 @@ static void keys_and_values_are_rounded_to_bytes(void **state)
     float odd[16] = { NAN, INFINITY, -INFINITY, 1, 3e38f };
     uint8_t out[16];
     for (enum isa isa = ISA_PLAIN; isa <= isa_best(); isa++) {
-        kernels_of(isa)->to_byte(KV_INT8, odd, 16, out);
-        kernels_of(isa)->to_byte(KV_FP8, odd, 16, out);
+        kernels_of(isa)->to_byte(KV_INT8, odd, 16, odd, 1, out);
+        kernels_of(isa)->to_byte(KV_FP8, odd, 16, odd, 1, out);
         for (int i = 0; i < 16; i++) assert_true((out[i] & 0x7f) < 0x7f);
+    }
+}
+
+/* Keys as heads have them, and queries with a direction of their own, theirs and later ones. */
+struct shaped {
+    enum kv_type type;
+    uint32_t n, count;
+    double seen, later, error;        /* sums over keys of (q . error)^2, and error . error */
+};
+
+static double squared_dot(const float *q, const float *x, uint32_t n, float scale,
+                          enum kv_type type, const uint8_t *bytes)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        double error = code_value(type, bytes[i]) * (double)scale - (double)x[i];
+        sum += error * (double)q[i];
+    }
+    return sum * sum;
+}
+
+static void shape_keys(const struct kernels *k, struct shaped *s, bool with_queries)
+{
+    enum { KEYS = 200, N_MAX = 128 };
+    static float x[N_MAX], own[KEY_QUERIES_MAX * N_MAX], common[N_MAX];
+    uint8_t bytes[N_MAX];
+    uint64_t seed = s->n + s->count;
+    floats(common, s->n, 1, &seed);
+    s->seen = s->later = s->error = 0;
+    for (int key = 0; key < KEYS; key++) {
+        floats(x, s->n, 1, &seed);
+        floats(own, s->n * s->count, 0.7f, &seed);
+        for (uint32_t i = 0; i < s->n * s->count; i++) own[i] += common[i % s->n];
+        float scale = k->to_byte(s->type, x, s->n, own, with_queries ? s->count : 0, bytes);
+        for (uint32_t i = 0; i < s->n; i++) {
+            double back = code_value(s->type, bytes[i]) * (double)scale;
+            assert_true(fabs(back - (double)x[i]) <= 1.1 * code_step(s->type, x[i], 2));
+        }
+        for (uint32_t h = 0; h < s->count; h++) {
+            s->seen += squared_dot(own + h * s->n, x, s->n, scale, s->type, bytes);
+        }
+        s->later += squared_dot(common, x, s->n, scale, s->type, bytes);
+        s->error += squared_error(s->type, x, s->n, scale, bytes);
+    }
+}
+
+static void keys_are_rounded_for_their_queries(void **state)
+{
+    (void)state;
+    static const uint32_t sizes[] = { 64, 80, 128 }, counts[] = { 1, 2, 3, 4, 7, 16 };
+    for (uint32_t trial = 0; trial < 36; trial++) {
+        struct shaped oracle = { .type = trial % 2 ? KV_INT8 : KV_FP8, .n = sizes[trial / 2 % 3],
+                                 .count = counts[trial / 6] };
+        shape_keys(&kernels_plain, &oracle, true);
+        for (enum isa isa = ISA_PLAIN; isa <= isa_best(); isa++) {
+            struct shaped with = oracle, without = oracle;
+            shape_keys(kernels_of(isa), &with, true);
+            shape_keys(kernels_of(isa), &without, false);
+            assert_true(with.later < 0.45 * without.later);
+            assert_true(with.seen < 0.3 * without.seen);
+            assert_true(with.error < 1.1 * without.error);
+            assert_true(fabs(with.seen - oracle.seen) < 0.01 * without.seen);
+            assert_true(fabs(with.error - oracle.error) < 0.01 * without.error);
+        }
     }
 }
 
@@ -521,6 +632,7 @@ int main(void)
         cmocka_unit_test(activations_are_rounded_to_the_nearest),
         cmocka_unit_test(attention_agrees_with_double),
         cmocka_unit_test(keys_and_values_are_rounded_to_bytes),
+        cmocka_unit_test(keys_are_rounded_for_their_queries),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

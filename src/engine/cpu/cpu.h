@@ -100,8 +100,9 @@ void kv_close(struct cpu *u);
 /* `end` (may be 0): positions of the sequence that may be fetched ahead. */
 struct kv_view kv_view(const struct cpu *u, uint32_t layer, uint32_t head, const uint32_t *blocks,
                        uint32_t end);
-/* Stores the key and value rows (K*S each) of one position. */
-void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *k, const float *v);
+/* Stores the key and value of one position; `qkv` is its whole row: the rounding of a key looks at
+ * its queries. */
+void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *qkv);
 void cpu_kv_read(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,
                  uint32_t first, uint32_t count, void *out);
 void cpu_kv_write(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,

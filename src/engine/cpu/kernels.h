@@ -19,6 +19,7 @@ enum {
     QUERIES_MAX = 96,                 /* that one attention tile call works on                */
     TILE_SPAN = 64,                   /* positions whose elements it keeps as floats          */
     HEAD_DIM_MAX = 512,
+    KEY_QUERIES_MAX = 16,             /* that the rounding of a key looks at                  */
 };
 
 /* Of 32 values x ~ scale * v of each of 16 rows. */
@@ -115,10 +116,21 @@ static inline uint64_t tile_room(uint32_t head_dim)
     return (uint64_t)QUERIES_MAX * KV_TILE_TOKENS + (uint64_t)TILE_SPAN * head_dim;
 }
 
-/* What the largest element of a position's key or value becomes; all below KV_BYTE_LEAST: zeros. */
+/* What the largest element of a position's key or value becomes (fp8: or up to an octave less);
+ * all below KV_BYTE_LEAST: zeros. */
 #define KV_INT8_MOST 127.0f
 #define KV_FP8_MOST 1.75f
 #define KV_BYTE_LEAST 1e-30f
+
+/* Scales that fp8 chooses from, over the least: a quarter of an octave apart. */
+enum { FP8_SCALES = 4 };
+#define FP8_SCALE_LIST { 1, 1.18920712f, 1.41421356f, 1.68179283f }
+#define FP8_INVERSE_LIST { 1, 0.84089642f, 0.70710678f, 0.59460356f }
+
+/* How much the rounding of a key minds what its own queries do not see of the error (mean over
+ * directions; 1: as much as what they see), and of how many elements one may change. */
+#define KEY_UNSEEN 2.0f
+enum { KEY_FLIP_EVERY = 16 };
 
 /* A softmax in progress: sum and out are relative to exp(max). */
 struct partial {
@@ -144,8 +156,11 @@ struct kernels {
      * power of two in S), in place.  It keeps dot products, and spreads single large values. */
     void (*mix)(float *x, uint32_t n);
     void (*to_half)(const float *x, uint32_t n, uint16_t *out);
-    /* KV_INT8 or KV_FP8 (see simd_kv.h): n bytes, and what they are to be multiplied by. */
-    float (*to_byte)(enum kv_type type, const float *x, uint32_t n, uint8_t *out);
+    /* KV_INT8 or KV_FP8 (see simd_kv.h): n bytes, and what they are to be multiplied by.  An
+     * element becomes the nearest code, or (some of a key's) the one on its other side: so that
+     * `queries` (count, n; at most KEY_QUERIES_MAX) notice the error less. */
+    float (*to_byte)(enum kv_type type, const float *x, uint32_t n, const float *queries,
+                     uint32_t count, uint8_t *out);
     /* out(r, c) for rows row0 .. (row0 a multiple of 16) and the outputs of some panels; `out` is
      * the place of row0 and of the first panel's first output.  `add`: added to what is there. */
     void (*gemm)(const struct matrix *m, const struct acts *a, uint32_t row0, uint32_t rows,

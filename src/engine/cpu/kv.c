@@ -124,13 +124,15 @@ static void spread_value(const struct kv_view *kv, uint8_t *at, uint8_t *row, bo
     spread(at, 1, kv_fours(kv->type), row, kv->head_dim, kv_element_bytes(kv->type), to_pool);
 }
 
-/* One head's key or value as stored; the scale is written if the type has one. */
-static void narrow(const struct cpu *u, const float *x, uint8_t *out, uint8_t *scale)
+/* One head's key (with the queries that share it) or value as stored; the scale is written if the
+ * type has one. */
+static void narrow(const struct cpu *u, const float *x, const float *queries, uint32_t count,
+                   uint8_t *out, uint8_t *scale)
 {
     uint32_t size = u->model->h.head_dim;
     enum kv_type type = u->c.kv_type;
     if (kv_is_scaled(type)) {
-        float s = u->k->to_byte(type, x, size, out);
+        float s = u->k->to_byte(type, x, size, queries, count, out);
         memcpy(scale, &s, sizeof s);
     } else if (type == KV_F16) {
         u->k->to_half(x, size, (uint16_t *)(void *)out);
@@ -139,16 +141,20 @@ static void narrow(const struct cpu *u, const float *x, uint8_t *out, uint8_t *s
     }
 }
 
-void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *k, const float *v)
+void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *qkv)
 {
-    uint32_t size = u->model->h.head_dim;
+    const struct hparams *h = &u->model->h;
+    uint32_t size = h->head_dim;
+    uint32_t group = h->heads / h->kv_heads;
+    uint32_t count = group < KEY_QUERIES_MAX ? group : KEY_QUERIES_MAX;
+    const float *k = qkv + h->heads * size, *v = k + h->kv_heads * size;
     _Alignas(64) uint8_t row[HEAD_DIM_MAX * sizeof(float)];
-    for (uint32_t head = 0; head < u->model->h.kv_heads; head++) {
+    for (uint32_t head = 0; head < h->kv_heads; head++) {
         struct kv_view kv = kv_view(u, layer, head, at->blocks, 0);
         struct place to = place_of(&kv, at->position);
-        narrow(u, k + head * size, row, to.key_scale);
+        narrow(u, k + head * size, qkv + head * group * size, count, row, to.key_scale);
         spread_key(&kv, to.key, row, true);
-        narrow(u, v + head * size, row, to.value_scale);
+        narrow(u, v + head * size, NULL, 0, row, to.value_scale);
         spread_value(&kv, to.value, row, true);
     }
 }

@@ -4,6 +4,7 @@
  * sum's order.
  */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/cpu/kernels.h"
@@ -96,21 +97,108 @@ static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, ui
     }
 }
 
-static float to_byte(enum kv_type type, const float *x, uint32_t n, uint8_t *out)
+static float fp8_value(uint8_t code)
+{
+    return half_to_float((uint16_t)((code & 0x7f) << 7 | (code & 0x80) << 8));
+}
+
+static float code_value(enum kv_type type, uint8_t code)
+{
+    return type == KV_INT8 ? (float)(int8_t)code : fp8_value(code);
+}
+
+static uint8_t code_of(enum kv_type type, float y)
+{
+    if (type == KV_INT8) return (uint8_t)(int8_t)lrintf(fminf(fmaxf(y, -127), 127));
+    uint32_t half = float_to_half(y), size = half & 0x7fff;
+    size = (size + 0x3f + (size >> 7 & 1)) >> 7;
+    return (uint8_t)((size < 0x7e ? size : 0x7e) | (half >> 8 & 0x80));
+}
+
+static void to_codes(enum kv_type type, const float *x, uint32_t n, float inverse, uint8_t *out)
+{
+    for (uint32_t i = 0; i < n; i++) out[i] = code_of(type, x[i] * inverse);
+}
+
+static const float fp8_scales[] = FP8_SCALE_LIST, fp8_inverses[] = FP8_INVERSE_LIST;
+
+static int fp8_best_scale(const float *x, uint32_t n, float inverse)
+{
+    int best = 0;
+    float least = INFINITY;
+    for (int s = 0; s < FP8_SCALES; s++) {
+        float sum = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            float y = x[i] * (inverse * fp8_inverses[s]);
+            float error = (fp8_value(code_of(KV_FP8, y)) - y) * fp8_scales[s];
+            sum += error * error;
+        }
+        if (sum < least) best = s;
+        least = sum < least ? sum : least;
+    }
+    return best;
+}
+
+/* The code on the other side of y; `code` itself when there is none. */
+static uint8_t other_code(enum kv_type type, uint8_t code, float y)
+{
+    float v = code_value(type, code);
+    if (type == KV_INT8) {
+        int other = (int8_t)code + (v > y ? -1 : 1);
+        return abs(other) > 127 ? code : (uint8_t)other;
+    }
+    uint32_t size = code & 0x7f, other = fabsf(y) > fabsf(v) ? size + 1 : size - 1;
+    return size <= 8 || other > 0x7e ? code : (uint8_t)(other | (code & 0x80));
+}
+
+/* Changes, one after another, the element whose other code helps most: see simd_kv.h. */
+static void shape(enum kv_type type, const float *x, uint32_t n, float inverse,
+                  const float *queries, uint32_t count, uint8_t *codes)
+{
+    float seen[KEY_QUERIES_MAX] = { 0 }, unseen = 0;
+    uint8_t others[HEAD_DIM_MAX];
+    for (uint32_t i = 0; i < n; i++) {
+        float error = code_value(type, codes[i]) - x[i] * inverse;
+        others[i] = other_code(type, codes[i], x[i] * inverse);
+        for (uint32_t h = 0; h < count; h++) {
+            seen[h] += queries[h * n + i] * error;
+            unseen += KEY_UNSEEN * queries[h * n + i] * queries[h * n + i] / (float)n;
+        }
+    }
+    for (uint32_t flips = 0; flips < n / KEY_FLIP_EVERY; flips++) {
+        float least = -1e-6f * unseen, change = 0;
+        uint32_t best = n;
+        for (uint32_t i = 0; i < n; i++) {
+            float v = code_value(type, codes[i]), to = code_value(type, others[i]) - v;
+            float gain = unseen * to * (2 * (v - x[i] * inverse) + to);
+            for (uint32_t h = 0; h < count; h++) {
+                float q = queries[h * n + i] * to;
+                gain += q * (2 * seen[h] + q);
+            }
+            if (!(gain < least)) continue;
+            least = gain;
+            best = i;
+            change = to;
+        }
+        if (best == n) return;
+        for (uint32_t h = 0; h < count; h++) seen[h] += queries[h * n + best] * change;
+        uint8_t was = codes[best];
+        codes[best] = others[best];
+        others[best] = was;
+    }
+}
+
+static float to_byte(enum kv_type type, const float *x, uint32_t n, const float *queries,
+                     uint32_t count, uint8_t *out)
 {
     float amax = 0, most = type == KV_INT8 ? KV_INT8_MOST : KV_FP8_MOST;
     for (uint32_t i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
     float inverse = amax > KV_BYTE_LEAST ? most / amax : 0;
-    for (uint32_t i = 0; i < n; i++) {
-        if (type == KV_INT8) {
-            out[i] = (uint8_t)(int8_t)lrintf(fminf(fmaxf(x[i] * inverse, -127), 127));
-        } else {
-            uint32_t half = float_to_half(x[i] * inverse), size = half & 0x7fff;
-            size = (size + 0x3f + (size >> 7 & 1)) >> 7;
-            out[i] = (uint8_t)((size < 0x7e ? size : 0x7e) | (half >> 8 & 0x80));
-        }
-    }
-    return inverse > 0 ? amax / most : 0;
+    int scale = type == KV_FP8 ? fp8_best_scale(x, n, inverse) : 0;
+    inverse *= fp8_inverses[scale];
+    to_codes(type, x, n, inverse, out);
+    if (inverse > 0) shape(type, x, n, inverse, queries, count, out);
+    return inverse > 0 ? amax / most * fp8_scales[scale] : 0;
 }
 
 static float element(const struct kv_view *kv, const uint8_t *base, uint64_t i)
@@ -120,8 +208,7 @@ static float element(const struct kv_view *kv, const uint8_t *base, uint64_t i)
     switch (kv->type) {
     case KV_F32: memcpy(&f, base + 4 * i, 4); return f;
     case KV_F16: memcpy(&h, base + 2 * i, 2); return half_to_float(h);
-    case KV_INT8: return (float)(int8_t)base[i];
-    default: return half_to_float((uint16_t)((base[i] & 0x7f) << 7 | (base[i] & 0x80) << 8));
+    default: return code_value(kv->type, base[i]);
     }
 }
 

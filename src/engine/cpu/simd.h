@@ -176,6 +176,9 @@ INLINE vf vf_swap(vf x, uint32_t step)
 
 enum { PARTS = PANEL / LANES };       /* vectors of a panel's outputs */
 
+/* The same bits as whole numbers; comparisons of either give -1 or 0 in each lane. */
+typedef int32_t vi __attribute__((vector_size(sizeof(vf)), may_alias));
+
 /* Lanes added in a fixed tree: each with the one half a vector further. */
 INLINE float vf_sum(vf x)
 {

@@ -279,7 +279,7 @@ static void rope_item(void *ctx, uint32_t item, uint32_t worker)
     for (uint32_t r = item * f->rows_each; r < row_end(f, item); r++) {
         float *qkv = u->qkv + (uint64_t)r * (q + 2 * k);
         rope_row(u, &u->floats[f->layer], r, qkv);
-        kv_store(u, f->layer, &u->row[r], qkv + q, qkv + q + k);
+        kv_store(u, f->layer, &u->row[r], qkv);
     }
 }
 
