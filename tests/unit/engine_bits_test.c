@@ -358,6 +358,13 @@ static void packed_weights_are_checked_and_shared(void **state)
     c.model = t[1].m;
     assert_int_equal(backend_cpu.open(&self, &c, &shape, &why), ERR_FORMAT);
     assert_non_null(strstr(why.text, "another model"));
+    if (isa == ISA_AVX512) {
+        c.model = t[0].m;
+        assert_true(backend_cpu.packed_bytes(t[0].m, ISA_AVX2) <= bytes);
+        backend_cpu.pack(t[0].m, ISA_AVX2, image, 0, 1);
+        assert_int_equal(backend_cpu.open(&self, &c, &shape, &why), ERR_FORMAT);
+        assert_non_null(strstr(why.text, "another instruction set"));
+    }
     c.packed = NULL;
     c.kv_bytes = 100;
     assert_int_equal(backend_cpu.open(&self, &c, &shape, &why), ERR_LIMIT);
