@@ -158,11 +158,33 @@ static void a_scale_that_is_no_number_shows(void **state)
     free(w);
 }
 
+/* Nor does an activation that is none hide behind others: its row shows it, and no other row. */
+static void an_activation_that_is_no_number_shows(void **state)
+{
+    (void)state;
+    static const float odd[] = { NAN, -NAN, INFINITY, -INFINITY };
+    struct work *w = mem_alloc(sizeof *w);
+    uint64_t seed = 5;
+    for (uint32_t trial = 0; trial < 32; trial++) {
+        for (enum isa isa = ISA_AVX2; isa <= isa_best(); isa++) {
+            fill(w, types[trial % 2], 0, &seed);
+            w->x[6][tiny_random(&seed) % IN] = odd[trial / 2 % 4];
+            multiply(w, isa, types[trial % 2]);
+            for (uint32_t i = 0; i < ROWS * PANEL; i++) {
+                assert_true(!isfinite(w->out[i / PANEL][i % PANEL]) == (i / PANEL == 6));
+            }
+            forget_acts(w);
+        }
+    }
+    free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scales_of_a_wide_range_keep_their_bound),
         cmocka_unit_test(a_scale_that_is_no_number_shows),
+        cmocka_unit_test(an_activation_that_is_no_number_shows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -26,14 +26,21 @@ INLINE __m512i pair_of(vf first, vf second)
     return _mm512_or_si512(_mm512_slli_epi32(_mm512_cvtps_epi32(first), 16), low);
 }
 
+/* The larger in size; NaN, which is the largest whole number, stays. */
+INLINE vf larger(vf top, vf x)
+{
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(top),
+                                                _mm512_castps_si512(vf_abs(x))));
+}
+
 /* Some rows of one group. */
 static void pair_group(const struct act_block *b, uint32_t pairs, __mmask16 rows,
                        struct act_pair *out, struct act_units *units)
 {
     vf scale_top = vf_zero(), sum_top = vf_zero();
     for (uint32_t i = 0; i < 2 * pairs; i++) {
-        scale_top = vf_max(scale_top, _mm512_maskz_loadu_ps(rows, b[i].s.scale));
-        sum_top = vf_max(sum_top, vf_abs(_mm512_maskz_loadu_ps(rows, b[i].s.sum)));
+        scale_top = larger(scale_top, _mm512_maskz_loadu_ps(rows, b[i].s.scale));
+        sum_top = larger(sum_top, _mm512_maskz_loadu_ps(rows, b[i].s.sum));
     }
     vf by_scale = vf_keep_from(vf_all(PAIR_MOST) / scale_top, scale_top, vf_all(PAIR_LEAST));
     vf by_sum = vf_keep_from(vf_all(PAIR_MOST) / sum_top, sum_top, vf_all(PAIR_LEAST));

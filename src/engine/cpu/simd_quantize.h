@@ -25,12 +25,12 @@ INLINE int32_t sum_of(__m256i v)
 
 INLINE void store_scales(struct act_scales *s, uint32_t r, float scale, const __m256i v[4])
 {
-    int32_t low = sum_of(_mm256_add_epi32(v[0], v[1]));
-    int32_t sum = low + sum_of(_mm256_add_epi32(v[2], v[3]));
+    uint32_t low = (uint32_t)sum_of(_mm256_add_epi32(v[0], v[1]));
+    uint32_t sum = low + (uint32_t)sum_of(_mm256_add_epi32(v[2], v[3]));
     s->scale[r] = scale;
-    s->sum[r] = scale * (float)sum;
-    s->start[r] = -128 * sum;
-    s->start_low[r] = -128 * low;
+    s->sum[r] = scale * (float)(int32_t)sum;
+    s->start[r] = (int32_t)(0u - 128 * sum);     /* wraps where v is no number, as scale then */
+    s->start_low[r] = (int32_t)(0u - 128 * low);
 }
 
 /* Lowest 16 bits of 8 + 8 numbers that fit, in order. */
@@ -65,16 +65,19 @@ INLINE void store_wide(struct wide_block *b, uint32_t r, const __m256i v[4])
 #endif
 }
 
+/* As whole numbers, which order positive floats alike, and NaN above them all. */
 INLINE float largest_of_32(const float *x)
 {
-    __m256 top = _mm256_setzero_ps();
+    const __m256i size = _mm256_set1_epi32(INT32_MAX);
+    __m256i top = _mm256_setzero_si256();
     UNROLL for (int i = 0; i < 4; i++) {
-        const __m256 sign = _mm256_set1_ps(-0.0f);
-        top = _mm256_max_ps(top, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + 8 * i)));
+        __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)(x + 8 * i));
+        top = _mm256_max_epi32(top, _mm256_and_si256(bits, size));
     }
-    __m128 t = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-    t = _mm_max_ps(t, _mm_movehl_ps(t, t));
-    return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
+    __m128i t = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+    t = _mm_max_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+    t = _mm_max_epi32(t, _mm_shuffle_epi32(t, 0xb1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(t));
 }
 
 static void rows_quantize(const float *x, uint32_t n, const struct acts *a, uint32_t row,
