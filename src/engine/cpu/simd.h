@@ -131,6 +131,7 @@ INLINE vf vf_load_int8(const void *at)
 }
 INLINE vf vf_load_int8_of(const void *at, uint32_t sub)
 {
+    __asm__ volatile("" : "+r"(at));  /* loaded for each byte: no register could keep it */
     __m256i top = _mm256_slli_epi32(_mm256_loadu_si256(at), (int)(24 - 8 * sub));
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24));
 }
