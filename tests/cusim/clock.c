@@ -33,9 +33,8 @@ static struct op_record *record(op_id op)
 int clock_new_slot(void)
 {
     if (given_count) return given[--given_count];
-    if (slot_count == CLOCK_SLOTS) {
-        report(NOT_MODELLED, "more than %d streams and graph branches", CLOCK_SLOTS);
-    }
+    report_if(slot_count == CLOCK_SLOTS, NOT_MODELLED, "more than %d streams and graph branches",
+              CLOCK_SLOTS);
     return slot_count++;
 }
 
@@ -65,7 +64,7 @@ op_id clock_new_op(struct clock *clock, int slot, const char *what)
 {
     pthread_mutex_lock(&lock);
     op_id op = op_count++;
-    if (op / CHUNK >= CHUNKS) report(NOT_MODELLED, "more than %d operations", CHUNK * CHUNKS);
+    report_if(op / CHUNK >= CHUNKS, NOT_MODELLED, "more than %d operations", CHUNK * CHUNKS);
     if (!chunks[op / CHUNK]) chunks[op / CHUNK] = must_alloc(CHUNK * sizeof(struct op_record));
     clock->tick[slot] = ++last_tick[slot];
     *record(op) = (struct op_record){intern(what), clock->tick[slot], (uint32_t)slot};

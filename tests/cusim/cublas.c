@@ -134,9 +134,8 @@ static void check_overlap(const struct matrix *c, const struct matrix *x, const 
     for (int j = 0; j < c->columns; j++) {
         for (int k = 0; k < x->columns; k++) {
             uint64_t low = column(c, j), other = column(x, k);
-            if (low < other + column_bytes(x) && other < low + column_bytes(c)) {
-                report(BLAS_ALIAS, "the result of a product overlaps %s", name);
-            }
+            report_if(low < other + column_bytes(x) && other < low + column_bytes(c), BLAS_ALIAS,
+                      "the result of a product overlaps %s", name);
         }
     }
 }
@@ -146,32 +145,27 @@ static void check_product(const struct product *p, cublasComputeType_t compute)
     const struct matrix *x[] = {&p->a, &p->b, &p->c};
     static const char *const names[] = {"A", "B", "C"};
     for (int k = 0; k < 3; k++) {
-        if (!number_bytes(x[k]->type)) report(BLAS_ARGUMENT, "%s has data type %d", names[k],
-                                              (int)x[k]->type);
-        if (x[k]->stride < x[k]->rows) {
-            report(BLAS_ARGUMENT, "ld%c is %d, and %s has %d rows", "abc"[k], x[k]->stride,
-                   names[k], x[k]->rows);
-        }
-        if (x[k]->at % number_bytes(x[k]->type)) {
-            report(MISALIGNED, "%s of a product at %#llx", names[k], (unsigned long long)x[k]->at);
-        }
-        if (!is_device(x[k]->at)) {
-            report(DEVICE_TOUCHES_HOST_MEMORY, "%s of a product is host memory", names[k]);
-        }
+        report_if(!number_bytes(x[k]->type), BLAS_ARGUMENT, "%s has data type %d", names[k],
+                  (int)x[k]->type);
+        report_if(x[k]->stride < x[k]->rows, BLAS_ARGUMENT, "ld%c is %d, and %s has %d rows",
+                  "abc"[k], x[k]->stride, names[k], x[k]->rows);
+        report_if(x[k]->at % number_bytes(x[k]->type), MISALIGNED, "%s of a product at %#lx",
+                  names[k], x[k]->at);
+        report_if(!is_device(x[k]->at), DEVICE_TOUCHES_HOST_MEMORY,
+                  "%s of a product is host memory", names[k]);
     }
     bool plain = compute == CUBLAS_COMPUTE_32F || compute == CUBLAS_COMPUTE_32F_PEDANTIC;
-    if (!plain || p->a.type != p->b.type ||
-        (p->c.type != p->a.type && p->c.type != CUDA_R_32F)) {
-        report(BLAS_ARGUMENT, "types %d and %d to %d with compute type %d", (int)p->a.type,
-               (int)p->b.type, (int)p->c.type, (int)compute);
-    }
+    report_if(!plain || p->a.type != p->b.type ||
+              (p->c.type != p->a.type && p->c.type != CUDA_R_32F), BLAS_ARGUMENT,
+              "types %d and %d to %d with compute type %d", (int)p->a.type, (int)p->b.type,
+              (int)p->c.type, (int)compute);
     check_overlap(&p->c, &p->a, "A");
     check_overlap(&p->c, &p->b, "B");
 }
 
 static void handle_check(cublasHandle_t h, const char *call)
 {
-    if (!h || !h->live) report(DEAD_HANDLE, "%s on a handle that was destroyed", call);
+    report_if(!h || !h->live, DEAD_HANDLE, "%s on a handle that was destroyed", call);
 }
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t *out)
@@ -202,7 +196,7 @@ cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t h, void *at, size_t bytes)
 {
     handle_check(h, "cublasSetWorkspace");
     const struct region *hint = NULL;
-    if ((uint64_t)at % 256) report(MISALIGNED, "a workspace at %p", at);
+    report_if((uint64_t)at % 256, MISALIGNED, "a workspace at %p", at);
     if (bytes) memory_region((uint64_t)at, bytes, h->device, &hint);
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -236,11 +230,9 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t a_op, cublasOper
     (void)algorithm;
     handle_check(h, "a product");
     stream_check(h->stream, "a product");
-    if (h->device != current_device()) {
-        report(WRONG_DEVICE, "a handle of device %d while device %d is current", h->device,
-               current_device());
-    }
-    if (m < 0 || n < 0 || k < 0) report(BLAS_ARGUMENT, "a negative size");
+    report_if(h->device != current_device(), WRONG_DEVICE,
+              "a handle of device %d while device %d is current", h->device, current_device());
+    report_if(m < 0 || n < 0 || k < 0, BLAS_ARGUMENT, "a negative size");
     if (!m || !n || !k) return CUBLAS_STATUS_SUCCESS;
     bool ta = a_op != CUBLAS_OP_N, tb = b_op != CUBLAS_OP_N;
     struct product *p = op_new(&product_type);

@@ -43,7 +43,7 @@ static void push_mark(cudaStream_t s, const struct op_type *type, struct mark *m
 static void event_check(cudaEvent_t e, const char *call)
 {
     sim_open();
-    if (!e || !e->live) report(DEAD_HANDLE, "%s on an event that was destroyed", call);
+    report_if(!e || !e->live, DEAD_HANDLE, "%s on an event that was destroyed", call);
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags)
@@ -70,12 +70,10 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
     event_check(e, "cudaEventRecord");
     stream_check(s, "cudaEventRecord");
-    if (e->device != s->device) {
-        report(WRONG_DEVICE, "an event of device %d is recorded on device %d", e->device,
-               s->device);
-    }
+    report_if(e->device != s->device, WRONG_DEVICE,
+              "an event of device %d is recorded on device %d", e->device, s->device);
     sim_lock();
-    if (s->capture) report(NOT_MODELLED, "an event that is recorded in a capture");
+    report_if(s->capture, NOT_MODELLED, "an event that is recorded in a capture");
     mark_drop(e->mark);
     clock_join(&s->clock, &host_clock);
     e->mark = must_alloc(sizeof *e->mark);
@@ -89,11 +87,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
 {
     event_check(e, "cudaStreamWaitEvent");
     stream_check(s, "cudaStreamWaitEvent");
-    if (flags) report(NOT_MODELLED, "cudaStreamWaitEvent with flags %u", flags);
+    report_if(flags, NOT_MODELLED, "cudaStreamWaitEvent with flags %u", flags);
     sim_lock();
-    if (s->capture) {
-        report(ILLEGAL_IN_CAPTURE, "a captured stream waits for an event from outside the capture");
-    }
+    report_if(s->capture, ILLEGAL_IN_CAPTURE,
+              "a captured stream waits for an event from outside the capture");
     if (e->mark) {
         clock_join(&s->clock, &host_clock);
         clock_join(&s->clock, &e->mark->clock);

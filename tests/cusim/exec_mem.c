@@ -11,7 +11,7 @@ static uint32_t thread_of(const struct warp *w, int lane)
 
 static _Noreturn void misaligned(uint32_t bytes, uint64_t address)
 {
-    report(MISALIGNED, "%u bytes at %#llx", bytes, (unsigned long long)address);
+    report(MISALIGNED, "%u bytes at %#lx", bytes, address);
 }
 
 /* From here on it is this warp that touches memory. */
@@ -33,11 +33,10 @@ static uint8_t *shared_at(struct warp *w, uint64_t offset, uint32_t bytes, enum 
 {
     struct block *b = w->b;
     if (offset + bytes > b->shared_bytes) {
-        if (offset - WINDOW_LOW < b->shared_bytes) {
-            report(TRUNCATED_ADDRESS, "a generic address cut to 32 bits is used as a shared one");
-        }
-        report(SHARED_BOUNDS, "%u bytes at offset %llu of %u bytes", bytes,
-               (unsigned long long)offset, b->shared_bytes);
+        report_if(offset - WINDOW_LOW < b->shared_bytes, TRUNCATED_ADDRESS,
+                  "a generic address cut to 32 bits is used as a shared one");
+        report(SHARED_BOUNDS, "%u bytes at offset %lu of %u bytes", bytes, offset,
+               b->shared_bytes);
     }
     if (b->cells) shadow_shared(toucher_of(b, thread), b->cells, (uint32_t)offset, bytes, touch);
     return b->shared + offset;
@@ -59,20 +58,17 @@ static uint8_t *global_at(struct warp *w, uint64_t address, uint32_t bytes, enum
 static uint8_t *param_at(struct warp *w, uint64_t offset, uint32_t bytes)
 {
     const struct launch *launch = w->b->g->launch;
-    if (offset + bytes > launch->kernel->param_bytes) {
-        report(WRONG_ADDRESS_SPACE, "parameters: %u bytes at offset %llu of %u", bytes,
-               (unsigned long long)offset, launch->kernel->param_bytes);
-    }
+    report_if(offset + bytes > launch->kernel->param_bytes, WRONG_ADDRESS_SPACE,
+              "parameters: %u bytes at offset %lu of %u", bytes, offset,
+              launch->kernel->param_bytes);
     return launch->params + offset;
 }
 
 static uint8_t *local_at(struct warp *w, uint64_t offset, uint32_t bytes, int lane)
 {
     uint32_t size = w->b->g->launch->kernel->local_bytes;
-    if (offset + bytes > size) {
-        report(LOCAL_BOUNDS, "%u bytes at offset %llu of %u", bytes, (unsigned long long)offset,
-               size);
-    }
+    report_if(offset + bytes > size, LOCAL_BOUNDS, "%u bytes at offset %lu of %u", bytes, offset,
+              size);
     return w->local + (size_t)lane * size + offset;
 }
 
@@ -97,9 +93,8 @@ uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t ad
     case SPACE_PARAM: return param_at(w, address, bytes);
     default: break;
     }
-    if (address >> 40 == SHARED_WINDOW >> 40 || address >> 40 == LOCAL_WINDOW >> 40) {
-        report(WRONG_ADDRESS_SPACE, "a shared or local address is used as a global one");
-    }
+    report_if(address >> 40 == SHARED_WINDOW >> 40 || address >> 40 == LOCAL_WINDOW >> 40,
+              WRONG_ADDRESS_SPACE, "a shared or local address is used as a global one");
     return global_at(w, address, bytes, touch, thread);
 }
 
@@ -295,9 +290,7 @@ static void async_begin(struct warp *w, const struct ins *i, uint32_t lanes)
         uint32_t thread = place.thread = thread_of(w, l), at = (uint32_t)to[l];
         if (to[l] & (i->count - 1u)) misaligned(i->count, to[l]);
         if (from[l] & (i->count - 1u)) misaligned(i->count, from[l]);
-        if (fetch[l] > i->count) {
-            report(UNKNOWN_INSTRUCTION, "cp.async fetches more than it writes");
-        }
+        report_if(fetch[l] > i->count, UNKNOWN_INSTRUCTION, "cp.async fetches more than it writes");
         shared_at(w, at, i->count, TOUCH_ISSUE, thread);
         if (fetch[l]) global_at(w, from[l], fetch[l], TOUCH_READ, thread);
         memset(b->shared + at, 0xff, i->count);         /* NaN until it has arrived */

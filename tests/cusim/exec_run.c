@@ -50,15 +50,12 @@ static void set_state(struct warp *w, uint32_t lanes, enum lane_state state)
 static void check_members(const struct warp *w, uint32_t members, int lane)
 {
     place.thread = w->id * LANES + (uint32_t)lane;
-    if (!(members >> lane & 1)) {
-        report(WRONG_MASK, "lane %d is not in the mask %08x it gives", lane, members);
-    }
-    if (members & ~w->present) {
-        report(WRONG_MASK, "the mask %08x names lanes that do not exist", members);
-    }
-    if (members & w->exited) {
-        report(WRONG_MASK, "the mask %08x names lanes that have ended", members);
-    }
+    report_if(!(members >> lane & 1), WRONG_MASK, "lane %d is not in the mask %08x it gives", lane,
+              members);
+    report_if(members & ~w->present, WRONG_MASK, "the mask %08x names lanes that do not exist",
+              members);
+    report_if(members & w->exited, WRONG_MASK, "the mask %08x names lanes that have ended",
+              members);
 }
 
 /* A collective with a mask: true when all its members are in `lanes`, and it has run; else the
@@ -341,7 +338,7 @@ static void open_block(struct block *b, struct grid *g)
         struct warp *w = &b->warps[n];
         w->b = b;
         w->file = aligned_alloc(64, (k->file_bytes + SLOT8 + 63) / 64 * 64);
-        if (!w->file) report(NOT_MODELLED, "no memory for registers");
+        report_if(!w->file, NOT_MODELLED, "no memory for registers");
         memset(w->file, 0, k->file_bytes);
         write_constants(w->file, k);
         w->local = must_alloc((size_t)k->local_bytes * LANES);

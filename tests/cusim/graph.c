@@ -39,20 +39,20 @@ static void release_graph(struct CUgraph_st *g)
 void capture_add(cudaStream_t s, struct op *op)
 {
     struct CUgraph_st *g = s->capture->graph;
-    if (op->type == &nccl_op_type) report(NOT_MODELLED, "NCCL in a capture");
+    report_if(op->type == &nccl_op_type, NOT_MODELLED, "NCCL in a capture");
     g->ops = must_grow(g->ops, (size_t)g->count, sizeof *g->ops);
     g->ops[g->count++] = op;
 }
 
 void capture_forbids(cudaStream_t s, const char *call)
 {
-    if (s->capture) report(ILLEGAL_IN_CAPTURE, "%s on a stream that is captured", call);
+    report_if(s->capture, ILLEGAL_IN_CAPTURE, "%s on a stream that is captured", call);
 }
 
 void capture_forbids_any(const char *call)
 {
     sim_lock();
-    if (restricting) report(ILLEGAL_IN_CAPTURE, "%s while a stream is captured", call);
+    report_if(restricting, ILLEGAL_IN_CAPTURE, "%s while a stream is captured", call);
     sim_unlock();
 }
 
@@ -76,9 +76,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
     stream_check(s, "cudaStreamEndCapture");
     launches_checked("cudaStreamEndCapture");
     struct capture *c = s->capture;
-    if (!c) {
-        report(ILLEGAL_IN_CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
-    }
+    report_if(!c, ILLEGAL_IN_CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
     sim_lock();
     s->capture = NULL;
     restricting -= c->restricts;
@@ -90,7 +88,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
 
 cudaError_t cudaGraphDestroy(cudaGraph_t g)
 {
-    if (!g || !g->live) report(DEAD_HANDLE, "cudaGraphDestroy of a graph that was destroyed");
+    report_if(!g || !g->live, DEAD_HANDLE, "cudaGraphDestroy of a graph that was destroyed");
     g->live = false;
     release_graph(g);
     return sim_error(cudaSuccess);
@@ -98,8 +96,8 @@ cudaError_t cudaGraphDestroy(cudaGraph_t g)
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned long long flags)
 {
-    if (!g || !g->live) report(DEAD_HANDLE, "cudaGraphInstantiate of a graph that was destroyed");
-    if (flags) report(NOT_MODELLED, "cudaGraphInstantiate with flags %llu", flags);
+    report_if(!g || !g->live, DEAD_HANDLE, "cudaGraphInstantiate of a graph that was destroyed");
+    report_if(flags, NOT_MODELLED, "cudaGraphInstantiate with flags %llu", flags);
     struct CUgraphExec_st *e = must_alloc(sizeof *e);
     e->graph = g;
     e->live = true;
@@ -110,7 +108,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned l
 
 static void exec_check(cudaGraphExec_t e, const char *call)
 {
-    if (!e || !e->live) report(DEAD_HANDLE, "%s of a graph that was destroyed", call);
+    report_if(!e || !e->live, DEAD_HANDLE, "%s of a graph that was destroyed", call);
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
@@ -119,7 +117,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
     sim_lock();
     bool known = clock_before(e->last_launch, &host_clock);
     sim_unlock();
-    if (!known) report(GRAPH_MISUSE, "cudaGraphExecDestroy while a launch of it may still run");
+    report_if(!known, GRAPH_MISUSE, "cudaGraphExecDestroy while a launch of it may still run");
     e->live = false;
     release_graph(e->graph);
     return sim_error(cudaSuccess);

@@ -20,8 +20,7 @@ static void on_fault(int signal_number, siginfo_t *info, void *context)
     uint64_t at = (uint64_t)info->si_addr;
     if (is_device(at)) {
         place = (struct place){0};
-        report(HOST_TOUCHES_DEVICE_MEMORY, "the host reads or writes device address %#llx",
-               (unsigned long long)at);
+        report(HOST_TOUCHES_DEVICE_MEMORY, "the host reads or writes device address %#lx", at);
     }
     signal(signal_number, SIG_DFL);         /* not ours: the instruction runs again and faults */
 }
@@ -33,9 +32,8 @@ void memory_open(int devices, uint64_t bytes_each)
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     void *barred = mmap((void *)DEVICE_BASE, span, PROT_NONE, flags | MAP_FIXED_NOREPLACE, -1, 0);
     device_alias = mmap(NULL, span, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (barred != (void *)DEVICE_BASE || device_alias == MAP_FAILED) {
-        report(NOT_MODELLED, "no address space for %d devices", devices);
-    }
+    report_if(barred != (void *)DEVICE_BASE || device_alias == MAP_FAILED, NOT_MODELLED,
+              "no address space for %d devices", devices);
     for (int d = 0; d < DEVICES_MAX; d++) {
         top[d] = DEVICE_BASE + (uint64_t)d * DEVICE_SPAN + (1 << 20);
     }
@@ -59,9 +57,8 @@ static uint32_t regions_before(uint64_t address)
 static struct region *add_region(uint64_t start, uint64_t bytes, int device)
 {
     static uint32_t names;
-    if (region_count == sizeof regions / sizeof *regions) {
-        report(NOT_MODELLED, "more than %u regions of memory", region_count);
-    }
+    report_if(region_count == sizeof regions / sizeof *regions, NOT_MODELLED,
+              "more than %u regions of memory", region_count);
     struct region *r = must_alloc(sizeof *r);
     *r = (struct region){.start = start, .end = start + bytes, .device = device, .live = true,
                          .name = ++names};
@@ -110,15 +107,11 @@ uint64_t memory_give(uint64_t address, int device)
 {
     pthread_mutex_lock(&lock);
     struct region *r = allocation_at(address);
-    if (!r || r->start != address) {
-        report(BAD_FREE, "cudaFree of %#llx, which cudaMalloc never gave",
-               (unsigned long long)address);
-    }
-    if (!r->live) report(BAD_FREE, "cudaFree of %#llx a second time", (unsigned long long)address);
-    if (r->device != device) {
-        report(WRONG_DEVICE, "cudaFree of memory of device %d while device %d is current",
-               r->device, device);
-    }
+    report_if(!r || r->start != address, BAD_FREE, "cudaFree of %#lx, which cudaMalloc never gave",
+              address);
+    report_if(!r->live, BAD_FREE, "cudaFree of %#lx a second time", address);
+    report_if(r->device != device, WRONG_DEVICE,
+              "cudaFree of memory of device %d while device %d is current", r->device, device);
     r->live = false;
     for (uint32_t i = regions_before(address); i < region_count; i++) {
         if (!regions[i]->piece || regions[i]->start >= r->end) break;
@@ -156,9 +149,8 @@ void pinned_give(void *start)
     pthread_mutex_lock(&lock);
     uint32_t at = regions_before((uint64_t)start);
     const struct region *r = at ? regions[at - 1] : NULL;
-    if (!r || r->device != PINNED || r->start != (uint64_t)start) {
-        report(BAD_FREE, "cudaFreeHost of %p, which is not pinned memory, or twice", start);
-    }
+    report_if(!r || r->device != PINNED || r->start != (uint64_t)start, BAD_FREE,
+              "cudaFreeHost of %p, which is not pinned memory, or twice", start);
     transfers_forbid((uint8_t *)r->start, (uint8_t *)r->end);
     remove_region(at - 1);
     munmap(start, r->end - r->start);
@@ -185,14 +177,13 @@ void cusim_carve(const void *piece, size_t bytes)
     uint64_t start = (uint64_t)piece;
     pthread_mutex_lock(&lock);
     struct region *r = allocation_at(start);
-    if (!r || !r->live || start + bytes > r->end) {
-        report(GLOBAL_BOUNDS, "a piece of %zu bytes is carved where no memory is", bytes);
-    }
+    report_if(!r || !r->live || start + bytes > r->end, GLOBAL_BOUNDS,
+              "a piece of %zu bytes is carved where no memory is", bytes);
     r->carved = true;
     for (uint32_t i = 0; i < region_count; i++) {       /* an earlier piece here is gone */
         struct region *old = regions[i];
         if (!old->piece || old->start >= start + bytes || old->end <= start) continue;
-        if (old->live) report(GLOBAL_BOUNDS, "two pieces of one allocation overlap");
+        report_if(old->live, GLOBAL_BOUNDS, "two pieces of one allocation overlap");
         remove_region(i--);
     }
     add_region(start, bytes, r->device)->piece = true;
@@ -204,22 +195,17 @@ void cusim_uncarve(const void *piece)
     pthread_mutex_lock(&lock);
     uint32_t at = regions_before((uint64_t)piece);
     struct region *r = at ? regions[at - 1] : NULL;
-    if (!r || !r->piece || !r->live || r->start != (uint64_t)piece) {
-        report(BAD_FREE, "a piece is given back that was not carved, or twice");
-    }
+    report_if(!r || !r->piece || !r->live || r->start != (uint64_t)piece, BAD_FREE,
+              "a piece is given back that was not carved, or twice");
     r->live = false;
     pthread_mutex_unlock(&lock);
 }
 
 _Noreturn static void outside(const struct region *r, uint64_t address, uint64_t bytes)
 {
-    if (!r) {
-        report(GLOBAL_BOUNDS, "%llu bytes at %#llx, where nothing was allocated",
-               (unsigned long long)bytes, (unsigned long long)address);
-    }
-    report(GLOBAL_BOUNDS, "%llu bytes at offset %llu of %s of %llu bytes",
-           (unsigned long long)bytes, (unsigned long long)(address - r->start),
-           r->piece ? "a piece" : "an allocation", (unsigned long long)(r->end - r->start));
+    report_if(!r, GLOBAL_BOUNDS, "%lu bytes at %#lx, where nothing was allocated", bytes, address);
+    report(GLOBAL_BOUNDS, "%lu bytes at offset %lu of %s of %lu bytes", bytes, address - r->start,
+           r->piece ? "a piece" : "an allocation", r->end - r->start);
 }
 
 const struct region *memory_region(uint64_t address, uint64_t bytes, int device,
@@ -227,22 +213,17 @@ const struct region *memory_region(uint64_t address, uint64_t bytes, int device,
 {
     const struct region *r = *hint;
     if (r && address >= r->start && address + bytes <= r->end && r->live && !r->carved) return r;
-    if (!is_device(address)) {
-        report(DEVICE_TOUCHES_HOST_MEMORY, "%llu bytes at %#llx, which is not device memory",
-               (unsigned long long)bytes, (unsigned long long)address);
-    }
+    report_if(!is_device(address), DEVICE_TOUCHES_HOST_MEMORY,
+              "%lu bytes at %#lx, which is not device memory", bytes, address);
     pthread_mutex_lock(&lock);
     uint32_t at = regions_before(address);
     r = at ? regions[at - 1] : NULL;
     pthread_mutex_unlock(&lock);
     if (!r || address + bytes > r->end || address + bytes < address) outside(r, address, bytes);
-    if (!r->live) {
-        report(USE_AFTER_FREE, "%llu bytes at offset %llu of memory that was given back",
-               (unsigned long long)bytes, (unsigned long long)(address - r->start));
-    }
+    report_if(!r->live, USE_AFTER_FREE, "%lu bytes at offset %lu of memory that was given back",
+              bytes, address - r->start);
     if (r->carved) outside(r, address, bytes);
-    if (device != r->device) {
-        report(WRONG_DEVICE, "device %d touches memory of device %d", device, r->device);
-    }
+    report_if(device != r->device, WRONG_DEVICE, "device %d touches memory of device %d", device,
+              r->device);
     return *hint = r;
 }

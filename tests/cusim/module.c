@@ -60,10 +60,8 @@ static char *text_of(const struct fat_entry *e)
     const uint8_t *data = (const uint8_t *)e + e->header_bytes;
     char *text = must_alloc(e->bytes + 1);
     memcpy(text, data, e->bytes);
-    if (!strstr(text, ".version")) {
-        report(UNKNOWN_INSTRUCTION,
-               "the PTX of an object is compressed: nvcc needs -compress-mode none");
-    }
+    report_if(!strstr(text, ".version"), UNKNOWN_INSTRUCTION,
+              "the PTX of an object is compressed: nvcc needs -compress-mode none");
     return text;
 }
 
@@ -102,9 +100,8 @@ void **__cudaRegisterFatBinary(void *data)
     const struct fat_wrapper *w = data;
     sim_open();
     const struct fat_header *h = (const struct fat_header *)w->data;
-    if (w->magic != FAT_MAGIC || h->magic != (uint32_t)FAT_DATA_MAGIC) {
-        report(UNKNOWN_INSTRUCTION, "a fat binary of an unknown kind");
-    }
+    report_if(w->magic != FAT_MAGIC || h->magic != (uint32_t)FAT_DATA_MAGIC, UNKNOWN_INSTRUCTION,
+              "a fat binary of an unknown kind");
     void **handle = must_alloc(sizeof *handle);
     *handle = load(h, device_capability(0));
     return handle;
@@ -130,7 +127,7 @@ void __cudaRegisterFunction(void **handle, const char *host, char *device, const
     bool fits = k != NULL;
     (void)device, (void)limit, (void)tid, (void)bid, (void)block, (void)grid, (void)warp;
     while (k && strcmp(k->name, name)) k = k->next;
-    if (fits && !k) report(UNKNOWN_INSTRUCTION, "the kernel %s is not in its module", name);
+    report_if(fits && !k, UNKNOWN_INSTRUCTION, "the kernel %s is not in its module", name);
     functions = must_grow(functions, function_count, sizeof *functions);
     functions[function_count++] = (struct function){host, k};
 }
@@ -166,9 +163,8 @@ cudaError_t cudaFuncSetAttribute(const void *host, enum cudaFuncAttribute attrib
     sim_open();
     struct kernel *k = kernel_of(host);
     if (!k) return sim_error(cudaErrorNoKernelImageForDevice);
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) {
-        report(NOT_MODELLED, "cudaFuncSetAttribute(%d)", (int)attribute);
-    }
+    report_if(attribute != cudaFuncAttributeMaxDynamicSharedMemorySize, NOT_MODELLED,
+              "cudaFuncSetAttribute(%d)", (int)attribute);
     if (value < 0 || (uint32_t)value + k->shared_bytes > SHARED_MAX) {
         return sim_error(cudaErrorInvalidValue);
     }
@@ -207,8 +203,7 @@ static cudaError_t check_launch(const struct kernel *k, dim3 grid, dim3 block, s
     uint64_t limit = k->shared_bytes < SHARED_DEFAULT ? SHARED_DEFAULT - k->shared_bytes : 0;
     if (k->dynamic_shared_max > limit) limit = k->dynamic_shared_max;
     if (shared > limit) return cudaErrorInvalidValue;
-    if (blocks >= 1u << BLOCK_BITS) report(NOT_MODELLED, "a grid of %llu blocks",
-                                           (unsigned long long)blocks);
+    report_if(blocks >= 1u << BLOCK_BITS, NOT_MODELLED, "a grid of %lu blocks", blocks);
     return cudaSuccess;
 }
 

@@ -71,9 +71,8 @@ static void agree(const struct nccl_op *o, const struct nccl_terms *its)
 {
     const struct nccl_terms *mine = &o->terms;
     if (its->count == mine->count && its->type == mine->type) return;
-    report(NCCL_MISMATCH, "rank %d: %s of %llu of type %d, the other side: %llu of type %d",
-           o->comm->rank, call_text[o->kind], (unsigned long long)mine->count, mine->type,
-           (unsigned long long)its->count, its->type);
+    report(NCCL_MISMATCH, "rank %d: %s of %lu of type %d, the other side: %lu of type %d",
+           o->comm->rank, call_text[o->kind], mine->count, mine->type, its->count, its->type);
 }
 
 /* As far as it goes; true when it has ended.  Even no bytes make a chunk: nobody posts again before
@@ -182,7 +181,7 @@ const struct op_type nccl_op_type = {sizeof(struct nccl_op), prepare_nccl, run_n
 
 static void comm_check(ncclComm_t c, const char *call)
 {
-    if (!c || !c->live) report(DEAD_HANDLE, "%s on a communicator that was destroyed", call);
+    report_if(!c || !c->live, DEAD_HANDLE, "%s on a communicator that was destroyed", call);
 }
 
 static bool is_complete(const struct ncclComm *c)
@@ -204,7 +203,7 @@ static size_t number_bytes(ncclDataType_t type)
         [ncclInt8] = 1, [ncclUint8] = 1, [ncclInt32] = 4, [ncclUint32] = 4, [ncclInt64] = 8,
         [ncclUint64] = 8, [ncclFloat16] = 2, [ncclFloat32] = 4, [ncclFloat64] = 8,
         [ncclBfloat16] = 2, [ncclFloat8e4m3] = 1, [ncclFloat8e5m2] = 1};
-    if ((size_t)type >= sizeof bytes) report(NCCL_MISUSE, "data type %d", (int)type);
+    report_if((size_t)type >= sizeof bytes, NCCL_MISUSE, "data type %d", (int)type);
     return bytes[type];
 }
 
@@ -213,13 +212,9 @@ static ncclResult_t message(enum kind_of_call kind, const void *at, size_t count
 {
     comm_check(c, call_text[kind]);
     stream_check(s, call_text[kind]);
-    if (!is_complete(c)) {
-        report(NCCL_MISUSE, "%s before all ranks have joined", call_text[kind]);
-    }
-    if (c->device != s->device) {
-        report(WRONG_DEVICE, "a communicator of device %d on a stream of device %d", c->device,
-               s->device);
-    }
+    report_if(!is_complete(c), NCCL_MISUSE, "%s before all ranks have joined", call_text[kind]);
+    report_if(c->device != s->device, WRONG_DEVICE,
+              "a communicator of device %d on a stream of device %d", c->device, s->device);
     if (peer < 0 || peer >= c->size) return ncclInvalidArgument;
     maybe_break(c);
     struct nccl_op *o = op_new(&nccl_op_type);
@@ -252,8 +247,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
     clock_gettime(CLOCK_REALTIME, &t);
     sim_open();
     memset(id, 0, sizeof *id);
-    snprintf(id->internal, sizeof id->internal, "%d-%llx-%u", (int)getpid(),
-             (unsigned long long)t.tv_sec * 1000000000ull + (unsigned long long)t.tv_nsec,
+    snprintf(id->internal, sizeof id->internal, "%d-%lx-%lx-%u", (int)getpid(), t.tv_sec, t.tv_nsec,
              atomic_fetch_add(&count, 1));
     return ncclSuccess;
 }
@@ -264,7 +258,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, 
     sim_open();
     *out = NULL;
     if (size < 1 || rank < 0 || rank >= size) return ncclInvalidArgument;
-    if (size > RANKS_MAX) report(NOT_MODELLED, "a communicator of more than %d ranks", RANKS_MAX);
+    report_if(size > RANKS_MAX, NOT_MODELLED, "a communicator of more than %d ranks", RANKS_MAX);
     if (!sim_devices()) return ncclUnhandledCudaError;
     struct ncclComm *c = must_alloc(sizeof *c);
     *c = (struct ncclComm){.rank = rank, .size = size, .device = current_device(), .live = true};
@@ -272,7 +266,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, 
     c->world = world_join(id.internal, size, rank, &c->lock_file);
     if (!c->world) return ncclSystemError;
     *out = c;
-    if (!config || config->blocking) report(NOT_MODELLED, "a communicator that blocks");
+    report_if(!config || config->blocking, NOT_MODELLED, "a communicator that blocks");
     return is_complete(c) ? ncclSuccess : ncclInProgress;
 }
 
@@ -298,9 +292,8 @@ ncclResult_t ncclCommAbort(ncclComm_t c)
 ncclResult_t ncclCommDestroy(ncclComm_t c)
 {
     comm_check(c, "ncclCommDestroy");
-    if (!clock_before(c->last, &host_clock)) {
-        report(NCCL_MISUSE, "ncclCommDestroy while operations of rank %d may still run", c->rank);
-    }
+    report_if(!clock_before(c->last, &host_clock), NCCL_MISUSE,
+              "ncclCommDestroy while operations of rank %d may still run", c->rank);
     c->live = false;
     world_leave(c->world, c->lock_file);
     return ncclSuccess;

@@ -17,17 +17,14 @@ struct nccl_world *world_join(const char *id, int size, int rank, int *lock_file
     struct nccl_world *w = mmap(NULL, sizeof *w, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (w == MAP_FAILED) return NULL;
     uint32_t expected = 0;
-    if (!atomic_compare_exchange_strong(&w->size, &expected, (uint32_t)size) &&
-        expected != (uint32_t)size) {
-        report(NCCL_MISMATCH, "rank %d joins a communicator of %d ranks, others said %u", rank,
-               size, expected);
-    }
+    report_if(!atomic_compare_exchange_strong(&w->size, &expected, (uint32_t)size) &&
+              expected != (uint32_t)size, NCCL_MISMATCH,
+              "rank %d joins a communicator of %d ranks, others said %u", rank, size, expected);
     struct flock mine = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = rank, .l_len = 1};
     int32_t nobody = 0;
-    if (!atomic_compare_exchange_strong(&w->pid[rank], &nobody, (int32_t)getpid()) ||
-        fcntl(file, F_SETLK, &mine)) {
-        report(NCCL_MISMATCH, "rank %d joins a communicator twice", rank);
-    }
+    report_if(!atomic_compare_exchange_strong(&w->pid[rank], &nobody, (int32_t)getpid()) ||
+              fcntl(file, F_SETLK, &mine), NCCL_MISMATCH, "rank %d joins a communicator twice",
+              rank);
     if (atomic_fetch_add(&w->joined, 1) + 1 == (uint32_t)size) unlink(path);
     *lock_file = file;
     return w;

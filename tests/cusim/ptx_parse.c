@@ -251,7 +251,7 @@ static void read_registers(struct reader *r)
             name_register(r, base, type);
         }
         for (uint64_t k = 0; k < n; k++) {
-            snprintf(full, sizeof full, "%s%llu", base, (unsigned long long)k);
+            snprintf(full, sizeof full, "%s%lu", base, k);
             name_register(r, full, type);
         }
     } while (accept(r, ','));

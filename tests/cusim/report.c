@@ -99,7 +99,7 @@ uint64_t next_random(uint64_t *state)
 void *must_alloc(size_t bytes)
 {
     void *p = calloc(1, bytes ? bytes : 1);
-    if (!p) report(NOT_MODELLED, "no memory for %zu bytes", bytes);
+    report_if(!p, NOT_MODELLED, "no memory for %zu bytes", bytes);
     return p;
 }
 
@@ -108,7 +108,7 @@ void *must_grow(void *array, size_t count, size_t item_bytes)
     if (count & (count - 1)) return array;      /* room up to the next power of two */
     size_t room = count ? 2 * count : 1;
     char *p = realloc(array, room * item_bytes);
-    if (!p) report(NOT_MODELLED, "no memory for %zu bytes", room * item_bytes);
+    report_if(!p, NOT_MODELLED, "no memory for %zu bytes", room * item_bytes);
     memset(p + count * item_bytes, 0, (room - count) * item_bytes);
     return p;
 }

@@ -36,6 +36,11 @@ struct place {
 extern _Thread_local struct place place;
 
 _Noreturn void report(enum kind kind, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* For what must not be: reports it if it is. */
+#define report_if(wrong, ...)                                                                    \
+    do {                                                                                         \
+        if (wrong) report(__VA_ARGS__);                                                          \
+    } while (0)
 /* Prints without ending: the list of streams before a finding, for example. */
 void report_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

@@ -13,7 +13,7 @@ int device_capability(int device)
     const char *text = setting("CUSIM_CC", "9.0");
     for (int d = 0; d < device && strchr(text, ','); d++) text = strchr(text, ',') + 1;
     int major = 0, minor = 0;
-    if (sscanf(text, "%d.%d", &major, &minor) != 2) report(NOT_MODELLED, "CUSIM_CC=%s", text);
+    report_if(sscanf(text, "%d.%d", &major, &minor) != 2, NOT_MODELLED, "CUSIM_CC=%s", text);
     return 10 * major + minor;
 }
 
@@ -116,10 +116,8 @@ static void prepare_copy(struct op *op)
 {
     struct copy_op *c = (struct copy_op *)op;
     if (!c->host) return;
-    if (op->copied && pinned_name(c->host, c->bytes) != c->pinned) {
-        report(GRAPH_HOST_MEMORY_GONE,
-               "a graph copies over pinned memory that was given back since");
-    }
+    report_if(op->copied && pinned_name(c->host, c->bytes) != c->pinned, GRAPH_HOST_MEMORY_GONE,
+              "a graph copies over pinned memory that was given back since");
     c->transfer = transfer_open(c->host, c->bytes, c->host == c->to, op->id, &op->clock);
 }
 
@@ -147,19 +145,16 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
     bool to_host = !is_device((uint64_t)to), from_host = !is_device((uint64_t)from);
     enum cudaMemcpyKind real = to_host ? from_host ? cudaMemcpyHostToHost : cudaMemcpyDeviceToHost
                                : from_host ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToDevice;
-    if (kind != cudaMemcpyDefault && kind != real) {
-        report(DEVICE_TOUCHES_HOST_MEMORY, "a copy of kind %d between addresses of kind %d", kind,
-               real);
-    }
-    if (real == cudaMemcpyHostToHost) report(NOT_MODELLED, "a copy between host addresses");
+    report_if(kind != cudaMemcpyDefault && kind != real, DEVICE_TOUCHES_HOST_MEMORY,
+              "a copy of kind %d between addresses of kind %d", kind, real);
+    report_if(real == cudaMemcpyHostToHost, NOT_MODELLED, "a copy between host addresses");
     struct copy_op *c = op_new(&copy_type);
     c->to = to, c->from = (uint8_t *)from, c->bytes = bytes;
     c->host = to_host ? c->to : from_host ? c->from : NULL;
-    if (c->host && !(c->pinned = pinned_name(c->host, bytes))) {
-        report(PAGEABLE_MEMORY_IN_ASYNC_COPY,
-               "an asynchronous copy of %zu bytes at %p, which is not pinned", bytes,
-               (void *)c->host);
-    }
+    c->pinned = c->host ? pinned_name(c->host, bytes) : 0;
+    report_if(c->host && !c->pinned, PAGEABLE_MEMORY_IN_ASYNC_COPY,
+              "an asynchronous copy of %zu bytes at %p, which is not pinned", bytes,
+              (void *)c->host);
     stream_add(s, &c->op, "copy of %zu bytes %s", bytes,
                to_host ? "to the host" : from_host ? "to the device" : "on the device");
     return sim_error(cudaSuccess);
@@ -187,9 +182,8 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s)
 {
     stream_check(s, "cudaMemsetAsync");
     if (sim_error(cudaSuccess) || !bytes) return sim_error(cudaSuccess);
-    if (!is_device((uint64_t)to)) {
-        report(DEVICE_TOUCHES_HOST_MEMORY, "cudaMemsetAsync of host memory");
-    }
+    report_if(!is_device((uint64_t)to), DEVICE_TOUCHES_HOST_MEMORY,
+              "cudaMemsetAsync of host memory");
     struct set_op *set = op_new(&set_type);
     set->to = (uint64_t)to, set->value = value, set->bytes = bytes;
     stream_add(s, &set->op, "memset of %zu bytes", bytes);

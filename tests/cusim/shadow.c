@@ -31,7 +31,7 @@ static struct page *page_of(uint64_t address)
         size_t n = (DEVICES_MAX * DEVICE_SPAN) >> PAGE_BITS;
         pages = mmap(NULL, n * sizeof *pages, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (pages == MAP_FAILED) report(NOT_MODELLED, "no address space for shadow memory");
+        report_if(pages == MAP_FAILED, NOT_MODELLED, "no address space for shadow memory");
     }
     return &pages[(address - DEVICE_BASE) >> PAGE_BITS];
 }
@@ -49,10 +49,9 @@ static struct cell *cells_of(uint64_t address)
 static void in_order_or_report(struct toucher *t, op_id earlier, const char *now, const char *then)
 {
     if (earlier == t->in_order || earlier == t->op) return;
-    if (!clock_before(earlier, t->clock)) {
-        report(RACE_BETWEEN_STREAMS, "%s by '%s', and nothing puts the %s by '%s' before it", now,
-               clock_op_name(t->op), then, clock_op_name(earlier));
-    }
+    report_if(!clock_before(earlier, t->clock), RACE_BETWEEN_STREAMS,
+              "%s by '%s', and nothing puts the %s by '%s' before it", now, clock_op_name(t->op),
+              then, clock_op_name(earlier));
     t->in_order = earlier;
 }
 
@@ -72,17 +71,12 @@ _Noreturn static void inside_race(const struct toucher *t, uint32_t who, const c
                                   const char *then)
 {
     uint32_t block = who >> THREAD_BITS, thread = who & MANY_THREADS;
-    if (who == MANY_BLOCKS) {
-        report(RACE_BETWEEN_BLOCKS, "%s, and %ss by threads of several blocks are not before it",
-               now, then);
-    }
-    if (block != t->who >> THREAD_BITS) {
-        report(RACE_BETWEEN_BLOCKS, "%s, and a %s by thread %u of block %u is not before it", now,
-               then, thread, block);
-    }
-    if (thread == MANY_THREADS) {
-        report(RACE_IN_BLOCK, "%s, and %ss by other threads with no barrier between", now, then);
-    }
+    report_if(who == MANY_BLOCKS, RACE_BETWEEN_BLOCKS,
+              "%s, and %ss by threads of several blocks are not before it", now, then);
+    report_if(block != t->who >> THREAD_BITS, RACE_BETWEEN_BLOCKS,
+              "%s, and a %s by thread %u of block %u is not before it", now, then, thread, block);
+    report_if(thread == MANY_THREADS, RACE_IN_BLOCK,
+              "%s, and %ss by other threads with no barrier between", now, then);
     report(RACE_IN_BLOCK, "%s, and a %s by thread %u with no barrier between", now, then, thread);
 }
 
@@ -143,12 +137,10 @@ static void note_read(struct toucher *t, struct cell *c, uint8_t mask)
 
 static void touch_cell(struct toucher *t, struct cell *c, uint8_t mask, enum touch touch)
 {
-    if (c->pending && touch != TOUCH_ARRIVAL) {
-        report(ASYNC_COPY_NOT_WAITED, "shared memory is touched that cp.async will write");
-    }
-    if ((touch == TOUCH_READ || touch == TOUCH_ATOMIC) && (c->valid & mask) != mask) {
-        report(UNINITIALISED, "read of memory that nothing has written");
-    }
+    report_if(c->pending && touch != TOUCH_ARRIVAL, ASYNC_COPY_NOT_WAITED,
+              "shared memory is touched that cp.async will write");
+    report_if((touch == TOUCH_READ || touch == TOUCH_ATOMIC) && (c->valid & mask) != mask,
+              UNINITIALISED, "read of memory that nothing has written");
     if (touch != TOUCH_ARRIVAL) after_write(t, c, mask, touch);
     if (touch == TOUCH_READ) {
         note_read(t, c, mask);

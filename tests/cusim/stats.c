@@ -33,7 +33,7 @@ static void write_entry(FILE *f, const struct entry *e)
 {
     const struct kernel_stats *s = &e->stats;
     fprintf(f, "{\"kernel\": \"%s\"", e->name);
-#define X(name) fprintf(f, ", \"" #name "\": %llu", (unsigned long long)s->name);
+#define X(name) fprintf(f, ", \"" #name "\": %lu", s->name);
     COUNTERS(X)
 #undef X
     fprintf(f, "}");

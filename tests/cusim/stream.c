@@ -137,8 +137,8 @@ void stream_list(void)
 {
     for (const struct CUstream_st *s = streams; s; s = s->next) {
         if (!s->head) continue;
-        report_note("cusim:   device %d, stream %d: %llu operations, first: %s", s->device, s->slot,
-                    (unsigned long long)(s->enqueued - s->done), s->head->what);
+        report_note("cusim:   device %d, stream %d: %lu operations, first: %s", s->device, s->slot,
+                    s->enqueued - s->done, s->head->what);
     }
 }
 
@@ -154,14 +154,12 @@ static void at_exit(void)
     if (r) {
         char device[32];
         snprintf(device, sizeof device, "of device %d", r->device);
-        report(LEAK_AT_EXIT, "%llu bytes %s were not given back",
-               (unsigned long long)(r->end - r->start),
+        report(LEAK_AT_EXIT, "%lu bytes %s were not given back", r->end - r->start,
                r->device == PINNED ? "of pinned memory" : device);
     }
     for (const struct CUstream_st *s = streams; s; s = s->next) {
-        if (s->live && s->head) {
-            report(LEAK_AT_EXIT, "a stream has work at the end: %s", s->head->what);
-        }
+        report_if(s->live && s->head, LEAK_AT_EXIT, "a stream has work at the end: %s",
+                  s->head->what);
     }
 }
 
@@ -175,9 +173,8 @@ static void open_once(void)
     memory_open(devices, setting_number("CUSIM_MEMORY", 8ull << 30));
     atexit(at_exit);
     pthread_t thread;
-    if (pthread_create(&thread, NULL, device_thread, NULL)) {
-        report(NOT_MODELLED, "no thread for the devices");
-    }
+    report_if(pthread_create(&thread, NULL, device_thread, NULL), NOT_MODELLED,
+              "no thread for the devices");
     pthread_detach(thread);
 }
 
@@ -220,14 +217,12 @@ op_id stream_push(cudaStream_t s, struct op *op)
 void stream_check(cudaStream_t s, const char *call)
 {
     sim_open();
-    if (!s || s == cudaStreamLegacy || s == cudaStreamPerThread) {
-        report(DEFAULT_STREAM, "%s on the default stream", call);
-    }
-    if (!s->live) report(DEAD_HANDLE, "%s on a stream that was destroyed", call);
-    if (s->device != device_now) {
-        report(WRONG_DEVICE, "%s on a stream of device %d while device %d is current", call,
-               s->device, device_now);
-    }
+    report_if(!s || s == cudaStreamLegacy || s == cudaStreamPerThread, DEFAULT_STREAM,
+              "%s on the default stream", call);
+    report_if(!s->live, DEAD_HANDLE, "%s on a stream that was destroyed", call);
+    report_if(s->device != device_now, WRONG_DEVICE,
+              "%s on a stream of device %d while device %d is current", call, s->device,
+              device_now);
 }
 
 void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
@@ -281,8 +276,8 @@ bool host_wait(cudaStream_t s, const struct mark *mark, const char *call)
             until = seconds_now() + (double)patience;
         } else if (seconds_now() > until) {
             stream_list();
-            report(NO_PROGRESS, "nothing moved for %llu s while the host waited in %s",
-                   (unsigned long long)patience, call);
+            report(NO_PROGRESS, "nothing moved for %lu s while the host waited in %s", patience,
+                   call);
         }
     }
     waiting_hosts[device]--;
@@ -327,10 +322,9 @@ cudaError_t cudaSetDevice(int device)
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
 {
     sim_open();
-    if (flags != cudaStreamNonBlocking) {
-        report(DEFAULT_STREAM, "a stream that waits for the default stream: cudaStreamNonBlocking "
-               "is the house rule");
-    }
+    report_if(flags != cudaStreamNonBlocking, DEFAULT_STREAM,
+              "a stream that waits for the default stream: cudaStreamNonBlocking is the "
+              "house rule");
     struct CUstream_st *s = *out = must_alloc(sizeof *s);
     sim_lock();
     *s = (struct CUstream_st){.live = true, .device = device_now, .slot = clock_new_slot(),

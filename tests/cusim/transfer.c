@@ -60,14 +60,12 @@ static bool overlaps(const struct transfer *t, const uint8_t *host, size_t bytes
 static void meet(struct transfer *old, const char *what, bool to_host, const struct clock *clock)
 {
     if (!old->to_host && !to_host) return;
-    if (!clock_before(old->op, clock)) {
-        report(RACE_BETWEEN_STREAMS, "'%s' uses a pinned buffer of '%s', which may not have run",
-               what, clock_op_name(old->op));
-    }
-    if (old->to_host && !to_host) {
-        report(NOT_MODELLED, "'%s' reads a pinned buffer that '%s' fills, with no host in between",
-               what, clock_op_name(old->op));
-    }
+    report_if(!clock_before(old->op, clock), RACE_BETWEEN_STREAMS,
+              "'%s' uses a pinned buffer of '%s', which may not have run", what,
+              clock_op_name(old->op));
+    report_if(old->to_host && !to_host, NOT_MODELLED,
+              "'%s' reads a pinned buffer that '%s' fills, with no host in between", what,
+              clock_op_name(old->op));
 }
 
 struct transfer *transfer_open(void *host, size_t bytes, bool to_host, op_id op,
