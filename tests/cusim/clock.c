@@ -5,7 +5,6 @@
  */
 #include "clock.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,13 +61,12 @@ static const char *intern(const char *what)
 
 op_id clock_new_op(struct clock *clock, int slot, const char *what)
 {
-    pthread_mutex_lock(&lock);
+    HOLD(&lock);
     op_id op = op_count++;
     report_if(op / CHUNK >= CHUNKS, NOT_MODELLED, "more than %d operations", CHUNK * CHUNKS);
     if (!chunks[op / CHUNK]) chunks[op / CHUNK] = must_alloc(CHUNK * sizeof(struct op_record));
     clock->tick[slot] = ++last_tick[slot];
     *record(op) = (struct op_record){intern(what), clock->tick[slot], (uint32_t)slot};
-    pthread_mutex_unlock(&lock);
     return op;
 }
 

@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "exec.h"
-#include "report.h"
 #include "stream.h"
 
 struct cublasContext {

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "report.h"
 #include "stream.h"
 
 struct mark_op {
@@ -60,9 +59,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 {
     event_check(e, "cudaEventDestroy");
     e->live = false;
-    sim_lock();
+    HOLD(&sim_mutex);
     mark_drop(e->mark);
-    sim_unlock();
     return sim_error(cudaSuccess);
 }
 
@@ -72,14 +70,13 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
     stream_check(s, "cudaEventRecord");
     report_if(e->device != s->device, WRONG_DEVICE,
               "an event of device %d is recorded on device %d", e->device, s->device);
-    sim_lock();
+    HOLD(&sim_mutex);
     report_if(s->capture, NOT_MODELLED, "an event that is recorded in a capture");
     mark_drop(e->mark);
     clock_join(&s->clock, &host_clock);
     e->mark = must_alloc(sizeof *e->mark);
     *e->mark = (struct mark){.users = 1, .clock = s->clock};
     push_mark(s, &record_type, e->mark);
-    sim_unlock();
     return sim_error(cudaSuccess);
 }
 
@@ -88,7 +85,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
     event_check(e, "cudaStreamWaitEvent");
     stream_check(s, "cudaStreamWaitEvent");
     report_if(flags, NOT_MODELLED, "cudaStreamWaitEvent with flags %u", flags);
-    sim_lock();
+    HOLD(&sim_mutex);
     report_if(s->capture, ILLEGAL_IN_CAPTURE,
               "a captured stream waits for an event from outside the capture");
     if (e->mark) {
@@ -96,7 +93,6 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
         clock_join(&s->clock, &e->mark->clock);
         push_mark(s, &wait_type, e->mark);
     }
-    sim_unlock();
     return sim_error(cudaSuccess);
 }
 
@@ -104,12 +100,11 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
 bool cusim_behind(cudaStream_t s, cudaEvent_t e);
 bool cusim_behind(cudaStream_t s, cudaEvent_t e)
 {
-    sim_lock();
+    HOLD(&sim_mutex);
     bool behind = e->mark != NULL;
     for (int i = 0; behind && i < CLOCK_SLOTS; i++) {
         behind = s->clock.tick[i] >= e->mark->clock.tick[i];
     }
-    sim_unlock();
     return behind;
 }
 
@@ -117,14 +112,14 @@ bool cusim_behind(cudaStream_t s, cudaEvent_t e)
 static bool meet_event(cudaEvent_t e, const char *call, bool wait)
 {
     event_check(e, call);
-    sim_lock();
+    pthread_mutex_lock(&sim_mutex);
     struct mark *mark = e->mark;
     if (mark) mark->users++;            /* another thread may record the event anew */
-    sim_unlock();
+    pthread_mutex_unlock(&sim_mutex);
     bool happened = !mark || (wait ? host_wait(NULL, mark, call) : host_ask(NULL, mark));
-    sim_lock();
+    pthread_mutex_lock(&sim_mutex);
     mark_drop(mark);
-    sim_unlock();
+    pthread_mutex_unlock(&sim_mutex);
     return happened;
 }
 

@@ -6,6 +6,7 @@
 
 #include "memory.h"
 #include "ptx.h"
+#include "report.h"
 #include "shadow.h"
 
 /* Generic addresses of shared and local memory.  The low bits are not zero: an address cut to 32
@@ -89,6 +90,16 @@ static inline uint32_t warp_tick(const struct warp *w)
 void exec_launch(const struct launch *launch, op_id op, const struct clock *clock, int device);
 void exec_atom_close(struct grid *g);
 
+/* This lane acts now; returns its thread. */
+static inline uint32_t at_lane(const struct warp *w, int lane)
+{
+    return place.thread = w->id * LANES + (uint32_t)lane;
+}
+
+/* The head of a function that runs an instruction. */
+#define UNUSED __attribute__((unused))
+#define EXEC(name)                                                                               \
+    static void name(UNUSED struct warp *w, UNUSED const struct ins *i, UNUSED uint32_t lanes)
 /* How the lanes of an instruction run: all at once when the warp is whole, so that the compiler may
  * use vectors; registers overlap wholly or not at all. */
 #if defined(__clang__)

@@ -23,7 +23,7 @@ typedef u64 lane_u64, lane_s64;
 typedef float lane_f32;
 
 #define FUNCTION(run, name, types, operands, D, A, B, C, expr)                                   \
-    static void run(struct warp *w, const struct ins *i, uint32_t lanes)                         \
+    EXEC(run)                                                                                    \
     {                                                                                            \
         lane_##D *d = REGISTER(lane_##D, 0);                                                     \
         const lane_##A *a = REGISTER(lane_##A, 1);                                               \
@@ -140,7 +140,7 @@ FLOATS(FUNCTION)
 NUMBERS(HALF_FUNCTION, f16, "f16")
 
 /* Those of another form: four inputs, or predicates. */
-static void bfi(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(bfi)
 {
     u32 *d = REGISTER(u32, 0);
     const u32 *a = REGISTER(u32, 1), *b = REGISTER(u32, 2), *c = REGISTER(u32, 3);
@@ -151,7 +151,7 @@ static void bfi(struct warp *w, const struct ins *i, uint32_t lanes)
 }
 
 #define SELECT(name, T)                                                                          \
-    static void name(struct warp *w, const struct ins *i, uint32_t lanes)                        \
+    EXEC(name)                                                                                   \
     {                                                                                            \
         T *d = REGISTER(T, 0);                                                                   \
         const T *a = REGISTER(T, 1), *b = REGISTER(T, 2);                                        \
@@ -168,7 +168,7 @@ SELECT(select_8, u64)
     X(or_pred, "or", "ppp", x | y)                                                               \
     X(xor_pred, "xor", "ppp", x ^ y)
 #define PREDICATE_FUNCTION(run, name, operands, expr)                                            \
-    static void run(struct warp *w, const struct ins *i, uint32_t lanes)                         \
+    EXEC(run)                                                                                    \
     {                                                                                            \
         u32 x = predicate(w, i->o[1]), y = predicate(w, i->o[2]);                                \
         (void)y;                                                                                 \

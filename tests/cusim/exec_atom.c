@@ -7,7 +7,6 @@
 #include <stdlib.h>
 
 #include "exec.h"
-#include "report.h"
 
 struct released {
     uint64_t address;
@@ -52,7 +51,7 @@ void exec_atom_close(struct grid *g)
 enum { ADD, INC };
 
 /* The result, the address, the value. */
-static void atomic(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(atomic)
 {
     uint64_t address[LANES];
     uint32_t *d = REGISTER(uint32_t, 0);

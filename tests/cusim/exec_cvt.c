@@ -30,7 +30,7 @@ static const uint8_t true_for[] = {2, 5, 1, 3, 4, 6, 7, 8, 10, 13, 9, 11, 12, 14
         result |= gather_bits(bytes);                                                            \
     }
 #define COMPARE(name, T)                                                                         \
-    static void name(struct warp *w, const struct ins *i, uint32_t lanes)                        \
+    EXEC(name)                                                                                   \
     {                                                                                            \
         const T *a = REGISTER(T, 1), *b = REGISTER(T, 2);                                        \
         uint8_t bytes[LANES], relations = true_for[i->mode];                                     \
@@ -107,7 +107,7 @@ static bool convert_fast(struct warp *w, const struct ins *i, uint32_t lanes)
     return false;
 }
 
-static void cvt(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(cvt)
 {
     if (!i->mode && convert_fast(w, i, lanes)) return;
     EACH_LANE(uint64_t v = i->bits64 & 2 ? REGISTER(uint64_t, 1)[l] : REGISTER(uint32_t, 1)[l];
@@ -117,7 +117,7 @@ static void cvt(struct warp *w, const struct ins *i, uint32_t lanes)
 }
 
 /* Two floats to a pair of halves: the first operand goes up. */
-static void cvt_pack(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(cvt_pack)
 {
     uint32_t *d = REGISTER(uint32_t, 0);
     const float *a = REGISTER(float, 1), *b = REGISTER(float, 2);

@@ -2,12 +2,6 @@
 #include <stdlib.h>
 
 #include "exec.h"
-#include "report.h"
-
-static uint32_t thread_of(const struct warp *w, int lane)
-{
-    return w->id * LANES + (uint32_t)lane;
-}
 
 static _Noreturn void misaligned(uint32_t bytes, uint64_t address)
 {
@@ -75,7 +69,7 @@ static uint8_t *local_at(struct warp *w, uint64_t offset, uint32_t bytes, int la
 uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t address,
                       uint32_t bytes, enum touch touch)
 {
-    uint32_t thread = place.thread = thread_of(w, lane);
+    uint32_t thread = at_lane(w, lane);
     enum space space = i->space;
     if (address & (bytes - 1)) misaligned(bytes, address);
     if (space == SPACE_GENERIC) {
@@ -197,7 +191,7 @@ static __attribute__((flatten)) void load_words(struct warp *w, const struct ins
     const uint32_t bytes = 4u * i->count;
     const bool shared = i->space == SPACE_SHARED;
     FOR_LANES(l, lanes) {
-        uint32_t thread = place.thread = thread_of(w, l);
+        uint32_t thread = at_lane(w, l);
         if (address[l] & (bytes - 1)) misaligned(bytes, address[l]);
         const uint8_t *from = shared ? shared_at(w, address[l], bytes, TOUCH_READ, thread)
                                      : global_at(w, address[l], bytes, TOUCH_READ, thread);
@@ -205,7 +199,7 @@ static __attribute__((flatten)) void load_words(struct warp *w, const struct ins
     }
 }
 
-static void load(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(load)
 {
     uint64_t address[LANES];
     uint32_t bytes = type_bytes(i->type) * i->count;
@@ -222,7 +216,7 @@ static void load(struct warp *w, const struct ins *i, uint32_t lanes)
     }
 }
 
-static void store(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(store)
 {
     uint64_t address[LANES];
     uint32_t size = type_bytes(i->type), bytes = size * i->count;
@@ -238,7 +232,7 @@ static void store(struct warp *w, const struct ins *i, uint32_t lanes)
 }
 
 /* Between generic addresses and those of a space. */
-static void cvta(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(cvta)
 {
     uint64_t *d = REGISTER(uint64_t, 0);
     const uint64_t *a = REGISTER(uint64_t, 1);
@@ -249,7 +243,7 @@ static void cvta(struct warp *w, const struct ins *i, uint32_t lanes)
 }
 
 /* mov between one register, of ins.type, and its parts. */
-static void pack(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(pack)
 {
     uint32_t part = type_bytes(i->type) * 8 / i->count;
     uint64_t mask = part == 64 ? ~0ull : (1ull << part) - 1;
@@ -263,7 +257,7 @@ static void pack(struct warp *w, const struct ins *i, uint32_t lanes)
               else REGISTER(uint32_t, 0)[l] = (uint32_t)v)
 }
 
-static void unpack(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(unpack)
 {
     uint32_t n = i->count, part = type_bytes(i->type) * 8 / n;
     uint64_t mask = part == 64 ? ~0ull : (1ull << part) - 1;
@@ -277,7 +271,7 @@ static void unpack(struct warp *w, const struct ins *i, uint32_t lanes)
 
 /* cp.async of ins.count bytes, of which the operand's number comes from memory. */
 
-static void async_begin(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(async_begin)
 {
     uint64_t to[LANES], from[LANES];
     struct block *b = w->b;
@@ -287,7 +281,7 @@ static void async_begin(struct warp *w, const struct ins *i, uint32_t lanes)
     exec_count(w, SPACE_SHARED, to, lanes, i->count);
     exec_count(w, SPACE_GLOBAL, from, lanes, i->count);
     FOR_LANES(l, lanes) {
-        uint32_t thread = place.thread = thread_of(w, l), at = (uint32_t)to[l];
+        uint32_t thread = at_lane(w, l), at = (uint32_t)to[l];
         if (to[l] & (i->count - 1u)) misaligned(i->count, to[l]);
         if (from[l] & (i->count - 1u)) misaligned(i->count, from[l]);
         report_if(fetch[l] > i->count, UNKNOWN_INSTRUCTION, "cp.async fetches more than it writes");
@@ -312,21 +306,20 @@ static void arrive(struct warp *w, int lane, uint32_t groups_left)
         const struct async_copy *c = &q->items[n];
         memset(b->shared + c->to, 0, c->size);
         if (c->bytes) memcpy(b->shared + c->to, device_bytes(c->from), c->bytes);
-        shared_at(w, c->to, c->size, TOUCH_ARRIVAL, thread_of(w, lane));
+        shared_at(w, c->to, c->size, TOUCH_ARRIVAL, at_lane(w, lane));
     }
     if (!n) return;
     q->count -= n;
     memmove(q->items, q->items + n, q->count * sizeof *q->items);
 }
 
-static void async_commit(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(async_commit)
 {
-    (void)i;
     EACH_LANE(w->async[l].group++)
 }
 
 /* Waits until at most so many committed groups are under way. */
-static void async_wait(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(async_wait)
 {
     uint32_t left = *REGISTER(uint32_t, 0);
     EACH_LANE(arrive(w, l, left))

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 
 #include "exec.h"
-#include "report.h"
 
 enum { TURN = 4096 };                       /* instructions of a warp before the next has a turn */
 
@@ -49,7 +48,7 @@ static void set_state(struct warp *w, uint32_t lanes, enum lane_state state)
 
 static void check_members(const struct warp *w, uint32_t members, int lane)
 {
-    place.thread = w->id * LANES + (uint32_t)lane;
+    at_lane(w, lane);
     report_if(!(members >> lane & 1), WRONG_MASK, "lane %d is not in the mask %08x it gives", lane,
               members);
     report_if(members & ~w->present, WRONG_MASK, "the mask %08x names lanes that do not exist",
@@ -134,7 +133,7 @@ static bool run_flow(struct warp *w, const struct ins *i, uint32_t lanes, uint32
     struct kernel_stats *stats = w->b->g->stats;
     uint32_t here = *pc;
     if (i->flow == FLOW_ALIGNED && now != ~0u) {
-        place.thread = w->id * LANES + (uint32_t)(now ? __builtin_ctz(now) : 0);
+        at_lane(w, now ? __builtin_ctz(now) : 0);
         report(DIVERGENT_COLLECTIVE, "only lanes %08x of the warp are here", now);
     }
     *pc = here + 1;
@@ -229,10 +228,12 @@ static void open_barrier(struct block *b, uint32_t pc)
 static void meet_block(struct block *b)
 {
     const struct ins *code = b->g->launch->kernel->code;
+    bool barrier = false;
     for (uint32_t n = 0; n < b->warp_count; n++) {
         const struct warp *w = &b->warps[n];
         for (int l = 0; l < LANES; l++) {
             if (w->state[l] != LANE_BARRIER) continue;
+            barrier = true;
             uint32_t pc = w->pc[l], waiting = 0;
             for (uint32_t k = 0; k < b->warp_count; k++) {
                 waiting += (uint32_t)__builtin_popcount(lanes_at(&b->warps[k], pc, LANE_BARRIER));
@@ -243,10 +244,6 @@ static void meet_block(struct block *b)
                 return;
             }
         }
-    }
-    bool barrier = false;
-    for (uint32_t n = 0; n < b->warp_count; n++) {
-        for (int l = 0; l < LANES; l++) barrier |= b->warps[n].state[l] == LANE_BARRIER;
     }
     stuck(b, barrier ? DIVERGENT_BARRIER : DIVERGENT_COLLECTIVE,
           barrier ? "threads wait at a barrier to which others of the block do not come"
@@ -383,21 +380,13 @@ void exec_launch(const struct launch *launch, op_id op, const struct clock *cloc
 
 /* Instructions that do little but decide who goes on. */
 
-static void nothing(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    (void)w, (void)i, (void)lanes;
-}
+EXEC(nothing) {}
 
-static void fence(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    (void)i, (void)lanes;
-    w->b->fenced = true;
-}
+EXEC(fence) { w->b->fenced = true; }
 
-static void trap(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(trap)
 {
-    (void)i;
-    place.thread = w->id * LANES + (uint32_t)__builtin_ctz(lanes);
+    at_lane(w, __builtin_ctz(lanes));
     report(BAD_LAUNCH, "the kernel trapped");
 }
 

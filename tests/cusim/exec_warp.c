@@ -1,15 +1,8 @@
 /* tests/cusim/exec_warp.c - what the lanes of a warp do together: shuffles, matrices. */
 #include "exec.h"
-#include "report.h"
-
-static void inactive_source(struct warp *w, int lane, int from)
-{
-    place.thread = w->id * LANES + (uint32_t)lane;
-    report(WRONG_MASK, "lane %d reads lane %d, which does not take part", lane, from);
-}
 
 /* Each lane takes the value of the lane whose number differs in the bits of the second operand. */
-static void shfl(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(shfl)
 {
     uint32_t *d = REGISTER(uint32_t, 0), value[LANES], in_range = 0;
     const uint32_t *a = REGISTER(uint32_t, 1), *b = REGISTER(uint32_t, 2);
@@ -18,7 +11,9 @@ static void shfl(struct warp *w, const struct ins *i, uint32_t lanes)
         int clamp = c[l] & 31, segment = c[l] >> 8 & 31, from = l ^ (b[l] & 31);
         bool ok = from <= ((l & segment) | (clamp & ~segment));
         if (!ok) from = l;
-        if (!(lanes >> from & 1)) inactive_source(w, l, from);
+        at_lane(w, l);
+        report_if(!(lanes >> from & 1), WRONG_MASK,
+                  "lane %d reads lane %d, which does not take part", l, from);
         value[l] = a[from];
         in_range |= (uint32_t)ok << l;
     }
@@ -26,15 +21,11 @@ static void shfl(struct warp *w, const struct ins *i, uint32_t lanes)
     if (i->second) set_predicate(w, i->second, in_range, lanes);
 }
 
-static void syncwarp(struct warp *w, const struct ins *i, uint32_t lanes)
-{
-    (void)i, (void)lanes;
-    w->tick++;
-}
+EXEC(syncwarp) { w->tick++; }
 
 /* Lane 8 m + r gives the address of row r (16 bytes) of matrix m.  A register, seen as 8 x 8
  * halves, is a matrix. */
-static void ldmatrix(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(ldmatrix)
 {
     uint16_t rows[32][8];
     uint64_t address[LANES];
@@ -60,10 +51,9 @@ static void ldmatrix(struct warp *w, const struct ins *i, uint32_t lanes)
 enum { A_AT = 4, B_AT = 8, C_AT = 10 };
 #define PLACE_OF_C(r, s) [(r) % 8 * 4 + (s) / 2]
 
-static void mma(struct warp *w, const struct ins *i, uint32_t lanes)
+EXEC(mma)
 {
     float a[16][16], b[16][8], c[16][8];
-    (void)lanes;
     if (w->b->g->stats) w->b->g->stats->mma++;
     for (int k = 0; k < 16; k++) {
         for (int r = 0; r < 16; r++) {

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "report.h"
 #include "stream.h"
 
 struct CUgraph_st {
@@ -51,9 +50,8 @@ void capture_forbids(cudaStream_t s, const char *call)
 
 void capture_forbids_any(const char *call)
 {
-    sim_lock();
+    HOLD(&sim_mutex);
     report_if(restricting, ILLEGAL_IN_CAPTURE, "%s while a stream is captured", call);
-    sim_unlock();
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode)
@@ -64,10 +62,9 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mo
     c->graph = must_alloc(sizeof *c->graph);
     *c->graph = (struct CUgraph_st){.users = 1, .live = true};
     c->restricts = mode != cudaStreamCaptureModeRelaxed;
-    sim_lock();
+    HOLD(&sim_mutex);
     restricting += c->restricts;
     s->capture = c;
-    sim_unlock();
     return sim_error(cudaSuccess);
 }
 
@@ -77,10 +74,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
     launches_checked("cudaStreamEndCapture");
     struct capture *c = s->capture;
     report_if(!c, ILLEGAL_IN_CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
-    sim_lock();
+    HOLD(&sim_mutex);
     s->capture = NULL;
     restricting -= c->restricts;
-    sim_unlock();
     *out = c->graph;
     free(c);
     return sim_error(cudaSuccess);
@@ -114,10 +110,9 @@ static void exec_check(cudaGraphExec_t e, const char *call)
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
 {
     exec_check(e, "cudaGraphExecDestroy");
-    sim_lock();
-    bool known = clock_before(e->last_launch, &host_clock);
-    sim_unlock();
-    report_if(!known, GRAPH_MISUSE, "cudaGraphExecDestroy while a launch of it may still run");
+    HOLD(&sim_mutex);
+    report_if(!clock_before(e->last_launch, &host_clock), GRAPH_MISUSE,
+              "cudaGraphExecDestroy while a launch of it may still run");
     e->live = false;
     release_graph(e->graph);
     return sim_error(cudaSuccess);
@@ -128,7 +123,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
     exec_check(e, "cudaGraphLaunch");
     stream_check(s, "cudaGraphLaunch");
     capture_forbids(s, "cudaGraphLaunch");
-    sim_lock();
+    HOLD(&sim_mutex);
     clock_join(&s->clock, &host_clock);
     for (int k = 0; k < e->graph->count; k++) {
         const struct op *captured = e->graph->ops[k];
@@ -137,6 +132,5 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
         op->copied = true;
         e->last_launch = stream_push(s, op);
     }
-    sim_unlock();
     return sim_error(cudaSuccess);
 }

@@ -1,7 +1,6 @@
 /* tests/cusim/memory.c - see memory.h. */
 #include "memory.h"
 
-#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -54,6 +53,13 @@ static uint32_t regions_before(uint64_t address)
     return low;
 }
 
+/* The last that starts at or before it, or NULL. */
+static struct region *region_at(uint64_t address)
+{
+    uint32_t n = regions_before(address);
+    return n ? regions[n - 1] : NULL;
+}
+
 static struct region *add_region(uint64_t start, uint64_t bytes, int device)
 {
     static uint32_t names;
@@ -77,15 +83,12 @@ static void remove_region(uint32_t at)
 
 uint64_t memory_take(int device, uint64_t bytes)
 {
-    pthread_mutex_lock(&lock);
-    uint64_t start = 0;
-    if (bytes <= memory_bytes - used_bytes[device]) {
-        start = top[device];
-        add_region(start, bytes, device);
-        top[device] += (bytes + MEMORY_ALIGN + 4095) & ~4095ull;    /* never adjacent */
-        used_bytes[device] += bytes;
-    }
-    pthread_mutex_unlock(&lock);
+    HOLD(&lock);
+    if (bytes > memory_bytes - used_bytes[device]) return 0;
+    uint64_t start = top[device];
+    add_region(start, bytes, device);
+    top[device] += (bytes + MEMORY_ALIGN + 4095) & ~4095ull;    /* never adjacent */
+    used_bytes[device] += bytes;
     return start;
 }
 
@@ -105,7 +108,7 @@ static struct region *allocation_at(uint64_t address)
 
 uint64_t memory_give(uint64_t address, int device)
 {
-    pthread_mutex_lock(&lock);
+    HOLD(&lock);
     struct region *r = allocation_at(address);
     report_if(!r || r->start != address, BAD_FREE, "cudaFree of %#lx, which cudaMalloc never gave",
               address);
@@ -120,7 +123,6 @@ uint64_t memory_give(uint64_t address, int device)
     used_bytes[r->device] -= r->end - r->start;
     uint64_t from = (r->start + 4095) & ~4095ull, to = r->end & ~4095ull;
     if (to > from) madvise(device_bytes(from), to - from, MADV_DONTNEED);
-    pthread_mutex_unlock(&lock);
     return r->end - r->start;
 }
 
@@ -138,33 +140,27 @@ void *pinned_take(size_t bytes)
 {
     void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) return NULL;
-    pthread_mutex_lock(&lock);
+    HOLD(&lock);
     add_region((uint64_t)start, bytes, PINNED);
-    pthread_mutex_unlock(&lock);
     return start;
 }
 
 void pinned_give(void *start)
 {
-    pthread_mutex_lock(&lock);
-    uint32_t at = regions_before((uint64_t)start);
-    const struct region *r = at ? regions[at - 1] : NULL;
+    HOLD(&lock);
+    const struct region *r = region_at((uint64_t)start);
     report_if(!r || r->device != PINNED || r->start != (uint64_t)start, BAD_FREE,
               "cudaFreeHost of %p, which is not pinned memory, or twice", start);
     transfers_forbid((uint8_t *)r->start, (uint8_t *)r->end);
-    remove_region(at - 1);
+    remove_region(regions_before(r->start) - 1);
     munmap(start, r->end - r->start);
-    pthread_mutex_unlock(&lock);
 }
 
 uint32_t pinned_name(const void *start, size_t bytes)
 {
-    pthread_mutex_lock(&lock);
-    uint32_t at = regions_before((uint64_t)start);
-    const struct region *r = at ? regions[at - 1] : NULL;
-    bool holds = r && r->device == PINNED && (uint64_t)start + bytes <= r->end;
-    pthread_mutex_unlock(&lock);
-    return holds ? r->name : 0;
+    HOLD(&lock);
+    const struct region *r = region_at((uint64_t)start);
+    return r && r->device == PINNED && (uint64_t)start + bytes <= r->end ? r->name : 0;
 }
 
 /* Pieces, as the allocator says. */
@@ -175,7 +171,7 @@ void cusim_uncarve(const void *piece);
 void cusim_carve(const void *piece, size_t bytes)
 {
     uint64_t start = (uint64_t)piece;
-    pthread_mutex_lock(&lock);
+    HOLD(&lock);
     struct region *r = allocation_at(start);
     report_if(!r || !r->live || start + bytes > r->end, GLOBAL_BOUNDS,
               "a piece of %zu bytes is carved where no memory is", bytes);
@@ -187,18 +183,15 @@ void cusim_carve(const void *piece, size_t bytes)
         remove_region(i--);
     }
     add_region(start, bytes, r->device)->piece = true;
-    pthread_mutex_unlock(&lock);
 }
 
 void cusim_uncarve(const void *piece)
 {
-    pthread_mutex_lock(&lock);
-    uint32_t at = regions_before((uint64_t)piece);
-    struct region *r = at ? regions[at - 1] : NULL;
+    HOLD(&lock);
+    struct region *r = region_at((uint64_t)piece);
     report_if(!r || !r->piece || !r->live || r->start != (uint64_t)piece, BAD_FREE,
               "a piece is given back that was not carved, or twice");
     r->live = false;
-    pthread_mutex_unlock(&lock);
 }
 
 _Noreturn static void outside(const struct region *r, uint64_t address, uint64_t bytes)
@@ -215,10 +208,8 @@ const struct region *memory_region(uint64_t address, uint64_t bytes, int device,
     if (r && address >= r->start && address + bytes <= r->end && r->live && !r->carved) return r;
     report_if(!is_device(address), DEVICE_TOUCHES_HOST_MEMORY,
               "%lu bytes at %#lx, which is not device memory", bytes, address);
-    pthread_mutex_lock(&lock);
-    uint32_t at = regions_before(address);
-    r = at ? regions[at - 1] : NULL;
-    pthread_mutex_unlock(&lock);
+    HOLD(&lock);
+    r = region_at(address);
     if (!r || address + bytes > r->end || address + bytes < address) outside(r, address, bytes);
     report_if(!r->live, USE_AFTER_FREE, "%lu bytes at offset %lu of memory that was given back",
               bytes, address - r->start);

@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "exec.h"
-#include "report.h"
 #include "stream.h"
 
 struct fat_wrapper {

@@ -6,6 +6,7 @@
 #ifndef CUSIM_REPORT_H
 #define CUSIM_REPORT_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -48,6 +49,12 @@ void report_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 const char *setting(const char *name, const char *otherwise);
 uint64_t setting_number(const char *name, uint64_t otherwise);     /* 8g, 512m, 100 */
 uint64_t next_random(uint64_t *state);
+
+/* HOLD: the mutex is held from here to the end of the block. */
+static inline void let_go(pthread_mutex_t **mutex) { pthread_mutex_unlock(*mutex); }
+#define HOLD(mutex)                                                                              \
+    __attribute__((cleanup(let_go))) pthread_mutex_t *held_ = (mutex);                           \
+    pthread_mutex_lock(held_)
 
 /* Memory or exit; never NULL, zeroed. */
 void *must_alloc(size_t bytes);

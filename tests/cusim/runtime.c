@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "exec.h"
-#include "report.h"
 #include "stream.h"
 
 /* "9.0" or, one per device, "8.0,9.0": as 10 * major + minor. */

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include "exec.h"
-#include "report.h"
 
 struct entry {
     const char *name;

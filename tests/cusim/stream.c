@@ -9,9 +9,8 @@
 #include <time.h>
 
 #include "exec.h"
-#include "report.h"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+pthread_mutex_t sim_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t work = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct CUstream_st *streams;
@@ -24,8 +23,6 @@ static _Thread_local int device_now;
 static _Thread_local cudaError_t last_error;
 _Thread_local const char *unchecked_launch;
 
-void sim_lock(void) { pthread_mutex_lock(&lock); }
-void sim_unlock(void) { pthread_mutex_unlock(&lock); }
 int sim_devices(void) { return devices; }
 bool sim_no_driver(void) { return no_driver; }
 int current_device(void) { return device_now; }
@@ -74,11 +71,11 @@ static bool run_one(bool *waits)
         for (int n = (first + k) % count; n && s; n--) s = s->next;
         struct op *op = s ? s->head : NULL;     /* streams may have ended meanwhile */
         if (!op) continue;
-        pthread_mutex_unlock(&lock);
+        pthread_mutex_unlock(&sim_mutex);
         place = (struct place){.op = op->what};
         bool ended = op->type->run(op);
         place = (struct place){0};
-        pthread_mutex_lock(&lock);
+        pthread_mutex_lock(&sim_mutex);
         if (ended) {
             finish(s);
             return true;
@@ -102,7 +99,7 @@ static struct timespec from_now(clockid_t clock, long nanoseconds)
 static void *device_thread(void *unused)
 {
     long pause = 20000;
-    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&sim_mutex);
     for (;;) {
         bool waits = false;
         uint64_t before = pushed;
@@ -112,19 +109,24 @@ static void *device_thread(void *unused)
             continue;
         } else if (waits) {             /* peers are other processes: look again soon */
             struct timespec t = from_now(CLOCK_REALTIME, pause);
-            pthread_cond_timedwait(&work, &lock, &t);
+            pthread_cond_timedwait(&work, &sim_mutex, &t);
             if (pause < 1000000) pause *= 2;
         } else {
-            pthread_cond_wait(&work, &lock);
+            pthread_cond_wait(&work, &sim_mutex);
         }
     }
     return unused;
 }
 
-void stream_poke(void) { pthread_cond_signal(&work); }
+void stream_poke(void)
+{
+    HOLD(&sim_mutex);
+    pthread_cond_signal(&work);
+}
 
 bool device_is_stuck(int device)
 {
+    HOLD(&sim_mutex);
     bool stuck = waiting_hosts[device] > 0;
     for (struct CUstream_st *s = streams; s && stuck; s = s->next) {
         if (s->device != device || !s->head) continue;
@@ -232,14 +234,13 @@ void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
     vsnprintf(op->what, sizeof op->what, fmt, args);
     va_end(args);
     op->stream = s;
-    sim_lock();
+    HOLD(&sim_mutex);
     if (s->capture) {
         capture_add(s, op);
     } else {
         clock_join(&s->clock, &host_clock);
         stream_push(s, op);
     }
-    sim_unlock();
 }
 
 /* The host. */
@@ -261,7 +262,7 @@ void launches_checked(const char *call)
 bool host_wait(cudaStream_t s, const struct mark *mark, const char *call)
 {
     launches_checked(call);
-    sim_lock();
+    HOLD(&sim_mutex);
     int device = device_now;
     uint64_t target = s ? s->enqueued : 0, seen = progress;
     struct clock clock = s ? s->clock : mark->clock;
@@ -270,7 +271,7 @@ bool host_wait(cudaStream_t s, const struct mark *mark, const char *call)
     pthread_cond_signal(&work);
     while (!fault && (s ? s->done < target : !mark->done)) {
         struct timespec t = from_now(CLOCK_REALTIME, 200000000);
-        pthread_cond_timedwait(&done, &lock, &t);
+        pthread_cond_timedwait(&done, &sim_mutex, &t);
         if (progress != seen) {
             seen = progress;
             until = seconds_now() + (double)patience;
@@ -282,16 +283,14 @@ bool host_wait(cudaStream_t s, const struct mark *mark, const char *call)
     }
     waiting_hosts[device]--;
     if (!fault) host_learns(&clock);
-    sim_unlock();
     return !fault;
 }
 
 bool host_ask(cudaStream_t s, const struct mark *mark)
 {
-    sim_lock();
+    HOLD(&sim_mutex);
     bool is_done = s ? s->done == s->enqueued : mark->done;
     if (is_done) host_learns(s ? &s->clock : &mark->clock);
-    sim_unlock();
     return is_done;
 }
 
@@ -326,12 +325,11 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
               "a stream that waits for the default stream: cudaStreamNonBlocking is the "
               "house rule");
     struct CUstream_st *s = *out = must_alloc(sizeof *s);
-    sim_lock();
+    HOLD(&sim_mutex);
     *s = (struct CUstream_st){.live = true, .device = device_now, .slot = clock_new_slot(),
                               .clock = host_clock, .next = streams};
     s->tail = &s->head;
     streams = s;
-    sim_unlock();
     return sim_error(cudaSuccess);
 }
 
@@ -350,12 +348,11 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
     capture_forbids(s, "cudaStreamDestroy");
     host_wait(s, NULL, "cudaStreamDestroy");
     struct CUstream_st **at = &streams;
-    sim_lock();
+    HOLD(&sim_mutex);
     while (*at != s) at = &(*at)->next;
     *at = s->next;
     s->live = false;
     clock_give_slot(s->slot);
-    sim_unlock();
     return sim_error(cudaSuccess);
 }
 

@@ -8,10 +8,10 @@
 #define CUSIM_STREAM_H
 
 #include <cuda_runtime_api.h>
-#include <pthread.h>
 
 #include "clock.h"
 #include "memory.h"
+#include "report.h"
 #include "shadow.h"
 
 struct op;
@@ -58,8 +58,7 @@ struct CUevent_st {
 };
 
 /* One lock for everything that host threads and the device thread share. */
-void sim_lock(void);
-void sim_unlock(void);
+extern pthread_mutex_t sim_mutex;
 /* First call of any API: reads the settings, takes the address space, starts the device thread. */
 void sim_open(void);
 int sim_devices(void);

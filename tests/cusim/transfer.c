@@ -5,7 +5,6 @@
  * read the new bytes.  A copy to the host writes a pattern at the call and the result when the
  * host learns. So both faults are found whenever the copy really ran.
  */
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,13 +26,12 @@ static struct transfer *in_flight, **in_flight_end = &in_flight;   /* in the ord
 
 void transfers_forbid(const uint8_t *start, const uint8_t *end)
 {
-    pthread_mutex_lock(&lock);
+    HOLD(&lock);
     for (struct transfer *t = in_flight; t; t = t->next) {
         if (t->host < start || t->host >= end) continue;
         report(PINNED_BUFFER_IN_FLIGHT, "cudaFreeHost while '%s' may still run",
                clock_op_name(t->op));
     }
-    pthread_mutex_unlock(&lock);
 }
 
 /* Ends one transfer, for the host's eyes. */
@@ -74,7 +72,7 @@ struct transfer *transfer_open(void *host, size_t bytes, bool to_host, op_id op,
     struct transfer *t = must_alloc(sizeof *t);
     *t = (struct transfer){.host = host, .size = bytes, .to_host = to_host, .op = op};
     t->bytes = must_alloc(bytes);
-    pthread_mutex_lock(&lock);
+    HOLD(&lock);
     for (struct transfer *old = in_flight; old; old = old->next) {
         if (!overlaps(old, host, bytes)) continue;
         meet(old, clock_op_name(op), to_host, clock);
@@ -87,7 +85,6 @@ struct transfer *transfer_open(void *host, size_t bytes, bool to_host, op_id op,
     else memcpy(t->bytes, host, bytes);
     *in_flight_end = t;
     in_flight_end = &t->next;
-    pthread_mutex_unlock(&lock);
     return t;
 }
 
@@ -96,7 +93,7 @@ void transfer_done(struct transfer *t) { t->done = true; }
 
 void transfers_settle(const struct clock *clock)
 {
-    pthread_mutex_lock(&lock);
+    HOLD(&lock);
     for (struct transfer **at = &in_flight; *at;) {
         struct transfer *t = *at;
         if (!t->done || !clock_before(t->op, clock)) {
@@ -109,5 +106,4 @@ void transfers_settle(const struct clock *clock)
         free(t->bytes);
         free(t);
     }
-    pthread_mutex_unlock(&lock);
 }
