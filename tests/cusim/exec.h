@@ -120,6 +120,19 @@ static inline uint32_t at_lane(const struct warp *w, int lane)
         for (int l = __builtin_ctz(rest_), once_ = 1; once_; once_ = 0)
 #define REGISTER(type, k) ((type *)(w->file + i->o[k]))
 
+/* A register of either width. */
+static inline uint64_t read_register(const struct warp *w, const struct ins *i, uint32_t k, int l)
+{
+    return i->bits64 >> k & 1 ? REGISTER(uint64_t, k)[l] : REGISTER(uint32_t, k)[l];
+}
+
+static inline void write_register(struct warp *w, const struct ins *i, uint32_t k, int l,
+                                  uint64_t v)
+{
+    if (i->bits64 >> k & 1) REGISTER(uint64_t, k)[l] = v;
+    else REGISTER(uint32_t, k)[l] = (uint32_t)v;
+}
+
 static inline uint32_t predicate(const struct warp *w, uint32_t slot)
 {
     uint32_t bits;

@@ -1,9 +1,9 @@
 /* tests/cusim/exec_alu.c - arithmetic, logic and moves: one small loop per opcode and type.
  *
  * Each line of a list makes a function and a row of the table: its name, opcode, types and
- * operands, the C types of d, x, y and z, and d as an expression of x, y and z.  16-bit values lie
- * in 4 bytes.  Denormals are kept whatever .ftz says; ex2 is more exact than a GPU's approximation,
- * never less.
+ * operands, the C types of d, x, y and z, and d as an expression of these; n[l] is a fourth number,
+ * p the third operand as a predicate.  16-bit values lie in 4 bytes.  Denormals are kept whatever
+ * .ftz says; ex2 is more exact than a GPU's approximation, never less.
  */
 #include <math.h>
 
@@ -29,8 +29,8 @@ typedef float lane_f32;
         const lane_##A *a = REGISTER(lane_##A, 1);                                               \
         const lane_##B *b = REGISTER(lane_##B, 2);                                               \
         const lane_##C *c = REGISTER(lane_##C, 3);                                               \
-        EACH_LANE(A x = (A)a[l]; B y = (B)b[l]; C z = (C)c[l]; d[l] = (D)(expr);                 \
-                  (void)x; (void)y; (void)z)                                                     \
+        UNUSED const u32 *n = REGISTER(u32, 4), p = predicate(w, i->o[3]);                       \
+        EACH_LANE(A x = (A)a[l]; UNUSED B y = (B)b[l]; UNUSED C z = (C)c[l]; d[l] = (D)(expr))   \
     }
 #define ROW(run, name, types, operands, ...) {name, types, operands, run},
 
@@ -68,7 +68,11 @@ typedef float lane_f32;
     X(mul_hi_s32, "mul hi", "s32", "444", u32, s32, s32, s32, (s64)x * y >> 32)                  \
     X(prmt, "prmt", "b32", "4444", u32, u32, u32, u32, byte_permute(x, y, z))                    \
     X(shf_l_wrap, "shf l wrap", "b32", "4444", u32, u32, u32, u32,                               \
-      ((u64)y << 32 | x) << (z & 31) >> 32)
+      ((u64)y << 32 | x) << (z & 31) >> 32)                                                      \
+    X(bfi, "bfi", "b32", "44444", u32, u32, u32, u32, insert_bits(x, y, z & 255, n[l] & 255))    \
+    X(select_4, "selp", "b16 u16 s16 b32 u32 s32 f32", "wwwp", u32, u32, u32, u32,               \
+      p >> l & 1 ? x : y)                                                                        \
+    X(select_8, "selp", "b64 u64 s64 f64", "wwwp", u64, u64, u64, u64, p >> l & 1 ? x : y)
 
 /* Of floats, and of halves by way of floats. */
 #define NUMBERS(X, F, suffix)                                                                    \
@@ -100,6 +104,13 @@ static inline u32 byte_permute(u32 a, u32 b, u32 selector)
     return r;
 }
 
+/* The low `width` bits of a, put into b from bit `at` on. */
+static inline u32 insert_bits(u32 a, u32 b, u32 at, u32 width)
+{
+    u64 field = width >= 32 ? ~0u : (1ull << width) - 1;
+    return at >= 32 ? b : (u32)((b & ~(field << at)) | (a & field) << at);
+}
+
 static inline float exp2_close(float x)
 {
     float n = __builtin_rintf(x < -160 ? -160 : x > 160 ? 160 : x), f = (x != x ? 0 : x) - n;
@@ -128,8 +139,7 @@ FLOATS(FUNCTION)
 #define HALF_FUNCTION(run, name, types, operands, D, A, B, C, expr)                              \
     static inline u32 run##_one(u32 a, u32 b, u32 c)                                             \
     {                                                                                            \
-        float x = from_f16(a & 0xffff), y = from_f16(b & 0xffff), z = from_f16(c & 0xffff);      \
-        (void)y, (void)z;                                                                        \
+        UNUSED float x = from_f16((u16)a), y = from_f16((u16)b), z = from_f16((u16)c);           \
         return to_f16((float)(expr)) & 0xffff;                                                   \
     }                                                                                            \
     FUNCTION(run, , , , u32, u32, u32, u32, run##_one(x, y, z))                                  \
@@ -138,28 +148,6 @@ FLOATS(FUNCTION)
 #define HALF_ROW(run, name, types, operands, ...)                                                \
     {name, types, operands, run}, {name, types "x2", operands, run##_x2},
 NUMBERS(HALF_FUNCTION, f16, "f16")
-
-/* Those of another form: four inputs, or predicates. */
-EXEC(bfi)
-{
-    u32 *d = REGISTER(u32, 0);
-    const u32 *a = REGISTER(u32, 1), *b = REGISTER(u32, 2), *c = REGISTER(u32, 3);
-    const u32 *n = REGISTER(u32, 4);
-    EACH_LANE(u32 at = c[l] & 255; u32 width = n[l] & 255;
-              u64 field = width >= 32 ? ~0u : (1ull << width) - 1;
-              d[l] = at >= 32 ? b[l] : (u32)((b[l] & ~(field << at)) | (a[l] & field) << at))
-}
-
-#define SELECT(name, T)                                                                          \
-    EXEC(name)                                                                                   \
-    {                                                                                            \
-        T *d = REGISTER(T, 0);                                                                   \
-        const T *a = REGISTER(T, 1), *b = REGISTER(T, 2);                                        \
-        u32 p = predicate(w, i->o[3]);                                                           \
-        EACH_LANE(T x = a[l]; T y = b[l]; d[l] = p >> l & 1 ? x : y)                             \
-    }
-SELECT(select_4, u32)
-SELECT(select_8, u64)
 
 #define PREDICATES(X)                                                                            \
     X(mov_pred, "mov", "pp", x)                                                                  \
@@ -170,8 +158,7 @@ SELECT(select_8, u64)
 #define PREDICATE_FUNCTION(run, name, operands, expr)                                            \
     EXEC(run)                                                                                    \
     {                                                                                            \
-        u32 x = predicate(w, i->o[1]), y = predicate(w, i->o[2]);                                \
-        (void)y;                                                                                 \
+        UNUSED u32 x = predicate(w, i->o[1]), y = predicate(w, i->o[2]);                         \
         set_predicate(w, i->o[0], expr, lanes);                                                  \
     }
 #define PREDICATE_ROW(run, name, operands, expr) {name, "pred", operands, run},
@@ -187,8 +174,5 @@ const struct row alu_rows[] = {
     FLOATS(ROW)
     NUMBERS(HALF_ROW, f16, "f16")
     PREDICATES(PREDICATE_ROW)
-    {"bfi", "b32", "44444", bfi},
-    {"selp", "b16 u16 s16 b32 u32 s32 f32", "wwwp", select_4},
-    {"selp", "b64 u64 s64 f64", "wwwp", select_8},
     {NULL},
 };

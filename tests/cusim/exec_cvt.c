@@ -110,10 +110,7 @@ static bool convert_fast(struct warp *w, const struct ins *i, uint32_t lanes)
 EXEC(cvt)
 {
     if (!i->mode && convert_fast(w, i, lanes)) return;
-    EACH_LANE(uint64_t v = i->bits64 & 2 ? REGISTER(uint64_t, 1)[l] : REGISTER(uint32_t, 1)[l];
-              v = convert(v, i);
-              if (i->bits64 & 1) REGISTER(uint64_t, 0)[l] = v;
-              else REGISTER(uint32_t, 0)[l] = (uint32_t)v)
+    EACH_LANE(write_register(w, i, 0, l, convert(read_register(w, i, 1, l), i)))
 }
 
 /* Two floats to a pair of halves: the first operand goes up. */

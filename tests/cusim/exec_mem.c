@@ -66,22 +66,22 @@ static uint8_t *local_at(struct warp *w, uint64_t offset, uint32_t bytes, int la
     return w->local + (size_t)lane * size + offset;
 }
 
+/* Which space it is; a generic address becomes an offset there. */
+static enum space space_of(enum space space, uint64_t *address)
+{
+    if (space != SPACE_GENERIC) return space;
+    uint64_t window = *address >> 40 == SHARED_WINDOW >> 40 ? SHARED_WINDOW
+                      : *address >> 40 == LOCAL_WINDOW >> 40 ? LOCAL_WINDOW : 0;
+    *address -= window;
+    return window == SHARED_WINDOW ? SPACE_SHARED : window ? SPACE_LOCAL : SPACE_GLOBAL;
+}
+
 uint8_t *exec_address(struct warp *w, const struct ins *i, int lane, uint64_t address,
                       uint32_t bytes, enum touch touch)
 {
     uint32_t thread = at_lane(w, lane);
-    enum space space = i->space;
     if (address & (bytes - 1)) misaligned(bytes, address);
-    if (space == SPACE_GENERIC) {
-        if (address >> 40 == SHARED_WINDOW >> 40) {
-            return shared_at(w, address - SHARED_WINDOW, bytes, touch, thread);
-        }
-        if (address >> 40 == LOCAL_WINDOW >> 40) {
-            return local_at(w, address - LOCAL_WINDOW, bytes, lane);
-        }
-        space = SPACE_GLOBAL;
-    }
-    switch (space) {
+    switch (space_of(i->space, &address)) {
     case SPACE_SHARED: return shared_at(w, address, bytes, touch, thread);
     case SPACE_LOCAL: return local_at(w, address, bytes, lane);
     case SPACE_PARAM: return param_at(w, address, bytes);
@@ -144,10 +144,7 @@ void exec_count(struct warp *w, enum space space, const uint64_t *address, uint3
     if (!s || !lanes) return;
     uint64_t first = address[__builtin_ctz(lanes)];
     uint64_t total = (uint64_t)__builtin_popcount(lanes) * bytes;
-    if (space == SPACE_GENERIC) {
-        space = is_device(first) ? SPACE_GLOBAL
-                : first >> 40 == SHARED_WINDOW >> 40 ? SPACE_SHARED : SPACE_LOCAL;
-    }
+    space = space_of(space, &first);
     if (space == SPACE_GLOBAL) {
         s->global_bytes += total;
         s->global_sectors += distinct_sectors(address, lanes, bytes);
@@ -165,21 +162,14 @@ void exec_count(struct warp *w, enum space space, const uint64_t *address, uint3
     }
 }
 
-static uint64_t widen(uint64_t v, enum type t)
-{
-    if (t == T_S8) return (uint32_t)(int8_t)v;
-    if (t == T_S16) return (uint32_t)(int16_t)v;
-    return v;
-}
-
 static void load_lane(struct warp *w, const struct ins *i, int l, const uint8_t *from)
 {
-    uint32_t size = type_bytes(i->type);
+    uint32_t size = type_bytes(i->type), spare = 64 - 8 * size;
     for (uint32_t k = 0; k < i->count; k++, from += size) {
         uint64_t v = 0;
         memcpy(&v, from, size);
-        if (!(i->bits64 >> k & 1)) REGISTER(uint32_t, k)[l] = (uint32_t)widen(v, i->type);
-        else REGISTER(uint64_t, k)[l] = i->type == T_S32 ? (uint64_t)(int32_t)v : v;
+        if (is_signed(i->type)) v = (uint64_t)((int64_t)(v << spare) >> spare);
+        write_register(w, i, k, l, v);
     }
 }
 
@@ -225,8 +215,8 @@ EXEC(store)
     FOR_LANES(l, lanes) {
         uint8_t *to = exec_address(w, i, l, address[l], bytes, TOUCH_WRITE);
         for (uint32_t k = 0; k < i->count; k++, to += size) {
-            if (i->bits64 >> k & 1) memcpy(to, &REGISTER(uint64_t, k)[l], size);
-            else memcpy(to, &REGISTER(uint32_t, k)[l], size);
+            uint64_t v = read_register(w, i, k, l);
+            memcpy(to, &v, size);
         }
     }
 }
@@ -249,24 +239,17 @@ EXEC(pack)
     uint64_t mask = part == 64 ? ~0ull : (1ull << part) - 1;
     EACH_LANE(uint64_t v = 0;
               for (uint32_t k = 0; k < i->count; k++) {
-                  uint64_t x = i->bits64 >> (k + 1) & 1 ? REGISTER(uint64_t, k + 1)[l]
-                                                        : REGISTER(uint32_t, k + 1)[l];
-                  v |= (x & mask) << part * k;
+                  v |= (read_register(w, i, k + 1, l) & mask) << part * k;
               }
-              if (i->bits64 & 1) REGISTER(uint64_t, 0)[l] = v;
-              else REGISTER(uint32_t, 0)[l] = (uint32_t)v)
+              write_register(w, i, 0, l, v))
 }
 
 EXEC(unpack)
 {
     uint32_t n = i->count, part = type_bytes(i->type) * 8 / n;
     uint64_t mask = part == 64 ? ~0ull : (1ull << part) - 1;
-    EACH_LANE(uint64_t v = i->bits64 >> n & 1 ? REGISTER(uint64_t, n)[l]
-                                              : REGISTER(uint32_t, n)[l];
-              for (uint32_t k = 0; k < n; k++) {
-                  if (i->bits64 >> k & 1) REGISTER(uint64_t, k)[l] = v >> part * k & mask;
-                  else REGISTER(uint32_t, k)[l] = (uint32_t)(v >> part * k & mask);
-              })
+    EACH_LANE(uint64_t v = read_register(w, i, n, l);
+              for (uint32_t k = 0; k < n; k++) write_register(w, i, k, l, v >> part * k & mask))
 }
 
 /* cp.async of ins.count bytes, of which the operand's number comes from memory. */

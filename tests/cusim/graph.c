@@ -45,18 +45,19 @@ void capture_add(cudaStream_t s, struct op *op)
 
 void capture_forbids(cudaStream_t s, const char *call)
 {
+    stream_check(s, call);
     report_if(s->capture, ILLEGAL_IN_CAPTURE, "%s on a stream that is captured", call);
 }
 
 void capture_forbids_any(const char *call)
 {
+    sim_open();
     HOLD(&sim_mutex);
     report_if(restricting, ILLEGAL_IN_CAPTURE, "%s while a stream is captured", call);
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode)
 {
-    stream_check(s, "cudaStreamBeginCapture");
     capture_forbids(s, "cudaStreamBeginCapture");
     struct capture *c = must_alloc(sizeof *c);
     c->graph = must_alloc(sizeof *c->graph);
@@ -121,7 +122,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 {
     exec_check(e, "cudaGraphLaunch");
-    stream_check(s, "cudaGraphLaunch");
     capture_forbids(s, "cudaGraphLaunch");
     HOLD(&sim_mutex);
     clock_join(&s->clock, &host_clock);

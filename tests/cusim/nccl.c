@@ -52,18 +52,9 @@ static struct nccl_part *ends_of(const struct nccl_op *o)
                            : c->world->pairs[o->peer][c->rank];
 }
 
-enum counter { POSTED, WROTE, READ };
-
-static bool both_at(const struct nccl_part *ends, enum counter which, uint64_t count)
+static bool both_at(const struct nccl_part *ends, int counter, uint64_t n)
 {
-    for (int r = 0; r < 2; r++) {
-        const struct nccl_part *p = &ends[r];
-        if (atomic_load(which == POSTED ? &p->posted : which == WROTE ? &p->wrote : &p->read) <
-            count) {
-            return false;
-        }
-    }
-    return true;
+    return atomic_load(&ends[0].count[counter]) >= n && atomic_load(&ends[1].count[counter]) >= n;
 }
 
 static void agree(const struct nccl_op *o, const struct nccl_terms *its)
@@ -80,11 +71,11 @@ static bool run_message(struct nccl_op *o)
 {
     struct nccl_world *w = o->comm->world;
     struct nccl_part *ends = ends_of(o), *mine = &ends[o->kind];
-    uint64_t chunk = atomic_load(&mine->read), posted = atomic_load(&mine->posted);
+    uint64_t chunk = atomic_load(&mine->count[READ]), posted = atomic_load(&mine->count[POSTED]);
     if (o->stage == 0) {
         if (!both_at(ends, READ, chunk)) return false;  /* the other still reads the last one */
         mine->terms = o->terms;
-        atomic_store(&mine->posted, ++posted);
+        atomic_store(&mine->count[POSTED], ++posted);
         o->stage = 1;
         moved(w);
     }
@@ -96,16 +87,16 @@ static bool run_message(struct nccl_op *o)
     while (o->stage == 2) {
         uint64_t n = o->bytes - o->moved < CHUNK_BYTES ? o->bytes - o->moved : CHUNK_BYTES;
         uint8_t *bytes = device_bytes(o->at + o->moved);
-        if (atomic_load(&mine->wrote) == chunk) {
+        if (atomic_load(&mine->count[WROTE]) == chunk) {
             if (!both_at(ends, READ, chunk)) return false;
             if (o->kind == SEND) memcpy(mine->chunk, bytes, n);
-            atomic_store(&mine->wrote, chunk + 1);
+            atomic_store(&mine->count[WROTE], chunk + 1);
             moved(w);
         }
         if (!both_at(ends, WROTE, chunk + 1)) return false;
         if (o->kind == RECV) memcpy(bytes, ends[SEND].chunk, n);
         o->moved += n;
-        atomic_store(&mine->read, ++chunk);
+        atomic_store(&mine->count[READ], ++chunk);
         moved(w);
         if (o->moved == o->bytes) o->stage = 3;
     }
@@ -113,13 +104,6 @@ static bool run_message(struct nccl_op *o)
 }
 
 /* The operation of a stream. */
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static bool all_stuck(const struct ncclComm *c, uint64_t at)
 {
@@ -139,8 +123,8 @@ static void look_for_deadlock(struct nccl_op *o, ncclComm_t c)
     atomic_store(&w->stuck[c->rank], stuck ? at + 1 : 0);
     if (!stuck || at != o->seen) {
         o->seen = at;
-        o->quiet_since = seconds();
-    } else if (seconds() - o->quiet_since > 0.5) {
+        o->quiet_since = seconds_now();
+    } else if (seconds_now() - o->quiet_since > 0.5) {
         for (int r = 0; r < c->size; r++) {
             if (!world_rank_gone(w, c->lock_file, r)) continue;
             report(NCCL_PEER_GONE, "the host waits for ever: rank %d has ended", r);

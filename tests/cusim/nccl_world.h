@@ -21,8 +21,9 @@ struct nccl_terms {
 
 /* A rank's part in one meeting place: operations posted, and chunks that it wrote and has read,
  * over all operations there. */
+enum { POSTED, WROTE, READ };
 struct nccl_part {
-    _Atomic uint64_t posted, wrote, read;
+    _Atomic uint64_t count[READ + 1];
     struct nccl_terms terms;
     uint8_t chunk[CHUNK_BYTES];
 };

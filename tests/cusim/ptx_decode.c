@@ -39,8 +39,7 @@ uint32_t type_bytes(enum type t) { return types[t].bytes; }
 bool is_signed(enum type t) { return types[t].text[0] == 's'; }
 bool is_float(enum type t) { return t == T_F16 || t == T_F32 || t == T_F64; }
 
-/* The number of `word` in a list, or -1. */
-static int number_in(const char *list, const char *word)
+int number_in(const char *list, const char *word)
 {
     size_t n = strlen(word);
     for (int k = 0; list && *list; k++) {
@@ -178,7 +177,7 @@ static void place_operands(struct reader *r, struct ins *i, const char *letters,
             if (strchr("V{", *c) && c[1] >= '1' && c[1] <= '9') c++;
         }
     }
-    for (; k < 4; k++) i->o[k] = i->o[1] ? i->o[1] : i->o[0];      /* read, and not used */
+    for (; k < 5; k++) i->o[k] = i->o[1] ? i->o[1] : i->o[0];      /* read, and not used */
     if (n && a[0].item[0].second) i->second = (uint32_t)a[0].item[0].second->value;
 }
 

@@ -368,14 +368,12 @@ static void read_bounds(struct reader *r)
 {
     while (next_char(r) != '{') {
         take_word(r);
-        bool threads = !strcmp(r->word, ".maxntid") || !strcmp(r->word, ".reqntid");
-        if (!threads && strcmp(r->word, ".minnctapersm") && strcmp(r->word, ".maxnreg")) {
-            bad_ptx(r, "unknown directive of a kernel", r->word);
-        }
+        int known = number_in(".maxntid .reqntid .minnctapersm .maxnreg", r->word);
+        if (known < 0) bad_ptx(r, "unknown directive of a kernel", r->word);
         uint64_t product = 1;
         do product *= take_number(r);
         while (accept(r, ','));
-        if (threads) r->k->max_threads = (uint32_t)product;
+        if (known < 2) r->k->max_threads = (uint32_t)product;
     }
 }
 
@@ -410,8 +408,7 @@ struct kernel *ptx_parse(const char *text)
     struct kernel *kernels = NULL;
     while (next_char(&r)) {
         take_word(&r);
-        if (!strcmp(r.word, ".version") || !strcmp(r.word, ".target") ||
-            !strcmp(r.word, ".address_size") || !strcmp(r.word, ".file")) {
+        if (number_in(".version .target .address_size .file", r.word) >= 0) {
             r.at += strcspn(r.at, "\n");
         } else if (!strcmp(r.word, ".entry")) {
             struct kernel *k = read_kernel(&r);
@@ -420,8 +417,7 @@ struct kernel *ptx_parse(const char *text)
         } else if (!strcmp(r.word, ".shared")) {
             place_variable(&r, &r.shared_bytes);
             expect(&r, ';');
-        } else if (strcmp(r.word, ".visible") && strcmp(r.word, ".extern") &&
-                   strcmp(r.word, ".weak")) {
+        } else if (number_in(".visible .extern .weak", r.word) < 0) {
             bad_ptx(&r, "a function that was not inlined, a variable, or another thing", r.word);
         }
     }

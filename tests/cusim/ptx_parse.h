@@ -49,6 +49,9 @@ struct reader {
 _Noreturn void bad_ptx(const struct reader *r, const char *what, const char *text);
 uint32_t new_slot(struct kernel *k, uint32_t bytes);
 
+/* The number of `word` in a list with blanks between, or -1. */
+int number_in(const char *list, const char *word);
+
 /* Fills in `i` from the rows; its opcode is one of them, or it is a finding. */
 void decode(struct reader *r, struct ins *i, const struct opcode *op, const struct arg *args,
             uint32_t count);

@@ -63,7 +63,6 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
 
 cudaError_t cudaMalloc(void **out, size_t bytes)
 {
-    sim_open();
     capture_forbids_any("cudaMalloc");
     *out = NULL;
     if (!sim_devices()) return sim_error(cudaErrorNoDevice);
@@ -76,7 +75,6 @@ cudaError_t cudaMalloc(void **out, size_t bytes)
 
 cudaError_t cudaFree(void *p)
 {
-    sim_open();
     capture_forbids_any("cudaFree");
     if (!p || sim_faulted()) return sim_error(cudaSuccess);
     device_wait("cudaFree");
@@ -87,7 +85,6 @@ cudaError_t cudaFree(void *p)
 
 cudaError_t cudaMallocHost(void **out, size_t bytes)
 {
-    sim_open();
     capture_forbids_any("cudaMallocHost");
     *out = pinned_take(bytes ? bytes : 1);
     return sim_error(*out ? cudaSuccess : cudaErrorMemoryAllocation);

@@ -64,6 +64,7 @@ void sim_open(void);
 int sim_devices(void);
 int device_capability(int device);      /* 10 * major + minor */
 bool sim_no_driver(void);
+double seconds_now(void);
 
 /* The stream may be used by this thread: not the default one, alive, on the current device. */
 void stream_check(cudaStream_t s, const char *call);
@@ -101,7 +102,8 @@ void launches_checked(const char *call);        /* a finding if one was not */
 
 /* Captures (graph.c), with the lock held. */
 void capture_add(cudaStream_t s, struct op *op);
-void capture_forbids(cudaStream_t s, const char *call);     /* a finding while s is captured */
-void capture_forbids_any(const char *call);                 /* while any stream is */
+/* Begin calls that a capture forbids: of s, or of any stream. */
+void capture_forbids(cudaStream_t s, const char *call);     /* stream_check too */
+void capture_forbids_any(const char *call);                 /* sim_open too */
 
 #endif
