@@ -5,11 +5,6 @@
  */
 #include "clock.h"
 
-#include <stdlib.h>
-#include <string.h>
-
-#include "report.h"
-
 enum { CHUNK = 1 << 16, CHUNKS = 1 << 12, NAMES = 1 << 12 };
 
 struct op_record {

@@ -8,9 +8,7 @@
 #ifndef CUSIM_CLOCK_H
 #define CUSIM_CLOCK_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "report.h"
 
 enum { CLOCK_SLOTS = 192, HOST_SLOT = 0 };
 

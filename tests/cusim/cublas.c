@@ -5,8 +5,6 @@
  * another device.  Sums are in floats, over k in order.
  */
 #include <cublas_v2.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "exec.h"
 #include "stream.h"

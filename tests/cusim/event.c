@@ -3,9 +3,6 @@
  * As in CUDA, a wait for an event that was never recorded is no wait, and a later recording does
  * not change an earlier wait: the clocks then show what the missing order leads to.
  */
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "stream.h"
 
 struct mark_op {

@@ -2,11 +2,8 @@
 #ifndef CUSIM_EXEC_H
 #define CUSIM_EXEC_H
 
-#include <string.h>
-
 #include "memory.h"
 #include "ptx.h"
-#include "report.h"
 #include "shadow.h"
 
 /* Generic addresses of shared and local memory.  The low bits are not zero: an address cut to 32

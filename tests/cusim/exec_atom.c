@@ -4,8 +4,6 @@
  * all that it knows; a block that makes an atomic there learns it.  That is what "the last block
  * adds the parts up" rests on.
  */
-#include <stdlib.h>
-
 #include "exec.h"
 
 struct released {

@@ -1,6 +1,4 @@
 /* tests/cusim/exec_mem.c - loads, stores, asynchronous copies; their checks and their counts. */
-#include <stdlib.h>
-
 #include "exec.h"
 
 static _Noreturn void misaligned(uint32_t bytes, uint64_t address)

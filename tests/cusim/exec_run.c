@@ -2,8 +2,6 @@
  * block in turns, and of a warp always the lanes with the lowest instruction, so that they meet
  * again.
  */
-#include <stdlib.h>
-
 #include "exec.h"
 
 enum { TURN = 4096 };                       /* instructions of a warp before the next has a turn */

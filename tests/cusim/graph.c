@@ -3,9 +3,6 @@
  * A graph is the list of what was captured from one stream, in the order of the calls; a launch
  * enqueues copies of it.  Captures that fork into other streams are not modelled.
  */
-#include <stdlib.h>
-#include <string.h>
-
 #include "stream.h"
 
 struct CUgraph_st {

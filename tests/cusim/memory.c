@@ -2,10 +2,7 @@
 #include "memory.h"
 
 #include <signal.h>
-#include <string.h>
 #include <sys/mman.h>
-
-#include "report.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 uint8_t *device_alias;

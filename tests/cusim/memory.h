@@ -9,10 +9,6 @@
 #ifndef CUSIM_MEMORY_H
 #define CUSIM_MEMORY_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "clock.h"
 
 enum { DEVICES_MAX = 16, MEMORY_ALIGN = 512, PAGE_BITS = 12 };

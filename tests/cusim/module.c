@@ -3,10 +3,6 @@
  * A fat binary holds an entry per architecture.  Of the PTX entries, the newest that the device can
  * run is taken: sm_90a only on 9.0, compute_80 on all that came later.
  */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "exec.h"
 #include "stream.h"
 

@@ -5,9 +5,6 @@
  * need not notice it: whoever waits without a deadline is told that it hangs.
  */
 #include <nccl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 

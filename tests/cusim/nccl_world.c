@@ -1,12 +1,9 @@
 /* tests/cusim/nccl_world.c - see nccl_world.h. */
 #include <fcntl.h>
-#include <stdbool.h>
-#include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "nccl_world.h"
-#include "report.h"
 
 struct nccl_world *world_join(const char *id, int size, int rank, int *lock_file)
 {

@@ -8,8 +8,8 @@
 #define CUSIM_NCCL_WORLD_H
 
 #include <stdatomic.h>
-#include <stddef.h>
-#include <stdint.h>
+
+#include "report.h"
 
 enum { RANKS_MAX = 16, CHUNK_BYTES = 64 * 1024 };
 

@@ -7,9 +7,7 @@
 #ifndef CUSIM_PTX_H
 #define CUSIM_PTX_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "report.h"
 
 #define TYPE_LIST(X)                                                                             \
     X(NO_TYPE, "", 0) X(PRED, "pred", 1) X(B8, "b8", 1) X(U8, "u8", 1) X(S8, "s8", 1)            \

@@ -14,11 +14,7 @@
  *   - 0        nothing in the text: the place stays empty, or holds zero
  *   ?          what follows may be missing
  */
-#include <stdlib.h>
-#include <string.h>
-
 #include "ptx_parse.h"
-#include "report.h"
 
 #define X(name, text, bytes) {text, bytes},
 static const struct {

@@ -6,11 +6,6 @@
 #include "ptx_parse.h"
 
 #include <ctype.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "report.h"
 
 #define UNKNOWN UINT32_MAX
 

@@ -1,7 +1,8 @@
 /* tests/cusim/report.h - what can be wrong, and how it is said.
  *
  * Every finding is fatal: one line on standard error (and in CUSIM_REPORT), exit code 99.  A
- * finding names its kind; README.md lists the kinds, tests/cusim/check.c plants each one.
+ * finding names its kind; README.md lists the kinds, tests/cusim/check.c plants each one.  All
+ * other headers include this one, and with it what every file uses of C.
  */
 #ifndef CUSIM_REPORT_H
 #define CUSIM_REPORT_H
@@ -10,6 +11,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 enum { EXIT_FOUND = 99 };
 

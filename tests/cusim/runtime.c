@@ -1,8 +1,4 @@
 /* tests/cusim/runtime.c - devices, memory and copies of the CUDA runtime's interface. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "exec.h"
 #include "stream.h"
 

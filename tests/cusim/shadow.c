@@ -1,12 +1,9 @@
 /* tests/cusim/shadow.c - see shadow.h. */
 #include "shadow.h"
 
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "memory.h"
-#include "report.h"
 
 enum { PAGE = 1 << PAGE_BITS, PAGE_CELLS = PAGE / 4, MANY_THREADS = (1 << THREAD_BITS) - 1 };
 #define MANY_BLOCKS 0xffffffffu

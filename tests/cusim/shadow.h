@@ -15,9 +15,6 @@
 #ifndef CUSIM_SHADOW_H
 #define CUSIM_SHADOW_H
 
-#include <stdbool.h>
-#include <stdint.h>
-
 #include "clock.h"
 
 enum { BLOCK_BITS = 21, THREAD_BITS = 11 };         /* of `who`; grids have fewer blocks */

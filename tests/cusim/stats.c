@@ -3,8 +3,6 @@
  * An array of objects, one per kernel that ran: its name and COUNTERS of exec.h, where `ideal` is
  * the least that the same bytes could need.
  */
-#include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "exec.h"

@@ -11,7 +11,6 @@
 
 #include "clock.h"
 #include "memory.h"
-#include "report.h"
 #include "shadow.h"
 
 struct op;

@@ -5,11 +5,7 @@
  * read the new bytes.  A copy to the host writes a pattern at the call and the result when the
  * host learns. So both faults are found whenever the copy really ran.
  */
-#include <stdlib.h>
-#include <string.h>
-
 #include "memory.h"
-#include "report.h"
 
 enum { PATTERN = 0xa5 };
 
