@@ -160,11 +160,6 @@ static void check_product(const struct product *p, cublasComputeType_t compute)
     check_overlap(&p->c, &p->b, "B");
 }
 
-static void handle_check(cublasHandle_t h, const char *call)
-{
-    report_if(!h || !h->live, DEAD_HANDLE, "%s on a handle that was destroyed", call);
-}
-
 cublasStatus_t cublasCreate_v2(cublasHandle_t *out)
 {
     sim_open();
@@ -176,14 +171,14 @@ cublasStatus_t cublasCreate_v2(cublasHandle_t *out)
 
 cublasStatus_t cublasDestroy_v2(cublasHandle_t h)
 {
-    handle_check(h, "cublasDestroy");
+    check_alive(h, "a handle", "cublasDestroy");
     h->live = false;
     return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t s)
 {
-    handle_check(h, "cublasSetStream");
+    check_alive(h, "a handle", "cublasSetStream");
     stream_check(s, "cublasSetStream");
     h->stream = s;
     return CUBLAS_STATUS_SUCCESS;
@@ -191,7 +186,7 @@ cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t s)
 
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t h, void *at, size_t bytes)
 {
-    handle_check(h, "cublasSetWorkspace");
+    check_alive(h, "a handle", "cublasSetWorkspace");
     const struct region *hint = NULL;
     report_if((uint64_t)at % 256, MISALIGNED, "a workspace at %p", at);
     if (bytes) memory_region((uint64_t)at, bytes, h->device, &hint);
@@ -202,13 +197,13 @@ cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t h, void *at, size_t bytes)
 cublasStatus_t cublasSetMathMode(cublasHandle_t h, cublasMath_t mode)
 {
     (void)mode;
-    handle_check(h, "cublasSetMathMode");
+    check_alive(h, "a handle", "cublasSetMathMode");
     return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasGetVersion_v2(cublasHandle_t h, int *version)
 {
-    handle_check(h, "cublasGetVersion");
+    check_alive(h, "a handle", "cublasGetVersion");
     *version = CUBLAS_VERSION;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -225,7 +220,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t a_op, cublasOper
                             cublasGemmAlgo_t algorithm)
 {
     (void)algorithm;
-    handle_check(h, "a product");
+    check_alive(h, "a handle", "a product");
     stream_check(h->stream, "a product");
     report_if(h->device != current_device(), WRONG_DEVICE,
               "a handle of device %d while device %d is current", h->device, current_device());

@@ -36,12 +36,6 @@ static void push_mark(cudaStream_t s, const struct op_type *type, struct mark *m
     stream_push(s, &op->op);
 }
 
-static void event_check(cudaEvent_t e, const char *call)
-{
-    sim_open();
-    report_if(!e || !e->live, DEAD_HANDLE, "%s on an event that was destroyed", call);
-}
-
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags)
 {
     (void)flags;
@@ -54,7 +48,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags)
 
 cudaError_t cudaEventDestroy(cudaEvent_t e)
 {
-    event_check(e, "cudaEventDestroy");
+    check_alive(e, "an event", "cudaEventDestroy");
     e->live = false;
     HOLD(&sim_mutex);
     mark_drop(e->mark);
@@ -63,7 +57,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
-    event_check(e, "cudaEventRecord");
+    check_alive(e, "an event", "cudaEventRecord");
     stream_check(s, "cudaEventRecord");
     report_if(e->device != s->device, WRONG_DEVICE,
               "an event of device %d is recorded on device %d", e->device, s->device);
@@ -79,14 +73,13 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
 {
-    event_check(e, "cudaStreamWaitEvent");
+    check_alive(e, "an event", "cudaStreamWaitEvent");
     stream_check(s, "cudaStreamWaitEvent");
     report_if(flags, NOT_MODELLED, "cudaStreamWaitEvent with flags %u", flags);
     HOLD(&sim_mutex);
     report_if(s->capture, ILLEGAL_IN_CAPTURE,
               "a captured stream waits for an event from outside the capture");
     if (e->mark) {
-        clock_join(&s->clock, &host_clock);
         clock_join(&s->clock, &e->mark->clock);
         push_mark(s, &wait_type, e->mark);
     }
@@ -108,7 +101,7 @@ bool cusim_behind(cudaStream_t s, cudaEvent_t e)
 /* The host waits for the event, or asks; true when it has happened. */
 static bool meet_event(cudaEvent_t e, const char *call, bool wait)
 {
-    event_check(e, call);
+    check_alive(e, "an event", call);
     pthread_mutex_lock(&sim_mutex);
     struct mark *mark = e->mark;
     if (mark) mark->users++;            /* another thread may record the event anew */

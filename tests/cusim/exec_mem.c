@@ -270,9 +270,8 @@ EXEC(async_begin)
         if (fetch[l]) global_at(w, from[l], fetch[l], TOUCH_READ, thread);
         memset(b->shared + at, 0xff, i->count);         /* NaN until it has arrived */
         struct async_queue *q = &w->async[l];
-        q->items = must_grow(q->items, q->count, sizeof *q->items);
-        q->items[q->count++] = (struct async_copy){from[l], at, q->group, (uint8_t)fetch[l],
-                                                   i->count};
+        APPEND(q->items, q->count) = (struct async_copy){from[l], at, q->group, (uint8_t)fetch[l],
+                                                         i->count};
     }
 }
 

@@ -7,13 +7,10 @@
 
 struct CUgraph_st {
     struct op **ops;
-    int count, users;                   /* users: itself and instantiations */
+    uint32_t count;
+    int users;                          /* itself and instantiations */
     bool live;
-};
-
-struct capture {
-    struct CUgraph_st *graph;
-    bool restricts;                     /* nothing is allocated meanwhile */
+    bool restricts;                     /* nothing is allocated while it is captured */
 };
 
 struct CUgraphExec_st {
@@ -27,17 +24,16 @@ static int restricting;                 /* captures */
 static void release_graph(struct CUgraph_st *g)
 {
     if (--g->users) return;
-    for (int k = 0; k < g->count; k++) op_free(g->ops[k]);
+    for (uint32_t k = 0; k < g->count; k++) op_free(g->ops[k]);
     free(g->ops);
     g->ops = NULL;
 }
 
 void capture_add(cudaStream_t s, struct op *op)
 {
-    struct CUgraph_st *g = s->capture->graph;
+    struct CUgraph_st *g = s->capture;
     report_if(op->type == &nccl_op_type, NOT_MODELLED, "NCCL in a capture");
-    g->ops = must_grow(g->ops, (size_t)g->count, sizeof *g->ops);
-    g->ops[g->count++] = op;
+    APPEND(g->ops, g->count) = op;
 }
 
 void capture_forbids(cudaStream_t s, const char *call)
@@ -56,13 +52,12 @@ void capture_forbids_any(const char *call)
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode)
 {
     capture_forbids(s, "cudaStreamBeginCapture");
-    struct capture *c = must_alloc(sizeof *c);
-    c->graph = must_alloc(sizeof *c->graph);
-    *c->graph = (struct CUgraph_st){.users = 1, .live = true};
-    c->restricts = mode != cudaStreamCaptureModeRelaxed;
+    struct CUgraph_st *g = must_alloc(sizeof *g);
+    *g = (struct CUgraph_st){.users = 1, .live = true,
+                             .restricts = mode != cudaStreamCaptureModeRelaxed};
     HOLD(&sim_mutex);
-    restricting += c->restricts;
-    s->capture = c;
+    restricting += g->restricts;
+    s->capture = g;
     return sim_error(cudaSuccess);
 }
 
@@ -70,19 +65,17 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out)
 {
     stream_check(s, "cudaStreamEndCapture");
     launches_checked("cudaStreamEndCapture");
-    struct capture *c = s->capture;
-    report_if(!c, ILLEGAL_IN_CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
+    struct CUgraph_st *g = *out = s->capture;
+    report_if(!g, ILLEGAL_IN_CAPTURE, "cudaStreamEndCapture on a stream that began no capture");
     HOLD(&sim_mutex);
     s->capture = NULL;
-    restricting -= c->restricts;
-    *out = c->graph;
-    free(c);
+    restricting -= g->restricts;
     return sim_error(cudaSuccess);
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t g)
 {
-    report_if(!g || !g->live, DEAD_HANDLE, "cudaGraphDestroy of a graph that was destroyed");
+    check_alive(g, "a graph", "cudaGraphDestroy");
     g->live = false;
     release_graph(g);
     return sim_error(cudaSuccess);
@@ -90,7 +83,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t g)
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned long long flags)
 {
-    report_if(!g || !g->live, DEAD_HANDLE, "cudaGraphInstantiate of a graph that was destroyed");
+    check_alive(g, "a graph", "cudaGraphInstantiate");
     report_if(flags, NOT_MODELLED, "cudaGraphInstantiate with flags %llu", flags);
     struct CUgraphExec_st *e = must_alloc(sizeof *e);
     e->graph = g;
@@ -100,14 +93,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned l
     return sim_error(cudaSuccess);
 }
 
-static void exec_check(cudaGraphExec_t e, const char *call)
-{
-    report_if(!e || !e->live, DEAD_HANDLE, "%s of a graph that was destroyed", call);
-}
-
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
 {
-    exec_check(e, "cudaGraphExecDestroy");
+    check_alive(e, "a graph", "cudaGraphExecDestroy");
     HOLD(&sim_mutex);
     report_if(!clock_before(e->last_launch, &host_clock), GRAPH_MISUSE,
               "cudaGraphExecDestroy while a launch of it may still run");
@@ -118,11 +106,10 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 {
-    exec_check(e, "cudaGraphLaunch");
+    check_alive(e, "a graph", "cudaGraphLaunch");
     capture_forbids(s, "cudaGraphLaunch");
     HOLD(&sim_mutex);
-    clock_join(&s->clock, &host_clock);
-    for (int k = 0; k < e->graph->count; k++) {
+    for (uint32_t k = 0; k < e->graph->count; k++) {
         const struct op *captured = e->graph->ops[k];
         struct op *op = must_alloc(captured->type->bytes);
         memcpy(op, captured, captured->type->bytes);

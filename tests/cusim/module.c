@@ -123,8 +123,7 @@ void __cudaRegisterFunction(void **handle, const char *host, char *device, const
     (void)device, (void)limit, (void)tid, (void)bid, (void)block, (void)grid, (void)warp;
     while (k && strcmp(k->name, name)) k = k->next;
     report_if(fits && !k, UNKNOWN_INSTRUCTION, "the kernel %s is not in its module", name);
-    functions = must_grow(functions, function_count, sizeof *functions);
-    functions[function_count++] = (struct function){host, k};
+    APPEND(functions, function_count) = (struct function){host, k};
 }
 
 static _Thread_local struct {

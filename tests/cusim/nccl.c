@@ -157,11 +157,6 @@ static void prepare_nccl(struct op *op) { ((struct nccl_op *)op)->comm->last = o
 
 const struct op_type nccl_op_type = {sizeof(struct nccl_op), prepare_nccl, run_nccl, NULL};
 
-static void comm_check(ncclComm_t c, const char *call)
-{
-    report_if(!c || !c->live, DEAD_HANDLE, "%s on a communicator that was destroyed", call);
-}
-
 static bool is_complete(const struct ncclComm *c)
 {
     return atomic_load(&c->world->joined) >= (uint32_t)c->size;
@@ -188,7 +183,7 @@ static size_t number_bytes(ncclDataType_t type)
 static ncclResult_t message(enum kind_of_call kind, const void *at, size_t count,
                             ncclDataType_t type, int peer, ncclComm_t c, cudaStream_t s)
 {
-    comm_check(c, call_text[kind]);
+    check_alive(c, "a communicator", call_text[kind]);
     stream_check(s, call_text[kind]);
     report_if(!is_complete(c), NCCL_MISUSE, "%s before all ranks have joined", call_text[kind]);
     report_if(c->device != s->device, WRONG_DEVICE,
@@ -250,7 +245,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, 
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *result)
 {
-    comm_check(c, "ncclCommGetAsyncError");
+    check_alive(c, "a communicator", "ncclCommGetAsyncError");
     *result = c->broken ? ncclRemoteError : is_complete(c) ? ncclSuccess : ncclInProgress;
     return ncclSuccess;
 }
@@ -258,7 +253,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *result)
 /* Ends what this rank has under way; peers are not told. */
 ncclResult_t ncclCommAbort(ncclComm_t c)
 {
-    comm_check(c, "ncclCommAbort");
+    check_alive(c, "a communicator", "ncclCommAbort");
     c->live = false;
     c->aborted = true;
     stream_poke();
@@ -267,11 +262,11 @@ ncclResult_t ncclCommAbort(ncclComm_t c)
 
 ncclResult_t ncclCommDestroy(ncclComm_t c)
 {
-    comm_check(c, "ncclCommDestroy");
+    check_alive(c, "a communicator", "ncclCommDestroy");
     report_if(!clock_before(c->last, &host_clock), NCCL_MISUSE,
               "ncclCommDestroy while operations of rank %d may still run", c->rank);
     c->live = false;
-    world_leave(c->world, c->lock_file);
+    world_leave(c->world);
     return ncclSuccess;
 }
 

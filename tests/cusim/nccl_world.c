@@ -36,8 +36,4 @@ bool world_rank_gone(const struct nccl_world *w, int lock_file, int rank)
 }
 
 /* The file stays open: closing it would drop the locks of this process's other ranks as well. */
-void world_leave(struct nccl_world *w, int lock_file)
-{
-    (void)lock_file;
-    munmap(w, sizeof *w);
-}
+void world_leave(struct nccl_world *w) { munmap(w, sizeof *w); }

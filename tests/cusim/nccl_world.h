@@ -40,6 +40,6 @@ struct nccl_world {
 struct nccl_world *world_join(const char *id, int size, int rank, int *lock_file);
 /* True when the process of `rank` has ended: a process holds a lock on its byte while it lives. */
 bool world_rank_gone(const struct nccl_world *w, int lock_file, int rank);
-void world_leave(struct nccl_world *w, int lock_file);
+void world_leave(struct nccl_world *w);
 
 #endif

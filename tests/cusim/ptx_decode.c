@@ -108,10 +108,9 @@ static uint32_t constant_slot(struct kernel *k, uint32_t bytes, uint64_t value)
         const struct constant *c = &k->constants[i];
         if (c->bytes == bytes && c->value == value) return c->slot;
     }
-    k->constants = must_grow(k->constants, k->constant_count, sizeof *k->constants);
-    struct constant *c = &k->constants[k->constant_count++];
-    *c = (struct constant){new_slot(k, bytes), (uint8_t)bytes, value};
-    return c->slot;
+    uint32_t slot = new_slot(k, bytes);
+    APPEND(k->constants, k->constant_count) = (struct constant){slot, (uint8_t)bytes, value};
+    return slot;
 }
 
 static uint32_t slot_of(struct reader *r, const struct operand *o, uint32_t bytes)

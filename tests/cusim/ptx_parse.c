@@ -125,8 +125,7 @@ static struct name *label_named(struct reader *r, const char *text)
     if (n->meaning != NEW) bad_ptx(r, "unknown name", text);
     n->meaning = LABEL;
     n->value = r->label_count;
-    r->labels = must_grow(r->labels, r->label_count, sizeof *r->labels);
-    r->labels[r->label_count++] = UNKNOWN;
+    APPEND(r->labels, r->label_count) = UNKNOWN;
     return n;
 }
 
@@ -295,8 +294,7 @@ static void read_instruction(struct reader *r, const struct ins *guard, const ch
         } while (accept(r, ','));
     }
     if (next_char(r) != ';') bad_ptx(r, "expected ',' or ';'", r->at);
-    k->code = must_grow(k->code, k->code_count, sizeof *k->code);
-    struct ins *i = &k->code[k->code_count++];
+    struct ins *i = &APPEND(k->code, k->code_count);
     *i = *guard;
     i->text = statement_text(start, r->at);
     decode(r, i, &op, args, n);
@@ -352,8 +350,7 @@ static void read_params(struct reader *r)
     while (!accept(r, ')')) {
         if (strcmp(take_word(r), ".param")) bad_ptx(r, "expected a parameter", r->word);
         struct variable v = place_variable(r, &k->param_bytes);
-        k->params = must_grow(k->params, k->param_count, sizeof *k->params);
-        k->params[k->param_count++] = (struct param){k->param_bytes - v.bytes, v.bytes};
+        APPEND(k->params, k->param_count) = (struct param){k->param_bytes - v.bytes, v.bytes};
         accept(r, ',');
     }
 }

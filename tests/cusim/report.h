@@ -64,5 +64,8 @@ static inline void let_go(pthread_mutex_t **mutex) { pthread_mutex_unlock(*mutex
 void *must_alloc(size_t bytes);
 /* Grows `array` of `count` items so that one more fits. */
 void *must_grow(void *array, size_t count, size_t item_bytes);
+/* A new item behind the `count` of `array`. */
+#define APPEND(array, count)                                                                     \
+    (*((array) = must_grow(array, count, sizeof *(array)), &(array)[(count)++]))
 
 #endif

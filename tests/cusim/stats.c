@@ -26,16 +26,6 @@ struct kernel_stats *stats_of(const struct kernel *k)
     return &(*e)->stats;
 }
 
-static void write_entry(FILE *f, const struct entry *e)
-{
-    const struct kernel_stats *s = &e->stats;
-    fprintf(f, "{\"kernel\": \"%s\"", e->name);
-#define X(name) fprintf(f, ", \"" #name "\": %lu", s->name);
-    COUNTERS(X)
-#undef X
-    fprintf(f, "}");
-}
-
 void stats_write(void)
 {
     const char *pattern = setting("CUSIM_STATS", NULL);
@@ -52,8 +42,11 @@ void stats_write(void)
     }
     fprintf(f, "[");
     for (const struct entry *e = entries; e; e = e->next) {
-        fprintf(f, "%s", e == entries ? "\n" : ",\n");
-        write_entry(f, e);
+        fprintf(f, "%s{\"kernel\": \"%s\"", e == entries ? "\n" : ",\n", e->name);
+#define X(name) fprintf(f, ", \"" #name "\": %lu", e->stats.name);
+        COUNTERS(X)
+#undef X
+        fprintf(f, "}");
     }
     fprintf(f, "\n]\n");
     fclose(f);

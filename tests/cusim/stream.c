@@ -1,7 +1,6 @@
 /* tests/cusim/stream.c - see stream.h. */
 #include "stream.h"
 
-#include <errno.h>
 #include <stdarg.h>
 #include <time.h>
 
@@ -148,7 +147,7 @@ static void at_exit(void)
     fflush(stdout);
     if (fault) return;
     stats_write();
-    if (unchecked_launch) launches_checked("the end of the program");
+    launches_checked("the end of the program");
     const struct region *r = memory_leak();
     if (r) {
         char device[32];
@@ -201,6 +200,7 @@ struct toucher op_toucher(const struct op *op)
 
 op_id stream_push(cudaStream_t s, struct op *op)
 {
+    clock_join(&s->clock, &host_clock);
     op->stream = s;
     op->id = clock_new_op(&s->clock, s->slot, op->what);
     op->clock = s->clock;
@@ -218,7 +218,7 @@ void stream_check(cudaStream_t s, const char *call)
     sim_open();
     report_if(!s || s == cudaStreamLegacy || s == cudaStreamPerThread, DEFAULT_STREAM,
               "%s on the default stream", call);
-    report_if(!s->live, DEAD_HANDLE, "%s on a stream that was destroyed", call);
+    check_alive(s, "a stream", call);
     report_if(s->device != device_now, WRONG_DEVICE,
               "%s on a stream of device %d while device %d is current", call, s->device,
               device_now);
@@ -232,12 +232,8 @@ void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
     va_end(args);
     op->stream = s;
     HOLD(&sim_mutex);
-    if (s->capture) {
-        capture_add(s, op);
-    } else {
-        clock_join(&s->clock, &host_clock);
-        stream_push(s, op);
-    }
+    if (s->capture) capture_add(s, op);
+    else stream_push(s, op);
 }
 
 /* The host. */
@@ -250,9 +246,8 @@ static void host_learns(const struct clock *clock)
 
 void launches_checked(const char *call)
 {
-    if (!unchecked_launch) return;
-    report(LAUNCH_NOT_CHECKED, "%s, and no cudaGetLastError since the launch of %s", call,
-           unchecked_launch);
+    report_if(unchecked_launch, LAUNCH_NOT_CHECKED,
+              "%s, and no cudaGetLastError since the launch of %s", call, unchecked_launch);
 }
 
 /* Until stream `s` has done all it has now, or the mark is done; false when the device ended. */

@@ -39,7 +39,7 @@ struct CUstream_st {
     struct clock clock;                 /* of the last operation enqueued */
     struct op *head, **tail;
     uint64_t enqueued, done;
-    struct capture *capture;
+    struct CUgraph_st *capture;         /* what it captures now, or NULL */
     struct CUstream_st *next;           /* of all streams */
 };
 
@@ -67,13 +67,16 @@ double seconds_now(void);
 
 /* The stream may be used by this thread: not the default one, alive, on the current device. */
 void stream_check(cudaStream_t s, const char *call);
+/* The handle was created, and not destroyed. */
+#define check_alive(handle, what, call)                                                          \
+    report_if(!(handle) || !(handle)->live, DEAD_HANDLE, "%s on " what " that was destroyed", call)
 /* Takes `op` (of op_new); `fmt` says what it is, for messages. */
 void stream_add(cudaStream_t s, struct op *op, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 void *op_new(const struct op_type *type);
 void op_free(struct op *op);
-/* With the lock held: enqueues it after all that the stream's clock holds; stream_add asks first
- * whether the stream is captured. */
+/* With the lock held: enqueues it after all that the stream's clock and the host's hold; stream_add
+ * asks first whether the stream is captured. */
 op_id stream_push(cudaStream_t s, struct op *op);
 struct toucher op_toucher(const struct op *op);
 

@@ -45,11 +45,6 @@ static void settle(struct transfer *t)
     }
 }
 
-static bool overlaps(const struct transfer *t, const uint8_t *host, size_t bytes)
-{
-    return t->host < host + bytes && host < t->host + t->size;
-}
-
 /* A new copy over bytes of an older one that the host has not waited for. */
 static void meet(struct transfer *old, const char *what, bool to_host, const struct clock *clock)
 {
@@ -70,7 +65,7 @@ struct transfer *transfer_open(void *host, size_t bytes, bool to_host, op_id op,
     t->bytes = must_alloc(bytes);
     HOLD(&lock);
     for (struct transfer *old = in_flight; old; old = old->next) {
-        if (!overlaps(old, host, bytes)) continue;
+        if (old->host >= t->host + bytes || t->host >= old->host + old->size) continue;
         meet(old, clock_op_name(op), to_host, clock);
         if (!old->to_host && to_host) {     /* in order; its bytes are compared here and now */
             settle(old);
