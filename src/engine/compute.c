@@ -69,7 +69,7 @@ static bool is_short(const struct engine *e)
     return ns > 0 && ns < (double)e->config.at_once_ns && e->config.backend.low_priority == 0;
 }
 
-void compute_start(struct engine *e)
+bool compute_start(struct engine *e)
 {
     struct engine_step *b = &e->step;
     bool at_once = is_short(e);
@@ -86,12 +86,13 @@ void compute_start(struct engine *e)
     e->step_running = true;
     if (at_once) {
         compute_step(e);
-        return;
+        return true;
     }
     pthread_mutex_lock(&e->lock);
     e->step_given = true;
     pthread_cond_signal(&e->wake);
     pthread_mutex_unlock(&e->lock);
+    return false;
 }
 
 /* Signals stay with the control thread. */

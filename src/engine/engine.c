@@ -188,23 +188,22 @@ static void report_kv(struct engine *e)
     if (e->sink.kv_progress) e->sink.kv_progress(e->sink.ctx);
 }
 
-static bool collect_finished(struct engine *e)
+static void collect(struct engine *e)
 {
-    if (!e->step_running || !atomic_load(&e->step_finished)) return false;
     e->step_running = false;
     batch_collect(e);
-    return true;
 }
 
 bool engine_poll(struct engine *e)
 {
     event_take(e);
-    collect_finished(e);
+    if (e->step_running && atomic_load(&e->step_finished)) collect(e);
     if (!e->step_running && e->low_priority != e->config.backend.low_priority) compute_renew(e);
-    if (!e->step_running && batch_compose(e)) compute_start(e);
-    /* A short step has ended already.  The next waits until the caller has seen its messages. */
-    if (collect_finished(e) && e->lists[SEQ_RUNNING].count + e->lists[SEQ_WAITING].count)
-        event_ring(e);
+    if (!e->step_running && batch_compose(e) && compute_start(e)) {
+        collect(e);
+        /* The next waits until the caller has seen this one's messages. */
+        if (e->lists[SEQ_RUNNING].count + e->lists[SEQ_WAITING].count) event_ring(e);
+    }
     report_kv(e);
     return e->step_running;
 }

@@ -149,7 +149,8 @@ enum err compute_open(struct engine *e, struct why *why);
 void compute_close(struct engine *e);
 /* Between two steps: a new compute thread, with e->low_priority. */
 void compute_renew(struct engine *e);
-void compute_start(struct engine *e);
+/* Starts the composed step; true if it was so short that it has ended already. */
+bool compute_start(struct engine *e);
 void event_ring(struct engine *e);
 void event_take(struct engine *e);
 
