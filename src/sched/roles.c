@@ -17,6 +17,8 @@
  * time goes on elsewhere, as after a loss.  Then it has its new role at once, with all that is in
  * its cache.  One worker at a time; one of each role stays; none while workers come or go.
  */
+#include <math.h>
+
 #include "sched/books.h"
 
 #define ITL_TARGET_NS UINT64_C(50000000)      /* unless the configuration says */
@@ -25,6 +27,7 @@
 /* And it must not be the next to lack: decode with so many more tokens, because its load is steep
  * near 1; prefill without a backlog that will be gone. */
 #define DECODE_MORE 1.2
+#define SWING 2.8                     /* two deviations of n sequences: 2 * sqrt(2 / n) of all  */
 #define DECODE_LEFT 0.9
 #define PREFILL_LEFT 1.0
 #define GAIN_LEAST 0.2                /* of what one worker does */
@@ -303,6 +306,13 @@ static struct mix later(const struct sched *s)
     return m;
 }
 
+/* How many times as much as on average decode holds now and then: sequences come by themselves, and
+ * their sizes vary as much as their mean; so a few are at times many, and large. */
+static double swing(const struct mix *m)
+{
+    return 1 + SWING / sqrt(m->held + 1);
+}
+
 /* The role that should have one worker more, and who gives it; 0: all is well as it is. */
 static enum role lacking(const struct sched *s, uint32_t *rank)
 {
@@ -322,6 +332,7 @@ static enum role lacking(const struct sched *s, uint32_t *rank)
     double given = more_prefill ? decode_then : prefill_then;
     if (given > GIVEN_MOST * most) return 0;
     if (more_prefill && load_decode(s, &then, &t, d, DECODE_MORE) > DECODE_LEFT) return 0;
+    if (more_prefill && load_decode(s, m, &t, d, swing(m)) > DECODE_LEFT) return 0;
     if (!more_prefill && m->prompts / p > PREFILL_LEFT) return 0;
     *rank = giver(s, more_prefill ? ROLE_DECODE : ROLE_PREFILL);
     double gain = (1 - most_then / most) * (t.prefill + t.decode);

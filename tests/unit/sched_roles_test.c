@@ -31,10 +31,11 @@ static struct sched_action pass(struct world *w, uint64_t ns)
 }
 
 /* Sequences that generate, spread evenly over the decode workers: slots first .. first+count-1. */
-static void generate(struct world *w, uint16_t first, uint16_t count)
+static void generate_of(struct world *w, uint16_t first, uint16_t count, uint32_t tokens)
 {
     for (uint16_t slot = first; slot < first + count; slot++) {
         struct sched_event e = request(slot, 0);
+        e.prompt_tokens = tokens;
         e.max_tokens = 1000;
         tell(w, e);
         for (int i = 0; i < 100 && w->s->requests[slot].state == REQ_QUEUED; i++)
@@ -44,6 +45,11 @@ static void generate(struct world *w, uint16_t first, uint16_t count)
         about(w, EV_FIRST, slot, prefill);
         if (prefill != w->s->requests[slot].decode) about(w, EV_GONE, slot, prefill);
     }
+}
+
+static void generate(struct world *w, uint16_t first, uint16_t count)
+{
+    generate_of(w, first, count, 100);
 }
 
 static void finish(struct world *w, uint16_t slot)
@@ -120,6 +126,45 @@ static void a_decode_worker_goes_where_prompts_wait_and_ends_what_it_has_first(v
     assert_int_equal(leaves->role, ROLE_PREFILL);
     assert_int_equal(leaves->becomes, 0);
     world_free(w);
+}
+
+static void all_rated(struct world *w, double prefill_token_ns)
+{
+    struct sched_rates rates = cost_rates_guess;
+    rates.prefill_token_ns = prefill_token_ns;
+    rates.step_seq_ns = 1e4;
+    for (int32_t rank = 1; rank <= 3; rank++)
+        tell(w, (struct sched_event){ .type = EV_RATES, .worker = rank, .rates = &rates });
+}
+
+/* Who goes over when prompts wait, while two decode workers hold `count` sequences of this size. */
+static int32_t giver_beside(uint16_t count, uint32_t tokens)
+{
+    struct world *w = world_make(true);
+    w->s->config.switch_interval_ns = INTERVAL_NS;
+    for (int32_t rank = 1; rank <= 3; rank++)
+        up(w, rank, rank == 1 ? ROLE_PREFILL : ROLE_DECODE, 4000, 200);
+    all_rated(w, 2e5);
+    generate_of(w, 0, count, tokens);
+    assert_int_equal(pass(w, 4 * INTERVAL_NS).worker, 0);
+    all_rated(w, 2e7);
+    for (uint16_t slot = count; slot < count + 30; slot++) {
+        struct sched_event e = request(slot, 0);
+        e.max_tokens = 1;
+        e.prompt_tokens = 300;
+        tell(w, e);
+    }
+    int32_t rank = pass(w, 2 * INTERVAL_NS).worker;
+    world_free(w);
+    return rank;
+}
+
+/* Both times they hold 2,500 of 8,000 blocks, which one worker has room for, on average. */
+static void large_sequences_keep_a_worker_that_many_small_ones_spare(void **state)
+{
+    (void)state;
+    assert_int_not_equal(giver_beside(100, 336), 0);
+    assert_int_equal(giver_beside(30, 1248), 0);
 }
 
 static void what_is_not_ended_in_time_goes_on_elsewhere(void **state)
@@ -276,6 +321,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_idle_prefill_worker_goes_where_room_to_generate_lacks),
         cmocka_unit_test(a_decode_worker_goes_where_prompts_wait_and_ends_what_it_has_first),
+        cmocka_unit_test(large_sequences_keep_a_worker_that_many_small_ones_spare),
         cmocka_unit_test(what_is_not_ended_in_time_goes_on_elsewhere),
         cmocka_unit_test(a_worker_that_never_lets_go_keeps_its_role),
         cmocka_unit_test(a_loss_calls_a_switch_off),
