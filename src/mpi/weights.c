@@ -3,6 +3,8 @@
  * One rank of each host leads it.  Rank 0 leads its own and reads the file; the others lead hosts
  * that receive its bytes into a memfd.  Ranks beside rank 0 map the same file.  A memfd is shared
  * through /proc/PID/fd: no name in a file system, nothing to clean up, no /dev/shm.
+ * It lies in huge pages where the kernel has them: all weights are read in every step, and in
+ * pages of 4 KB that takes a fifth longer.
  */
 #include "mpi/weights.h"
 
@@ -17,6 +19,11 @@
 #include "common/log.h"
 #include "common/mem.h"
 
+#define HUGE_PAGE (UINT64_C(2) << 20)
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25              /* Linux 6.1 */
+#endif
+
 /* Memory shared by the ranks of a host, writable by all of them. */
 struct shared {
     int fd;
@@ -24,19 +31,56 @@ struct shared {
     uint64_t bytes;
 };
 
+/* Of the file and of its mappings: whole huge pages. */
+static uint64_t file_bytes(uint64_t bytes)
+{
+    return (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+}
+
+/* At an address that a huge page may have; NULL: no room. */
+static void *map_file(int fd, uint64_t bytes, int protection)
+{
+    uint64_t room = bytes + HUGE_PAGE;
+    uint8_t *from = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (from == MAP_FAILED) return NULL;
+    uint64_t before = -(uintptr_t)from % HUGE_PAGE;
+    uint8_t *at = from + before;
+    if (mmap(at, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+        munmap(from, room);
+        return NULL;
+    }
+    if (before) munmap(from, before);
+    munmap(at + bytes, HUGE_PAGE - before);
+    return at;
+}
+
 static enum err shared_map(struct shared *s, int protection, struct why *why)
 {
-    s->at = mmap(NULL, s->bytes, protection, MAP_SHARED, s->fd, 0);
-    if (s->at != MAP_FAILED) return OK;
-    s->at = NULL;
+    s->at = map_file(s->fd, file_bytes(s->bytes), protection);
+    if (s->at) return OK;
     return why_set(why, ERR_MEMORY, "cannot map %llu bytes of weights: %s",
                    (unsigned long long)s->bytes, strerror(errno));
+}
+
+/* Shared memory is in small pages by default (shmem_enabled), but a program may ask for a huge one
+ * where at least one small page is there.  A refusal costs speed only. */
+static void take_huge_pages(int fd, uint64_t bytes)
+{
+    uint8_t *at = map_file(fd, bytes, PROT_READ | PROT_WRITE);
+    for (uint64_t i = 0; at && i < bytes; i += HUGE_PAGE) {
+        at[i] = 0;
+        if (madvise(at + i, HUGE_PAGE, MADV_COLLAPSE) != 0) break;
+    }
+    if (at) munmap(at, bytes);
 }
 
 static int memory_file(const char *name, uint64_t bytes)
 {
     int fd = memfd_create(name, MFD_CLOEXEC);
-    if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) return fd;
+    if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) {
+        take_huge_pages(fd, bytes);
+        return fd;
+    }
     if (fd >= 0) close(fd);
     return -1;
 }
@@ -46,7 +90,7 @@ static enum err shared_open(struct shared *s, const struct job *j, const char *n
                             struct why *why)
 {
     int where[2] = { (int)getpid(), -1 };
-    if (j->host_rank == 0) where[1] = s->fd = memory_file(name, s->bytes);
+    if (j->host_rank == 0) where[1] = s->fd = memory_file(name, file_bytes(s->bytes));
     job_broadcast(j, j->host_comm, where, sizeof where);
     if (j->host_rank != 0 && where[1] >= 0) {
         char path[64];
@@ -63,7 +107,7 @@ static enum err shared_open(struct shared *s, const struct job *j, const char *n
 /* From now on nobody writes by mistake. */
 static enum err shared_freeze(struct shared *s, struct why *why)
 {
-    munmap(s->at, s->bytes);
+    munmap(s->at, file_bytes(s->bytes));
     enum err e = shared_map(s, PROT_READ, why);
     close(s->fd); /* the mapping lives on */
     return e;

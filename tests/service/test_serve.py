@@ -3,7 +3,9 @@
 The official openai client, a client that goes away, a worker that dies, a drain, an idle job, what a
 worker's memory holds, and decoding that flows while a long prompt is computed elsewhere.
 """
+import ctypes
 import json
+import mmap
 import os
 import signal
 import threading
@@ -203,6 +205,36 @@ def memory(pid):
     return total
 
 
+def shared_weights(pid):
+    """KiB of the weights that ranks share, and of them in huge pages."""
+    rows = {"Rss": 0, "ShmemPmdMapped": 0}
+    inside = False
+    with open(f"/proc/{pid}/smaps") as f:
+        for line in f:
+            name = line.split()[0]
+            if not name.endswith(":"):
+                inside = "rankserve-packed" in line
+            elif inside and name[:-1] in rows:
+                rows[name[:-1]] += int(line.split()[1])
+    return rows["Rss"], rows["ShmemPmdMapped"]
+
+
+def huge_pages_are_given():
+    """Does this kernel make a huge page of shared memory when it is asked to?"""
+    libc, size, collapse = ctypes.CDLL(None, use_errno=True), 2 << 20, 25
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + 3 * [ctypes.c_int] + [ctypes.c_long]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    fd = os.memfd_create("probe")
+    os.pwrite(fd, b"x", size - 1)
+    room = libc.mmap(None, 2 * size, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    at = (room + size - 1) // size * size
+    libc.mmap(at, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | 0x10, fd, 0)
+    given = libc.madvise(at, size, collapse) == 0
+    os.close(fd)
+    return given
+
+
 def test_a_workers_own_memory_is_its_pool_and_little_more(needs_model):
     pool = 64 << 20
     with Service("--prefill", 1, "--decode", 1, "--kv-cache-memory-bytes", pool,
@@ -212,6 +244,9 @@ def test_a_workers_own_memory_is_its_pool_and_little_more(needs_model):
             own = memory(s.workers()[rank])
             print(f"rank {rank}: {own / 1e6:.1f} MB private, pool {pool / 1e6:.1f} MB")
             assert own <= pool + (60 << 20)
+            weights, huge = shared_weights(s.workers()[rank])
+            print(f"rank {rank}: {weights} KiB of shared weights, {huge} KiB in huge pages")
+            assert weights > 0 and (huge == weights or not huge_pages_are_given())
         s.settle()
 
 
