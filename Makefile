@@ -85,7 +85,7 @@ UNIT_kv      = $(COMMON) $(KV) $(VIEW)
 UNIT_sched   = $(COMMON) $(KV) $(SCHED)
 UNIT_engine  = $(COMMON) $(MODEL) $(KV) $(ENGINE)
 # What of src/mpi needs no MPI.
-UNIT_mpi     = $(COMMON) $(WIRE) $(KV) $(addprefix $(B)/src/mpi/,blocks.o link_meter.o lane_book.o)
+UNIT_mpi     = $(COMMON) $(WIRE) $(KV) $(addprefix $(B)/src/mpi/,blocks.o link_meter.o lane_book.o outbox.o)
 UNIT_gateway = $(COMMON) $(WIRE) $(MODEL) $(KV) $(VIEW) $(filter-out %/gateway/main.o,$(GATEWAY))
 UNIT_ctl     = $(COMMON) $(WIRE) $(MODEL) $(KV) $(SCHED) $(filter-out %/ctl/main.o,$(CTL))
 UNIT_TESTS   = $(patsubst tests/unit/%.c,$(B)/unit/%,$(sort $(wildcard tests/unit/*_test.c)))

@@ -3,7 +3,7 @@
  * Rank 0 schedules and never computes.  Ranks 1 .. are the prefill workers, then the decode
  * workers, then those that do both, then the spares.  Collectives run at start only; from then on
  * ranks speak through port.h.
- * Here and in job.c, port.c, bell.c, weights.c, main.c is all of MPI.
+ * Here and in job.c, port.c, bell.c, shared.c, weights.c, main.c is all of MPI.
  */
 #ifndef RANKSERVE_MPI_JOB_H
 #define RANKSERVE_MPI_JOB_H

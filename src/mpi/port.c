@@ -3,7 +3,9 @@
  * Two traps of the library shape this file.  A probe first matches and then makes progress, so one
  * that finds nothing may just have pulled a message in: two in a row must find nothing, and all
  * that a bell has counted must have come.  And a large message moves only while both ends poll: so
- * with anything outstanding a rank naps instead of sleeping.
+ * with anything outstanding a rank naps instead of sleeping.  Between ranks of a host MPI would
+ * copy bulk twice more, 32 KiB at a time, with a nap of both ranks for each: so that lies in an
+ * outbox, and MPI carries only where.
  */
 #include "mpi/port.h"
 
@@ -15,6 +17,8 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "mpi/bell.h"
+#include "mpi/outbox.h"
+#include "mpi/shared.h"
 
 enum {
     TAG = 1,
@@ -47,6 +51,8 @@ struct edge {                         /* one rank, one kind */
 
 struct peer {
     struct edge edges[PORT_KINDS];
+    struct inbox inbox;               /* what it writes for us */
+    int reader;                       /* of our outbox; -1: it does not see that */
     uint64_t heard_ns;
     bool dead;
 };
@@ -58,6 +64,7 @@ struct port {
     struct bells *bells;
     MPI_Comm comms[PORT_KINDS];
     struct peer *peers;
+    struct outbox *outbox;            /* NULL: none sees what we could share */
     struct packet *spares;
     uint32_t spare_count;
     uint32_t sending_count, receiving_count; /* over all living ranks */
@@ -156,18 +163,45 @@ static void finish_sends(struct port *p, struct edge *e)
     }
 }
 
+static void *begin(void *message, enum msg_type type, size_t bytes)
+{
+    memset(message, 0, bytes < 4096 ? bytes : 4096); /* every struct, not every payload */
+    msg_head_set(message, type, bytes);
+    return message;
+}
+
 void *port_message(struct port *p, enum msg_type type, size_t bytes)
 {
-    struct packet *k = packet_make(p, bytes);
-    memset(k->data, 0, bytes < 4096 ? bytes : 4096); /* every struct, not every payload */
-    msg_head_set((void *)k->data, type, bytes);
-    return k->data;
+    return begin(packet_make(p, bytes)->data, type, bytes);
+}
+
+void *port_bulk(struct port *p, int to, enum msg_type type, size_t bytes)
+{
+    const struct peer *peer = &p->peers[to];
+    bool slot = !peer->dead && peer->reader >= 0 && bytes <= PORT_BULK_BYTES;
+    void *place = slot ? outbox_take(p->outbox, (uint32_t)peer->reader) : NULL;
+    return place ? begin(place, type, bytes) : port_message(p, type, bytes);
+}
+
+/* What goes over MPI for a message that may lie in the outbox. */
+static struct packet *packet_of(struct port *p, void *message)
+{
+    int slot = p->outbox ? outbox_slot(p->outbox, message) : -1;
+    if (slot >= 0) {
+        uint32_t bytes = ((const struct msg_head *)message)->bytes;
+        struct msg_slot *m = port_message(p, MSG_SLOT, sizeof *m);
+        m->slot = (uint32_t)slot;
+        m->bytes = bytes;
+        p->stats.sent += bytes;
+        message = m;
+    }
+    return (void *)((uint8_t *)message - offsetof(struct packet, data));
 }
 
 void port_send(struct port *p, int to, enum port_kind kind, void *message)
 {
-    struct packet *k = (void *)((uint8_t *)message - offsetof(struct packet, data));
     CHECK(to >= 0 && to < p->job->size && to != p->job->rank);
+    struct packet *k = packet_of(p, message);
     struct peer *peer = &p->peers[to];
     if (peer->dead) {
         packet_free(p, k);
@@ -187,10 +221,13 @@ void port_send_copy(struct port *p, int to, const void *message, enum msg_type t
     port_send(p, to, PORT_CONTROL, m);
 }
 
-bool port_has_room(const struct port *p, int to)
+bool port_has_room(struct port *p, int to)
 {
-    const struct edge *e = &p->peers[to].edges[PORT_DATA];
-    return p->peers[to].dead || e->queued.count + e->sending.count < BULK_SENDING_MAX;
+    const struct peer *peer = &p->peers[to];
+    const struct edge *e = &peer->edges[PORT_DATA];
+    if (peer->dead) return true;
+    if (e->queued.count + e->sending.count >= BULK_SENDING_MAX) return false;
+    return peer->reader < 0 || outbox_has_room(p->outbox, (uint32_t)peer->reader);
 }
 
 bool port_sent_all(const struct port *p)
@@ -224,16 +261,34 @@ static bool match_one(struct port *p, enum port_kind kind)
     return true;
 }
 
+/* A message that lies in the peer's outbox; false: there is no such. */
+static bool deliver_slot(struct port *p, int from, const struct msg_slot *m)
+{
+    const struct inbox *in = &p->peers[from].inbox;
+    const void *data = m ? inbox_look(in, m->slot, m->bytes) : NULL;
+    if (!data || !msg_type_of(data, m->bytes)) return false;
+    p->stats.received += m->bytes;
+    p->sink.message(p->sink.ctx, from, data, m->bytes);
+    if (inbox_done(in)) ring(p, from);
+    return true;
+}
+
+static bool deliver_data(struct port *p, int from, const void *data, size_t bytes)
+{
+    enum msg_type type = msg_type_of(data, bytes);
+    if (type == MSG_SLOT) return deliver_slot(p, from, msg_as_slot(data, bytes));
+    if (type) p->sink.message(p->sink.ctx, from, data, bytes);
+    return type != 0;
+}
+
 static void deliver(struct port *p, int from, struct edge *e, struct packet *k)
 {
     struct peer *peer = &p->peers[from];
     const struct msg_head *h = (void *)k->data;
-    bool fits = msg_type_of(k->data, k->bytes) && h->seq == ++e->delivered && h->epoch == EPOCH;
+    bool fits = k->bytes >= sizeof *h && h->seq == ++e->delivered && h->epoch == EPOCH;
     peer->heard_ns = clock_now_ns();
     p->stats.received += k->bytes;
-    if (fits) {
-        p->sink.message(p->sink.ctx, from, k->data, k->bytes);
-    } else {
+    if (!fits || !deliver_data(p, from, k->data, k->bytes)) {
         p->stats.refused++;
         log_error("message from=%d breaks the protocol bytes=%u", from, k->bytes);
         p->sink.ended(p->sink.ctx, from);
@@ -332,6 +387,7 @@ void port_abandon(struct port *p, int rank)
         e->sending = e->receiving = (struct list){ 0 }; /* MPI may still touch these: never freed */
         while (e->queued.count) packet_free(p, list_take(&e->queued));
     }
+    if (peer->reader >= 0) outbox_forget(p->outbox, (uint32_t)peer->reader);
     bell_cut(p->bells, rank);
 }
 
@@ -355,11 +411,35 @@ void port_serve(struct port *p, const struct port_sink *sink)
     p->sink = *sink;
 }
 
+/* Where the host's workers see each other's memory they write bulk there; else MPI carries it. */
+static void open_outbox(struct port *p)
+{
+    const struct job *j = p->job;
+    uint32_t readers = (uint32_t)j->host_size;
+    struct shared_with *with = mem_array(readers, sizeof *with);
+    int *ranks = mem_array(readers, sizeof *ranks);
+    size_t bytes = outbox_bytes(readers, PORT_BULK_BYTES);
+    void *at = shared_each(j, "rankserve-outbox", j->rank == 0 ? 0 : bytes, with);
+    MPI_Allgather(&j->rank, 1, MPI_INT, ranks, 1, MPI_INT, j->host_comm);
+    if (at) p->outbox = outbox_open(at, readers, PORT_BULK_BYTES);
+    for (uint32_t i = 0; i < readers; i++) {
+        struct peer *peer = &p->peers[ranks[i]];
+        if (with[i].sees_ours) peer->reader = (int)i;
+        peer->inbox = (struct inbox){ .at = with[i].theirs, .readers = readers,
+                                      .reader = (uint32_t)j->host_rank,
+                                      .slot_bytes = PORT_BULK_BYTES };
+    }
+    free(ranks);
+    free(with);
+}
+
 enum err port_open(struct port **out, const struct job *j, void (*died)(int rank), struct why *why)
 {
     struct port *p = mem_alloc(sizeof *p);
     *p = (struct port){ .job = j, .died = died, .comms = { j->control, j->data } };
     p->peers = mem_array((size_t)j->size, sizeof *p->peers);
+    for (int i = 0; i < j->size; i++) p->peers[i].reader = -1;
+    open_outbox(p);
     struct bell_sink bell = { .ctx = p, .rung = on_rung, .ended = on_ended };
     *out = p;
     return bells_open(&p->bells, j, j->loop, &bell, why);

@@ -2,6 +2,7 @@
  *
  * Every send is MPI_Isend and then a ring of the receiver's bell; every receive is MPI_Improbe,
  * MPI_Imrecv and MPI_Test.  Messages of one sender and one kind arrive in order, complete, once.
+ * Bulk between workers of one host is not copied by MPI: it lies where both see it (outbox.h).
  * A dead peer's requests and buffers are abandoned: MPI may still write into them.
  * Not here: what messages mean (wire/msg.h), who is dead (rank0.c).
  */
@@ -42,6 +43,8 @@ void port_serve(struct port *p, const struct port_sink *sink);
 /* Memory for a message, its head set; never NULL.  Then port_send, which takes it over. */
 void *port_message(struct port *p, enum msg_type type, size_t bytes);
 void port_send(struct port *p, int to, enum port_kind kind, void *message);
+/* The same for much data to this rank; port_send it there, before another one is begun. */
+void *port_bulk(struct port *p, int to, enum msg_type type, size_t bytes);
 /* A message that has no body beyond its struct. */
 void port_send_copy(struct port *p, int to, const void *message, enum msg_type type, size_t bytes);
 
@@ -49,8 +52,9 @@ void port_send_copy(struct port *p, int to, const void *message, enum msg_type t
 void port_poll(struct port *p);
 /* How long the caller may sleep, as far as MPI is concerned; UINT64_MAX: until a bell rings. */
 uint64_t port_nap_ns(struct port *p, uint64_t now_ns);
-/* Room for one more bulk message to this rank before earlier ones have left. */
-bool port_has_room(const struct port *p, int to);
+/* Room for one more bulk message to this rank before earlier ones have left.  When not, the caller
+ * is woken when there is. */
+bool port_has_room(struct port *p, int to);
 /* True when nothing waits to be sent to any living rank. */
 bool port_sent_all(const struct port *p);
 /* No more from or to this rank. */

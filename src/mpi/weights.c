@@ -1,16 +1,12 @@
 /* mpi/weights.c - who reads the model file, who receives it, and what a host's ranks share.
  *
  * One rank of each host leads it.  Rank 0 leads its own and reads the file; the others lead hosts
- * that receive its bytes into a memfd.  Ranks beside rank 0 map the same file.  A memfd is shared
- * through /proc/PID/fd: no name in a file system, nothing to clean up, no /dev/shm.
- * It lies in huge pages where the kernel has them: all weights are read in every step, and in
+ * that receive its bytes into a memfd (shared.h).  Ranks beside rank 0 map the same file.  It lies in huge pages where the kernel has them: all weights are read in every step, and in
  * pages of 4 KB that takes a fifth longer.
  */
 #include "mpi/weights.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -18,6 +14,7 @@
 
 #include "common/log.h"
 #include "common/mem.h"
+#include "mpi/shared.h"
 
 #define HUGE_PAGE (UINT64_C(2) << 20)
 #ifndef MADV_COLLAPSE
@@ -74,29 +71,17 @@ static void take_huge_pages(int fd, uint64_t bytes)
     if (at) munmap(at, bytes);
 }
 
-static int memory_file(const char *name, uint64_t bytes)
-{
-    int fd = memfd_create(name, MFD_CLOEXEC);
-    if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) {
-        take_huge_pages(fd, bytes);
-        return fd;
-    }
-    if (fd >= 0) close(fd);
-    return -1;
-}
-
 /* Collective over the host. */
 static enum err shared_open(struct shared *s, const struct job *j, const char *name,
                             struct why *why)
 {
     int where[2] = { (int)getpid(), -1 };
-    if (j->host_rank == 0) where[1] = s->fd = memory_file(name, file_bytes(s->bytes));
-    job_broadcast(j, j->host_comm, where, sizeof where);
-    if (j->host_rank != 0 && where[1] >= 0) {
-        char path[64];
-        snprintf(path, sizeof path, "/proc/%d/fd/%d", where[0], where[1]);
-        s->fd = open(path, O_RDWR | O_CLOEXEC);
+    if (j->host_rank == 0) {
+        where[1] = s->fd = shared_file(name, file_bytes(s->bytes));
+        if (s->fd >= 0) take_huge_pages(s->fd, file_bytes(s->bytes));
     }
+    job_broadcast(j, j->host_comm, where, sizeof where);
+    if (j->host_rank != 0 && where[1] >= 0) s->fd = shared_find(where[0], where[1]);
     enum err e = OK;
     if (where[1] < 0 || s->fd < 0)
         e = why_set(why, ERR_MEMORY, "rank %d: no shared memory of %llu bytes: %s", j->rank,

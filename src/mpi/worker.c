@@ -344,6 +344,7 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
         wait_for_work(w, busy);
         port_poll(w->port);
         busy = engine_poll(w->engine);
+        worker_flush(w);              /* a first token does not wait for KV that is copied */
         ways_turn(w);
         push_all(w);
         pulls_turn(w, clock_now_ns());

@@ -165,7 +165,7 @@ uint64_t kv_send(struct worker *w, int to, const struct msg_kv *range)
     struct way *y = way_find(w, to, true);
     bool over_lane = y && y->ready;
     size_t message = sizeof *range + (over_lane ? 0 : bytes);
-    struct msg_kv *m = port_message(w->port, MSG_KV, message);
+    struct msg_kv *m = port_bulk(w->port, to, MSG_KV, message);
     struct msg_head head = m->head;
     *m = *range;
     m->head = head;

@@ -19,7 +19,7 @@ static const char *const type_names[MSG_TYPE_COUNT] = {
     [MSG_BLOCKS] = "BLOCKS",   [MSG_STATS] = "STATS",   [MSG_FATAL] = "FATAL",
     [MSG_SNAPSHOT] = "SNAPSHOT", [MSG_PULL] = "PULL",   [MSG_POLICY] = "POLICY",
     [MSG_LANE] = "LANE",
-    [MSG_ROLE] = "ROLE",
+    [MSG_ROLE] = "ROLE",       [MSG_SLOT] = "SLOT",
 };
 
 const char *msg_type_name(enum msg_type t)
@@ -168,6 +168,11 @@ const struct msg_kv *msg_as_kv(const void *data, size_t bytes)
     if (m->count == 0 || m->count > SEQ_TOKENS_MAX) return NULL;
     if (m->lane ? m->number == 0 || bytes != sizeof *m : m->number != 0) return NULL;
     return m->first <= SEQ_TOKENS_MAX - m->count ? m : NULL;
+}
+
+const struct msg_slot *msg_as_slot(const void *data, size_t bytes)
+{
+    return exact(data, bytes, sizeof(struct msg_slot), MSG_SLOT, MSG_SLOT);
 }
 
 const struct msg_kvend *msg_as_kvend(const void *data, size_t bytes)

@@ -14,6 +14,7 @@
  *   worker  --PULL---> worker          send me what you have of this     (struct msg_pull)
  *   prefill --KV-----> decode          layers x tokens, on the data communicator (struct msg_kv)
  *   worker  --LANE---> worker          opening and ending a way for KV alone (struct msg_lane)
+ *   worker  --SLOT---> worker          a message that lies in memory of both (struct msg_slot)
  *   prefill --KVEND--> decode          all sent; the first token             (struct msg_kvend)
  *   worker  --UP-----> rank 0          engine is open                        (struct msg_up)
  *   worker  --TOKENS-> rank 0          one per step, all its sequences       (struct msg_tokens)
@@ -66,6 +67,7 @@ enum msg_type {
     MSG_POLICY,
     MSG_LANE,
     MSG_ROLE,
+    MSG_SLOT,
     MSG_TYPE_COUNT
 };
 
@@ -147,6 +149,12 @@ struct msg_lane {
     int32_t version;                  /* OPEN: of the library that carries it      */
     uint32_t reserved;
     uint8_t name[128];                /* OPEN: where to meet                       */
+};
+
+struct msg_slot {
+    struct msg_head head;
+    uint32_t slot;                    /* of the sender's outbox (mpi/outbox.h)     */
+    uint32_t bytes;                   /* of the message there, its head included   */
 };
 
 struct msg_kvend {
@@ -249,6 +257,8 @@ const struct msg_ready *msg_as_ready(const void *data, size_t bytes);
 const struct msg_pull *msg_as_pull(const void *data, size_t bytes);
 /* The payload's length is engine_import's to check; with a lane there is none. */
 const struct msg_kv *msg_as_kv(const void *data, size_t bytes);
+/* The message in the slot is to be looked at by itself. */
+const struct msg_slot *msg_as_slot(const void *data, size_t bytes);
 const struct msg_kvend *msg_as_kvend(const void *data, size_t bytes);
 const struct msg_lane *msg_as_lane(const void *data, size_t bytes);
 const struct msg_up *msg_as_up(const void *data, size_t bytes);

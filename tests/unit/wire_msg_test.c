@@ -98,6 +98,7 @@ static void *make_any(enum msg_type type)
         m->role = ROLE_DECODE;
         return m;
     }
+    case MSG_SLOT: return make(type, sizeof(struct msg_slot));
     case MSG_STATS: return make(type, sizeof(struct msg_stats));
     case MSG_FATAL: return make(type, sizeof(struct msg_fatal));
     default: fail_msg("no such type"); return NULL;
@@ -117,6 +118,7 @@ static const void *as_any(enum msg_type type, const void *data, size_t bytes)
     case MSG_READY: return msg_as_ready(data, bytes);
     case MSG_KV: return msg_as_kv(data, bytes);
     case MSG_KVEND: return msg_as_kvend(data, bytes);
+    case MSG_SLOT: return msg_as_slot(data, bytes);
     case MSG_LANE: return msg_as_lane(data, bytes);
     case MSG_UP: return msg_as_up(data, bytes);
     case MSG_TOKENS: case MSG_SCORES: return msg_as_tokens(data, bytes);

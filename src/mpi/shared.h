@@ -1,0 +1,29 @@
+/* mpi/shared.h - memory that ranks of one host share.
+ *
+ * It is a memfd, and others find it through /proc/PID/fd: no name in a file system, nothing to
+ * clean up, no /dev/shm, which a pod may have 64 MiB of.
+ */
+#ifndef RANKSERVE_MPI_SHARED_H
+#define RANKSERVE_MPI_SHARED_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "mpi/job.h"
+
+/* A file of so many zeros in memory; -1 and errno. */
+int shared_file(const char *name, uint64_t bytes);
+/* The same one, which another process of this host has as `fd`; -1 and errno. */
+int shared_find(int pid, int fd);
+
+/* One of these for each rank of the host. */
+struct shared_with {
+    void *theirs;                     /* NULL: it has none, or it cannot be seen from here */
+    bool sees_ours;
+};
+/* Collective over the host, which needs not succeed: every rank makes `bytes` for itself, the same
+ * everywhere (0: none, and it sees nobody's), and maps what the others made.  Returns its own (NULL
+ * when there is none) and fills out (host_size). */
+void *shared_each(const struct job *j, const char *name, uint64_t bytes, struct shared_with *out);
+
+#endif
