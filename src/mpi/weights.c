@@ -1,8 +1,9 @@
 /* mpi/weights.c - who reads the model file, who receives it, and what a host's ranks share.
  *
  * One rank of each host leads it.  Rank 0 leads its own and reads the file; the others lead hosts
- * that receive its bytes into a memfd (shared.h).  Ranks beside rank 0 map the same file.  It lies in huge pages where the kernel has them: all weights are read in every step, and in
- * pages of 4 KB that takes a fifth longer.
+ * that receive its bytes into a memfd (shared.h).  Ranks beside rank 0 map the same file.
+ * The memfd lies in huge pages where the kernel has them: all weights are read in every step, and
+ * in pages of 4 KB that takes a fifth longer.
  */
 #include "mpi/weights.h"
 
