@@ -2,6 +2,7 @@
 #include "engine/pace.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Of a small CPU; only their ratios matter, and those only until a few steps were seen. */
 static const double guess_ns[PACE_COSTS] = { 4e6, 4e5, 8e5 / 1024, 4e5, 2e5 / 1024 };
@@ -25,13 +26,17 @@ static double dot(const double a[PACE_COSTS], const double b[PACE_COSTS])
     return sum;
 }
 
+static void doubt_all(struct pace *p)
+{
+    memset(p->doubt, 0, sizeof p->doubt);
+    for (int i = 0; i < PACE_COSTS; i++) p->doubt[i][i] = DOUBT;
+}
+
 void pace_open(struct pace *p)
 {
     *p = (struct pace){ 0 };
-    for (int i = 0; i < PACE_COSTS; i++) {
-        p->cost[i] = 1;
-        p->doubt[i][i] = DOUBT;
-    }
+    for (int i = 0; i < PACE_COSTS; i++) p->cost[i] = 1;
+    doubt_all(p);
 }
 
 /* Costs drift, but none is ever doubted more than the guess was. */
@@ -46,7 +51,16 @@ static void drift(struct pace *p)
         for (int k = 0; k < PACE_COSTS; k++) p->doubt[i][k] *= shrink[i] * shrink[k];
 }
 
-/* One step of the extended filter: d log(ns) / d log(cost) is the cost's share of the step. */
+/* In `gain` what a step says about each cost, before it is divided by the variance returned. */
+static double weigh(const struct pace *p, const double share[PACE_COSTS], double gain[PACE_COSTS])
+{
+    for (int i = 0; i < PACE_COSTS; i++) gain[i] = dot(p->doubt[i], share);
+    return dot(gain, share) + NOISE;
+}
+
+/* One step of the extended filter: d log(ns) / d log(cost) is the cost's share of the step.  The
+ * first step sets the scale and proves nothing: it met cold memory.  The machine makes steps
+ * longer, never shorter: after one much too short all that was learned is doubted. */
 void pace_learn(struct pace *p, const struct pace_load *load, double ns)
 {
     double share[PACE_COSTS], gain[PACE_COSTS];
@@ -54,15 +68,20 @@ void pace_learn(struct pace *p, const struct pace_load *load, double ns)
     p->decode_steps += load->decode_seqs > 0;
     p->prefill_steps += load->prefill_tokens > 0;
     features(load, share);
-    if (p->scale_ns == 0) p->scale_ns = ns / dot(p->cost, share);
+    if (p->scale_ns == 0) {
+        p->scale_ns = ns / dot(p->cost, share);
+        return;
+    }
     double predicted = p->scale_ns * dot(p->cost, share);
     for (int i = 0; i < PACE_COSTS; i++) share[i] *= p->scale_ns * p->cost[i] / predicted;
     drift(p);
-    for (int i = 0; i < PACE_COSTS; i++) gain[i] = dot(p->doubt[i], share);
-    double variance = dot(gain, share) + NOISE, most = OUTLIER * sqrt(variance);
-    double off = log(ns / predicted);
-    if (off > most) off = most;
-    if (off < -most) off = -most;
+    double off = log(ns / predicted), variance = weigh(p, share, gain);
+    if (off < -OUTLIER * sqrt(variance)) {
+        doubt_all(p);
+        variance = weigh(p, share, gain);
+    }
+    double most = OUTLIER * sqrt(variance);
+    if (fabs(off) > most) off = copysign(most, off);
     for (int i = 0; i < PACE_COSTS; i++) {
         p->cost[i] *= exp(gain[i] / variance * off);
         for (int k = 0; k < PACE_COSTS; k++) p->doubt[i][k] -= gain[i] * gain[k] / variance;

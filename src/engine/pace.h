@@ -5,8 +5,9 @@
  * The five costs come from an extended Kalman filter (R. E. Kalman, "A new approach to linear
  * filtering and prediction problems", 1960) over the logarithms of costs and of measured steps: the
  * machine's noise is relative, and a cost is never negative, so a longer chunk never looks cheaper.
- * Each cost starts as a guess of equal doubt, the first step sets the scale, costs may drift, and a
- * step far off the prediction (the machine was taken away) counts as one three deviations off.
+ * Each cost starts as a guess of equal doubt, the first step sets the scale, and costs may drift.
+ * Noise makes steps longer, never shorter.  So a step far longer than predicted (the machine was
+ * taken away) counts as one three deviations off; one far shorter makes all costs doubted anew.
  * Owner: the engine; no clock, heap or thread in here.
  */
 #ifndef RANKSERVE_ENGINE_PACE_H

@@ -88,6 +88,23 @@ static void one_step_that_hung_says_little_and_a_slower_machine_is_noticed(void 
     assert_near(&p, load_of(4, 600, 0, 0), 2, 1.15);
 }
 
+/* The first step meets cold memory and is four times as long as it should be, and so may be some
+ * behind it.  Four tokens at a time beside a stream must not be all that is dared afterwards. */
+static void a_cold_start_is_forgotten_at_the_first_warm_step(void **state)
+{
+    (void)state;
+    struct pace p;
+    for (uint32_t cold = 1; cold <= 3; cold++) {
+        pace_open(&p);
+        for (uint32_t i = 0; i < cold; i++) learn(&p, load_of(0, 0, 0, 60), 4);
+        learn(&p, load_of(2, 30, 0, 13), 1);
+        assert_near(&p, load_of(2, 30, 0, 13), 1, 1.4);
+        for (uint32_t i = 0; i < 5; i++) learn(&p, load_of(2, 35 + i, 13 + 9 * i, 9), 1);
+        assert_near(&p, load_of(2, 40, 60, 13), 1, 1.2);
+        assert_near(&p, load_of(1, 30, 0, 100), 1, 1.6);
+    }
+}
+
 /* Steps of all kinds, which leave nothing in doubt. */
 static struct pace_load any_load(uint32_t i)
 {
@@ -145,6 +162,7 @@ int main(void)
         cmocka_unit_test(costs_of_a_machine_are_learned_from_its_steps),
         cmocka_unit_test(hours_of_the_same_step_teach_nothing_wrong),
         cmocka_unit_test(one_step_that_hung_says_little_and_a_slower_machine_is_noticed),
+        cmocka_unit_test(a_cold_start_is_forgotten_at_the_first_warm_step),
         cmocka_unit_test(a_machine_that_is_known_well_may_still_change),
         cmocka_unit_test(the_longest_chunk_that_fits_is_found),
         cmocka_unit_test(before_anything_was_learned_all_fits),
