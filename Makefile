@@ -73,6 +73,9 @@ $(B)/%_avx2.o: %_avx2.c
 $(B)/%_avx512.o: %_avx512.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(AVX512) -c -o $@ $<
+$(B)/%_avx512_bf16.o: %_avx512_bf16.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(AVX512) -mavx512bf16 -c -o $@ $<
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -c -o $@ $<

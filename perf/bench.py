@@ -37,7 +37,7 @@ from bench_machine import QUIET, ROOT, Watch, isa_of, machine
 from bench_service import LLAMA, VLLM, build, llama_env
 
 PARTS = ["machine", "kernels", "engine", "service", "places", "plane"]
-ISAS = ["plain", "avx2", "avx512"]
+ISAS = ["plain", "avx2", "avx512", "avx512_bf16"]
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -169,6 +169,7 @@ def peak_share(name, value, engine, roof):
     isa = ISAS[int(engine["isa"])]
     if isa == "plain":
         return None
+    isa = isa.removesuffix("_bf16")    # attention's peak is that of float multiply-adds
     int8, f32 = roof[f"int8_{isa}"] * 1e9, roof[f"f32_{isa}"] * 1e9
     if name.startswith("prefill"):
         n = int(name.split("_")[1])

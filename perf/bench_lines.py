@@ -14,7 +14,7 @@ class Lines:
     def __init__(self, results):
         self.r = results
         self.rows = []
-        self.avx512 = results["isa"] == "avx512"
+        self.avx512 = results["isa"].startswith("avx512")
 
     def median(self, part, name, kind=None):
         rounds = self.r.get(part, [])

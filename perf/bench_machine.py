@@ -48,7 +48,7 @@ def isa_of(here):
     if os.environ.get("RANKSERVE_ISA"):
         return os.environ["RANKSERVE_ISA"]
     if "avx512_vnni" in here["flags"]:
-        return "avx512"
+        return "avx512_bf16" if "avx512_bf16" in here["flags"] else "avx512"
     return "avx2" if "avx2" in here["flags"] else "plain"
 
 

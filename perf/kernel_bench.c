@@ -215,7 +215,7 @@ static void measure_file(struct bench *b, const struct gguf *g)
 
 static double peak_of(enum isa isa)
 {
-    uint64_t (*peak)(uint64_t) = isa == ISA_AVX512 ? peak_int8_avx512 : peak_int8_avx2;
+    uint64_t (*peak)(uint64_t) = isa >= ISA_AVX512 ? peak_int8_avx512 : peak_int8_avx2;
     double best = 0, each = isa == ISA_PLAIN ? 0 : (double)peak(1);
     for (int i = 0; i < 4 * ROUNDS && each > 0; i++) {
         double start = cpu_seconds(CLOCK_THREAD_CPUTIME_ID);
@@ -233,8 +233,7 @@ int main(int argc, char **argv)
     if (argc < 2) die("usage: kernel_bench MODEL.gguf [out.json]");
     if (gguf_open(&g, argv[1], &why)) die("%s", why.text);
     struct bench b = { .isa = isa_best() };
-    b.kernels = b.isa == ISA_PLAIN ? &kernels_plain : b.isa == ISA_AVX2 ? &kernels_avx2
-                                                                       : &kernels_avx512;
+    b.kernels = kernels_of(b.isa);
     b.figures = figures_open(argc > 2 ? argv[2] : NULL);
     b.peak = peak_of(b.isa);
     printf("%s, one thread, G/s; 8-bit peak %.0f\n%30s rows:", isa_name(b.isa), b.peak, "");

@@ -45,7 +45,7 @@ static inline uint64_t kv_token_bytes(const struct hparams *h, enum kv_type type
 }
 
 /* Ascending: the job takes the minimum. */
-enum isa { ISA_PLAIN, ISA_AVX2, ISA_AVX512, ISA_COUNT };
+enum isa { ISA_PLAIN, ISA_AVX2, ISA_AVX512, ISA_AVX512_BF16, ISA_COUNT };
 
 struct backend_config {
     const struct model *model;        /* outlives the backend                                */
@@ -145,7 +145,7 @@ const struct backend *backend_find(const char *name);
 /* Why the last backend_find found none: one line. */
 const char *backend_missing(void);
 
-/* The best this CPU offers, capped by RANKSERVE_ISA=plain|avx2|avx512. */
+/* The best this CPU offers, capped by RANKSERVE_ISA=plain|avx2|avx512|avx512_bf16. */
 enum err isa_find(enum isa *out, struct why *why);
 /* The same; a wrong word: die. */
 enum isa isa_best(void);

@@ -9,6 +9,7 @@
 
 static const char *const names[ISA_COUNT] = {
     [ISA_PLAIN] = "plain", [ISA_AVX2] = "avx2", [ISA_AVX512] = "avx512",
+    [ISA_AVX512_BF16] = "avx512_bf16",
 };
 
 static enum isa isa_of_cpu(void)
@@ -19,7 +20,7 @@ static enum isa isa_of_cpu(void)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512vnni")) {
-        return ISA_AVX512;
+        return __builtin_cpu_supports("avx512bf16") ? ISA_AVX512_BF16 : ISA_AVX512;
     }
     return ISA_AVX2;
 #else
@@ -37,8 +38,8 @@ enum err isa_find(enum isa *out, struct why *why)
         if ((enum isa)i < *out) *out = (enum isa)i;
         return OK;
     }
-    return why_set(why, ERR_FORMAT, "RANKSERVE_ISA is '%.40s': it must be plain, avx2 or avx512",
-                   wanted);
+    return why_set(why, ERR_FORMAT, "RANKSERVE_ISA is '%.40s': it must be plain, avx2, avx512 or "
+                   "avx512_bf16", wanted);
 }
 
 enum isa isa_best(void)

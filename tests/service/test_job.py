@@ -323,7 +323,7 @@ def test_an_unknown_instruction_set_is_told_in_one_line(shape):
     with Job(backend="cpu", env={"RANKSERVE_ISA": "nonsense"}, live=False, **shape) as job:
         assert job.ended_by_itself(8 * PATIENCE)
         lines = re.findall("^rankserve: .*", job.log(), re.M)
-        assert lines == ["rankserve: RANKSERVE_ISA is 'nonsense': it must be plain, avx2 or avx512"]
+        assert lines == ["rankserve: RANKSERVE_ISA is 'nonsense': it must be plain, avx2, avx512 or avx512_bf16"]
         assert job.status()["code"] == 1 and "nonsense" in job.status()["why"]
 
 

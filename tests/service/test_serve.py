@@ -269,5 +269,5 @@ def test_start_refuses_what_cannot_work(needs_model, tmp_path):
     r = subprocess.run([CTL, "up", "--listen", "127.0.0.1:0", "--model", MODEL],
                        capture_output=True, text=True, timeout=60 * PATIENCE,
                        env={**os.environ, "RANKSERVE_ISA": "nonsense"})
-    line = "RANKSERVE_ISA is 'nonsense': it must be plain, avx2 or avx512"
+    line = "RANKSERVE_ISA is 'nonsense': it must be plain, avx2, avx512 or avx512_bf16"
     assert r.returncode == 1 and r.stderr.endswith(f"the job ended: {line}\n"), r.stderr

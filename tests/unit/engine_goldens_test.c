@@ -157,6 +157,12 @@ static void avx512_stays_within_8_bit_bounds(void **state)
     check(&(struct run){ ISA_AVX512, false, KV_F16 }, 0.975, 0.065);
 }
 
+static void bfloat16_attention_stays_within_8_bit_bounds(void **state)
+{
+    (void)state;
+    check(&(struct run){ ISA_AVX512_BF16, false, KV_F16 }, 0.975, 0.065);
+}
+
 /* What a KV type adds to the distance from the oracle, and how far it is from F16. */
 static void check_kv(enum kv_type type, const char *name, double agreement, double more)
 {
@@ -194,6 +200,7 @@ int main(void)
         cmocka_unit_test(float_path_agrees_with_the_oracle),
         cmocka_unit_test(avx2_stays_within_8_bit_bounds),
         cmocka_unit_test(avx512_stays_within_8_bit_bounds),
+        cmocka_unit_test(bfloat16_attention_stays_within_8_bit_bounds),
         cmocka_unit_test(int8_kv_adds_little),
         cmocka_unit_test(fp8_kv_adds_little),
     };

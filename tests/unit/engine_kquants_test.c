@@ -104,7 +104,6 @@ static void tensors_have_the_references_values(void **state)
 static void multiply(enum isa isa, const struct gguf_tensor *t, bool wide, const float *x,
                      float *out)
 {
-    static const struct kernels *const all[] = { &kernels_plain, &kernels_avx2, &kernels_avx512 };
     uint32_t in = (uint32_t)t->dims[0], blocks = (ROWS / ROW_GROUP + 1) * (in / 32);
     struct model m = { .h = { .dim = in, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
                        .output = t };
@@ -123,10 +122,10 @@ static void multiply(enum isa isa, const struct gguf_tensor *t, bool wide, const
         a.units = mem_array(ROWS / ROW_GROUP + 1, sizeof *a.units);
     }
     for (uint32_t r = 0; isa != ISA_PLAIN && r < ROWS; r++) {
-        all[isa]->quantize(x + (size_t)r * in, in, &a, r, 0);
+        kernels_of(isa)->quantize(x + (size_t)r * in, in, &a, r, 0);
     }
-    acts_finish(all[isa], &a, 0, ROWS);
-    all[isa]->gemm(&l->head, &a, 0, ROWS, 0, matrix_panels(&l->head), out, OUTPUTS, false);
+    acts_finish(kernels_of(isa), &a, 0, ROWS);
+    kernels_of(isa)->gemm(&l->head, &a, 0, ROWS, 0, matrix_panels(&l->head), out, OUTPUTS, false);
     free(a.q);
     free(a.wide);
     free(a.pairs);

@@ -25,7 +25,7 @@ struct work {
 /* `out` from `data` and `x`; the activations that were used stay in `a`. */
 static void multiply(struct work *w, enum isa isa, enum tensor_type type)
 {
-    const struct kernels *k = isa == ISA_AVX2 ? &kernels_avx2 : &kernels_avx512;
+    const struct kernels *k = kernels_of(isa);
     struct gguf_tensor t = { .type = type, .dims = { IN, PANEL }, .data = w->data };
     struct model m = { .h = { .dim = IN, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
                        .output = &t };

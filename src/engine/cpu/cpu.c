@@ -61,7 +61,7 @@ static enum err open_weights(struct cpu *u, struct why *why)
 {
     bool plain = use_plain(u->model, u->c.isa) || u->c.float_activations;
     bool shared_fits = u->c.packed && plain == use_plain(u->model, u->c.isa);
-    u->k = plain ? &kernels_plain : u->c.isa == ISA_AVX512 ? &kernels_avx512 : &kernels_avx2;
+    u->k = kernels_of(plain ? ISA_PLAIN : u->c.isa);
     u->layout = mem_alloc(sizeof *u->layout);
     layout_make(u->layout, u->model, plain ? ISA_PLAIN : u->c.isa);
     if (!shared_fits) {

@@ -1,6 +1,7 @@
 /* engine/cpu/kernels.h - the arithmetic of one instruction set: a table of row and tile operations.
  *
- * Three tables: plain C (the oracle), AVX2, AVX-512 with VNNI.  Every operation gives each row (and
+ * Four tables: plain C (the oracle), AVX2, AVX-512 with VNNI, and that with BF16 for attention over
+ * F16.  Every operation gives each row (and
  * each query) the same bits whatever other rows are computed beside it: sums over K, over positions
  * and over lanes have one fixed order.  Threads, phases and memory are elsewhere (step.c).
  */
@@ -110,10 +111,11 @@ static inline uint64_t kv_value_at(const struct kv_view *kv, uint32_t in, uint32
     return (uint64_t)(kv->block_tokens + in / n * n) * kv->head_dim + (uint64_t)s * n + in % n;
 }
 
-/* Floats of scratch memory that a tile call wants. */
+/* Floats of scratch memory that a tile call wants: for scores, elements, rounded queries. */
 static inline uint64_t tile_room(uint32_t head_dim)
 {
-    return (uint64_t)QUERIES_MAX * KV_TILE_TOKENS + (uint64_t)TILE_SPAN * head_dim;
+    return (uint64_t)QUERIES_MAX * KV_TILE_TOKENS +
+           (uint64_t)(TILE_SPAN + QUERIES_MAX / 2) * head_dim;
 }
 
 /* What the largest element of a position's key or value becomes (fp8: or up to an octave less);
@@ -180,6 +182,16 @@ static inline void acts_finish(const struct kernels *k, const struct acts *a, ui
     if (a->pairs) k->pair(a, row, rows);
 }
 
-extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512;
+extern const struct kernels kernels_plain, kernels_avx2, kernels_avx512, kernels_avx512_bf16;
+
+/* Of an instruction set (never above isa_best()). */
+static inline const struct kernels *kernels_of(enum isa isa)
+{
+    static const struct kernels *const all[ISA_COUNT] = {
+        [ISA_PLAIN] = &kernels_plain, [ISA_AVX2] = &kernels_avx2,
+        [ISA_AVX512] = &kernels_avx512, [ISA_AVX512_BF16] = &kernels_avx512_bf16,
+    };
+    return all[isa];
+}
 
 #endif

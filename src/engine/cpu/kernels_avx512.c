@@ -4,6 +4,7 @@
  * high bytes, then low ones); then one multiply-add by the block's scales, one for its minimums.
  * Blocks are added in ascending order.
  */
+#include "engine/cpu/attend_avx512_bf16.h"
 #include "engine/cpu/simd_attend.h"
 #include "engine/cpu/simd_float.h"
 #include "engine/cpu/simd_quantize.h"
@@ -263,9 +264,22 @@ static void tile_any(const struct kv_view *kv, uint32_t tile, const float *const
     }
 }
 
-const struct kernels kernels_avx512 = {
-    .norm = rows_norm, .quantize = rows_quantize, .pair = rows_pair, .swiglu = rows_swiglu,
-    .rotate = rows_rotate,
-    .mix = rows_mix, .to_half = rows_to_half,
-    .to_byte = rows_to_byte, .gemm = gemm, .tile = tile_any, .merge = attend_merge,
-};
+static void tile_bf16(const struct kv_view *kv, uint32_t tile, const float *const *queries,
+                      const uint32_t *visible, uint32_t count, struct partial *out,
+                      float *room)
+{
+    if (kv->lanes < LANES) {
+        kernels_avx2.tile(kv, tile, queries, visible, count, out, room);
+    } else {
+        attend_avx512_bf16(kv, tile, queries, visible, count, out, room);
+    }
+}
+
+#define TABLE(tile_fn)                                                                            \
+    {                                                                                             \
+        .norm = rows_norm, .quantize = rows_quantize, .pair = rows_pair, .swiglu = rows_swiglu,   \
+        .rotate = rows_rotate, .mix = rows_mix, .to_half = rows_to_half,                          \
+        .to_byte = rows_to_byte, .gemm = gemm, .tile = tile_fn, .merge = attend_merge,            \
+    }
+const struct kernels kernels_avx512 = TABLE(tile_any);
+const struct kernels kernels_avx512_bf16 = TABLE(tile_bf16);

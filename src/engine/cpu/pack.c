@@ -102,7 +102,7 @@ static uint32_t matrix_count(const struct model *m)
 void layout_make(struct layout *l, const struct model *m, enum isa isa)
 {
     memset(l, 0, sizeof *l);
-    l->isa = isa;
+    l->isa = isa == ISA_AVX512_BF16 ? ISA_AVX512 : isa;    /* weights lie the same way */
     l->bytes = sizeof(struct image_head);
     place(l, &l->head, m->output);
     for (uint32_t i = 0; i < m->h.layers; i++) {

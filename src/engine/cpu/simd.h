@@ -15,6 +15,7 @@
 #include "engine/cpu/kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
+#define ENTRY static __attribute__((unused))      /* of a table, which not every file has */
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 #define UNROLL                        /* a check at each access: minutes to compile */
 #elif defined __clang__

@@ -243,7 +243,9 @@ INLINE void few(const struct tile *t, int count, enum kv_type type)
         }                                                                                         \
     }
 FEW_OF(few_f32, KV_F32)
+#ifndef __AVX512BF16__
 FEW_OF(few_f16, KV_F16)
+#endif
 FEW_OF(few_fp8, KV_FP8)
 #ifndef __AVX512F__
 FEW_OF(few_int8, KV_INT8)
@@ -373,6 +375,16 @@ static void int8_tile(const struct tile *t)
 }
 #endif
 
+#ifdef __AVX512BF16__
+#include "engine/cpu/simd_attend_bf16.h"
+#else
+static void f16_tile(const struct tile *t)
+{
+    if (t->count > FEW) many(t);
+    else few_f16(t);
+}
+#endif
+
 /* --- the table's entries --------------------------------------------------------------------- */
 
 static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *const *queries,
@@ -394,10 +406,10 @@ static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *co
     }
     if (kv->type == KV_INT8) {
         int8_tile(&t);
+    } else if (kv->type == KV_F16) {
+        f16_tile(&t);
     } else if (count > FEW) {
         many(&t);
-    } else if (kv->type == KV_F16) {
-        few_f16(&t);
     } else if (kv->type == KV_F32) {
         few_f32(&t);
     } else {
@@ -405,7 +417,7 @@ static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *co
     }
 }
 
-static void attend_merge(struct partial *into, const struct partial *later, uint32_t size)
+ENTRY void attend_merge(struct partial *into, const struct partial *later, uint32_t size)
 {
     float max = into->max > later->max ? into->max : later->max;
     vf a = vf_exp(vf_all(into->max - max)), b = vf_exp(vf_all(later->max - max));

@@ -183,7 +183,7 @@ INLINE void shape(enum kv_type type, const float *x, uint32_t n, float inverse,
     }
 }
 
-static float rows_to_byte(enum kv_type type, const float *x, uint32_t n, const float *queries,
+ENTRY float rows_to_byte(enum kv_type type, const float *x, uint32_t n, const float *queries,
                           uint32_t count, uint8_t *out)
 {
     vf top = vf_zero();
