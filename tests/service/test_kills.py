@@ -2,12 +2,14 @@
 
 A whole service with four workers, four clients that stream.  Every answer must be the one of an
 undisturbed service: ids, text, probabilities, finish, usage.  When too few workers are left, the
-service is stopped and another one started.  The pauses are printed; they decide nothing.
+service is stopped and another one started.  The pauses are printed; they decide nothing.  One kill in
+six is a SIGSTOP: a worker that hangs is noticed by its silence, and its pauses are told apart.
 
 On a machine that is far too busy a worker may be silent for so long that rank 0 takes it for hung.
 That is one more loss like any other, unless with the kills it leaves nobody: such a service and its
 kills do not count.
 """
+import collections
 import concurrent.futures
 import json
 import os
@@ -24,6 +26,7 @@ import httpx
 from service import LONG, PATIENCE, Service, goldens
 
 KILLS = int(os.environ.get("RANKSERVE_TEST_KILLS", 102 if LONG else 8))
+FIRST = int(os.environ.get("RANKSERVE_TEST_SEED", 0))          # of the services' random choices
 STREAMS = 4
 ROLES = [["--prefill", 2, "--decode", 2], ["--prefill", 1, "--decode", 3],
          ["--prefill", 1, "--decode", 2, "--both", 1], ["--both", 4]]
@@ -51,6 +54,11 @@ def bodies():
     return out
 
 
+# When some came, how long their request's prompt is, how many came before them, how many they are.
+Tokens = collections.namedtuple("Tokens", "at prompt index count")
+Kill = collections.namedtuple("Kill", "at how rank")
+
+
 def stream(service, body, times=None):
     """All that the client sees: (status, ids, text, probabilities, finish, counts)."""
     ids, text, probabilities, finish, counts = [], "", [], None, None
@@ -72,7 +80,8 @@ def stream(service, body, times=None):
                     counts = (event["usage"]["prompt_tokens"], event["usage"]["completion_tokens"])
                 for choice in event["choices"]:
                     if times is not None:
-                        times.append(time.time())
+                        times.append(Tokens(time.time(), len(body["prompt"]), len(ids),
+                                            len(choice["token_ids"])))
                     ids += choice["token_ids"]
                     text += choice["text"]
                     probabilities += flatten(choice.get("logprobs"))
@@ -93,7 +102,7 @@ class Storm:
     def __init__(self, service, want, seed):
         self.service, self.want, self.over = service, want, threading.Event()
         self.times = [[] for _ in range(STREAMS)]
-        self.wrong, self.answered, self.ranks = [], 0, set()
+        self.wrong, self.answered, self.kills = [], 0, []
         self.threads = [threading.Thread(target=self.client, args=(i, seed)) for i in range(STREAMS)]
         for t in self.threads:
             t.start()
@@ -112,7 +121,7 @@ class Storm:
             self.answered += 1
 
     def moved(self, since):
-        return all(t and t[-1] > since for t in self.times)
+        return all(t and t[-1].at > since for t in self.times)
 
     def wait_moved(self, since):
         until = time.monotonic() + 60 * PATIENCE
@@ -131,17 +140,6 @@ class Storm:
         assert not self.wrong, self.wrong[0]
 
 
-def gaps(storm, at):
-    """Of each stream: from the last token before the kill to the first after."""
-    out = []
-    for times in storm.times:
-        before = [t for t in times if t <= at]
-        after = [t for t in times if t > at]
-        if before and after:
-            out.append(after[0] - before[-1])
-    return out
-
-
 def stamp(line):
     found = re.search(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{3})Z", line)
     seconds = time.mktime(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S")) - time.timezone
@@ -157,18 +155,58 @@ def kill_one(storm, draw, living, how, report):
     if len(living) < 2:
         return
     victim = living.pop(draw.randrange(len(living)))
-    pid = pids[victim]
-    at, lines = time.time(), len(service.lines)
-    os.kill(pid, how)
-    report["own"]["kills"] += 1
-    storm.ranks.add(victim)
-    storm.wait_moved(at)
+    kill = Kill(time.time(), how, victim)
+    os.kill(pids[victim], how)
+    storm.kills.append(kill)
+    storm.wait_moved(kill.at)
     if how == signal.SIGSTOP:
-        os.kill(pid, signal.SIGCONT if draw.randrange(2) else signal.SIGKILL)
-    report["gap"] += gaps(storm, at)
-    for line in service.lines[lines:]:
-        if "placed" in line and "attempt=1 " not in line:
-            report["placed"].append(stamp(line) - at)
+        os.kill(pids[victim], signal.SIGCONT if draw.randrange(2) else signal.SIGKILL)
+
+
+# -- pauses -----------------------------------------------------------------------------------------
+
+def placed_again(lines, kill, until):
+    """(when, prompt, emitted) of each request that was placed again after this loss."""
+    for line in lines:
+        found = re.search(r"placed req=\S+ attempt=(\d+) .* prompt=(\d+) emitted=(\d+)", line)
+        if found and int(found.group(1)) > 1 and kill.at <= stamp(line) + 0.001 < until:
+            yield stamp(line), int(found.group(2)), int(found.group(3))
+
+
+def resumed(storm, at, prompt, emitted):
+    """When a client of such a request that was placed again at this time saw it go on, or None."""
+    return min((t.at for times in storm.times for t in times
+                if at <= t.at and t.prompt == prompt and t.index <= emitted < t.index + t.count),
+               default=None)
+
+
+def add_pauses(storm, report):
+    """Of each kill: noticed, placed, and of each stream from the last token before to the next."""
+    lines = storm.service.lines
+    for i, kill in enumerate(storm.kills):
+        until = storm.kills[i + 1].at if i + 1 < len(storm.kills) else float("inf")
+        pauses = report["pauses"][kill.how]
+        lost = [stamp(line) for line in lines if f"lost worker={kill.rank} " in line]
+        pauses["noticed"] += [at - kill.at for at in lost[:1]]
+        for at, prompt, emitted in placed_again(lines, kill, until):
+            pauses["placed again"].append(at - kill.at)
+            token = resumed(storm, at, prompt, emitted)
+            if not token:
+                continue
+            pauses["resumed (with the recompute)"].append(token - kill.at)
+            if kill.how == signal.SIGKILL and token - kill.at > 1:
+                report["late"].append(
+                    f"noticed {lost[0] - kill.at:.3f} s, placed {at - lost[0]:.3f} s later, "
+                    f"{prompt} + {emitted} tokens computed again, first token {token - at:.3f} s "
+                    "after that; rank 0 meanwhile:")
+                report["late"] += [f"  {stamp(line) - kill.at:6.3f} {line.split('Z', 1)[1][:120]}"
+                                   for line in lines if re.search(r"Z .*\b(lost|placed|finished) ", line)
+                                   and kill.at - 0.2 < stamp(line) < token]
+        for times in storm.times:
+            before = [t.at for t in times if t.at <= kill.at]
+            after = [t.at for t in times if t.at > kill.at]
+            if before and after:
+                pauses["gap in a stream"].append(after[0] - before[-1])
 
 
 def starved(service, storm):
@@ -182,13 +220,12 @@ def starved(service, storm):
             if "lost worker=" in line and 'how="silent"' in line}
     print("starved:", sorted(lost), *service.lines[-4:], sep="\n  ")
     return (any("no worker is left" in line for line in service.lines)
-            and lost - {str(r) for r in storm.ranks}
+            and lost - {str(kill.rank) for kill in storm.kills}
             and not any(got[0] == 200 for _, got, _ in storm.wrong))
 
 
 def one_service(roles, want, kills, seed, report):
-    draw, own = random.Random(seed), {"kills": 0}
-    report["own"] = own
+    draw = random.Random(seed)
     with Service("--threads", 1, *roles) as service:
         storm = Storm(service, want, seed)
         try:
@@ -206,35 +243,38 @@ def one_service(roles, want, kills, seed, report):
             report["starved"] += 1
             return
         service.settle(10)
-        report["kills"] += own["kills"]
+        report["kills"] += len(storm.kills)
         report["answers"] += storm.answered
         m = service.metrics()
         report["replaced"] += int(m["llm_d_requests_replaced_total"])
+    add_pauses(storm, report)
 
 
-def say(name, values):
-    if values:
-        values = sorted(values)
-        print(f"{name}: {len(values)}, median {statistics.median(values):.3f} s, "
-              f"p90 {values[len(values) * 9 // 10]:.3f} s, most {values[-1]:.3f} s")
+def say(report):
+    print(f"kills {report['kills']}, answers {report['answers']}, replaced "
+          f"{report['replaced']}, starved services {report['starved']}")
+    print("lost otherwise:", *report["others"], sep="\n  ")
+    for how, pauses in report["pauses"].items():
+        for name, values in pauses.items():
+            values = sorted(values) or [0]
+            print(f"{how.name}, {name}: {len(values)}, median {statistics.median(values):.3f} s, "
+                  f"p90 {values[len(values) * 9 // 10]:.3f} s, most {values[-1]:.3f} s")
+    print("later than 1 s after a SIGKILL:", *report["late"], sep="\n  ")
 
 
 def test_random_kills_cost_no_client_a_token(needs_model):
-    report = {"kills": 0, "answers": 0, "replaced": 0, "gap": [], "placed": [],
-              "others": [], "starved": 0}
+    report = {"kills": 0, "answers": 0, "replaced": 0, "others": [], "starved": 0, "late": [],
+              "pauses": {how: collections.defaultdict(list)
+                         for how in (signal.SIGKILL, signal.SIGSTOP)}}
     with Service("--threads", 1) as service:
         with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
             want = list(pool.map(lambda b: stream(service, b), bodies()))
     assert all(w[0] == 200 for w in want)
     try:
-        for turn in range(1000):
+        for turn in range(FIRST, FIRST + 1000):
             if report["kills"] >= KILLS:
                 break
             print(turn, report["kills"], report["answers"], report["replaced"], flush=True)
             one_service(ROLES[turn % len(ROLES)], want, KILLS - report["kills"], 1 + turn, report)
     finally:
-        print(f"kills {report['kills']}, answers {report['answers']}, replaced "
-              f"{report['replaced']}, starved services {report['starved']}")
-        print("lost otherwise:", *report["others"], sep="\n  ")
-        say("from the kill until placed again", report["placed"])
-        say("gap in a stream (with the recompute)", report["gap"])
+        say(report)
