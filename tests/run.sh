@@ -9,7 +9,7 @@ long=
 passed=0 failed=0 skipped=0
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-unit_seconds=300 service_seconds=2400
+unit_seconds=300 service_seconds=2400 processors=$(nproc)
 [ -n "$long" ] && export RANKSERVE_TEST_LONG=1 unit_seconds=900 service_seconds=7200
 
 export RANKSERVECTL=${RANKSERVECTL:-$PWD/build/rankservectl}
@@ -18,24 +18,37 @@ if [ -z "$RANKSERVE_TEST_MODEL" ] && [ -x "$RANKSERVECTL" ]; then
     [ -n "$model" ] || echo "no default model: the tests that need it are skipped"
 fi
 
-# One program, tests counted by their TAP lines; one that ends badly after them counts as well.
+# unit PROGRAM NAME: runs it beside others, a processor each; `units` waits, and counts.
+started=()
 unit() {
-    local program=$1 name=$2 log=$work/log code ok bad skip seen plan
-    CMOCKA_MESSAGE_OUTPUT=TAP timeout -k 5 "$unit_seconds" "$program" > "$log" 2>&1 < /dev/null
-    code=$?
-    skip=$(grep -cE '^(not )?ok .*# SKIP' "$log")    # cmocka says "not ok" of a skipped one
-    ok=$(grep -E '^ok ' "$log" | grep -vc '# SKIP')
-    bad=$(grep -E '^not ok ' "$log" | grep -vc '# SKIP')
-    plan=$(sed -n 's/^1\.\.\([0-9]*\).*/\1/p' "$log" | head -n 1)
-    seen=$((ok + bad + skip))
-    if [ "$bad" = 0 ] && { [ "$code" != 0 ] || [ "$seen" != "${plan:-none}" ]; }; then bad=1; fi
-    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
-    if [ "$bad" != 0 ]; then
-        echo "FAILED $name (exit code $code)"
-        tail -n 60 "$log" | sed 's/^/    /'
-    else
-        echo "ok     $name ($ok)"
-    fi
+    local program=$1 name=$2 log=$work/unit${#started[@]}
+    while [ "$(jobs -rp | wc -l)" -ge "$processors" ]; do wait -n; done
+    started+=("$name")
+    { CMOCKA_MESSAGE_OUTPUT=TAP timeout -k 5 "$unit_seconds" "$program" > "$log" 2>&1 < /dev/null
+      echo $? > "$log.code"; } &
+}
+
+# Tests counted by their TAP lines; a program that ends badly after them counts as well.
+units() {
+    local at name log code ok bad skip seen plan
+    wait
+    for at in "${!started[@]}"; do
+        name=${started[at]} log=$work/unit$at code=$(cat "$work/unit$at.code")
+        skip=$(grep -cE '^(not )?ok .*# SKIP' "$log")    # cmocka says "not ok" of a skipped one
+        ok=$(grep -E '^ok ' "$log" | grep -vc '# SKIP')
+        bad=$(grep -E '^not ok ' "$log" | grep -vc '# SKIP')
+        plan=$(sed -n 's/^1\.\.\([0-9]*\).*/\1/p' "$log" | head -n 1)
+        seen=$((ok + bad + skip))
+        if [ "$bad" = 0 ] && { [ "$code" != 0 ] || [ "$seen" != "${plan:-none}" ]; }; then bad=1; fi
+        passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+        if [ "$bad" != 0 ]; then
+            echo "FAILED $name (exit code $code)"
+            tail -n 60 "$log" | sed 's/^/    /'
+        else
+            echo "ok     $name ($ok)"
+        fi
+    done
+    started=()
 }
 
 # Counts of a JUnit file: passed failed skipped.
@@ -110,6 +123,7 @@ for source in tests/cuda/*_test.c; do
         echo "skip   cuda_$name (no nvcc)"
     fi
 done
+units
 if [ -e build/rankserve-cuda.so ]; then
     if make -s cuda-gates > "$work/gates" 2>&1; then
         passed=$((passed + 1))
@@ -123,7 +137,7 @@ fi
 
 san=$PWD/build/san-address-undefined
 if [ -n "$long" ]; then
-    make -s SAN=address,undefined all unit || failed=$((failed + 1))
+    make -s -j"$processors" SAN=address,undefined all unit || failed=$((failed + 1))
     for source in tests/unit/*_test.c; do
         name=$(basename "$source" .c)
         unit_seconds=2400 unit "$san/unit/$name" "$name (sanitizers)"
@@ -132,6 +146,7 @@ if [ -n "$long" ]; then
         make -s SAN=thread "build/san-thread/unit/$name" || failed=$((failed + 1))
         unit "build/san-thread/unit/$name" "$name (thread sanitizer)"
     done
+    units
 fi
 
 service tests/service
