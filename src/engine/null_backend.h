@@ -6,7 +6,7 @@
  *
  * A step takes STEP + tokens * TOKEN microseconds, from RANKSERVE_NULL_STEP_US and
  * RANKSERVE_NULL_TOKEN_US, else as a CPU of 20 GB/s and some 200 GFLOP/s would take for this model
- * file.  It sleeps for that time: it uses no processor.
+ * file.  It sleeps for that time, but for the last moments: it uses next to no processor.
  */
 #ifndef RANKSERVE_ENGINE_NULL_BACKEND_H
 #define RANKSERVE_ENGINE_NULL_BACKEND_H

@@ -289,6 +289,7 @@ static void wait_for_work(struct worker *w, bool busy)
     uint64_t now = clock_now_ns(), nap = port_nap_ns(w->port, now), wake = pulls_wake_ns(w);
     uint64_t look = busy || w->pushes || w->exports ? LOOK_BUSY_NS : LOOK_IDLE_NS;
     if (wake <= now) return;
+    if (engine_has_work(w->engine)) look = 0;
     if (wake - now < look) look = wake - now;
     loop_wait(w->loop, nap < look ? nap : look);
 }
@@ -329,9 +330,9 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
     w->seqs = mem_array(REQ_COUNT_MAX, sizeof *w->seqs);
     struct port_sink sink = { .ctx = w, .message = on_message, .ended = on_ended };
     port_serve(port, &sink);
+    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); /* naps of 30 us should not take 80; the engine's too */
     if (open_engine(w, &why)) leave_failed(w, &why);
     alarm(0);
-    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); /* naps of 30 us should not take 80 */
     w->engine_watch = (struct watch){ .fd = engine_event_fd(w->engine), .call = on_engine,
                                       .ctx = w };
     loop_add(w->loop, &w->engine_watch, EPOLLIN);
