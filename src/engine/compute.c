@@ -22,13 +22,14 @@ void event_ring(struct engine *e)
 }
 
 /* First the count, then the flag: a ring in between is seen now, since the caller looks at
- * everything after this. */
+ * everything after this.  Rung, and nothing to read: the write is on its way. */
 void event_take(struct engine *e)
 {
     uint64_t count;
+    if (!atomic_load(&e->event_rung)) return;
     ssize_t got = read(e->event_fd, &count, sizeof count);
     CHECK(got == sizeof count || errno == EAGAIN || errno == EINTR);
-    atomic_store(&e->event_rung, false);
+    if (got == sizeof count) atomic_store(&e->event_rung, false);
 }
 
 static void layer_done(void *ctx)

@@ -136,7 +136,7 @@ void engine_close(struct engine *e)
 /* Something may be startable now.  While a step runs its end will ring anyway. */
 static void work_arrived(struct engine *e)
 {
-    if (!e->step_running) event_ring(e);
+    if (!e->step_running) e->work = true;
 }
 
 enum err engine_add(struct engine *e, const struct seq_spec *spec, uint32_t *held_out)
@@ -176,6 +176,11 @@ int engine_event_fd(const struct engine *e)
     return e->event_fd;
 }
 
+bool engine_has_work(const struct engine *e)
+{
+    return e->work;
+}
+
 static void report_kv(struct engine *e)
 {
     if (e->step_running && e->step.prefill) {
@@ -197,12 +202,13 @@ static void collect(struct engine *e)
 bool engine_poll(struct engine *e)
 {
     event_take(e);
+    e->work = false;
     if (e->step_running && atomic_load(&e->step_finished)) collect(e);
     if (!e->step_running && e->low_priority != e->config.backend.low_priority) compute_renew(e);
     if (!e->step_running && batch_compose(e) && compute_start(e)) {
         collect(e);
         /* The next waits until the caller has seen this one's messages. */
-        if (e->lists[SEQ_RUNNING].count + e->lists[SEQ_WAITING].count) event_ring(e);
+        if (e->lists[SEQ_RUNNING].count + e->lists[SEQ_WAITING].count) e->work = true;
     }
     report_kv(e);
     return e->step_running;

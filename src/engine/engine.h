@@ -147,8 +147,11 @@ enum err engine_prefix_hold(struct engine *e, const struct seq_spec *spec, uint3
  * layer stay in the cache.  Returns how many tokens of it are findable now. */
 uint32_t engine_prefix_keep(struct engine *e, struct req_id req);
 
-/* Readable (poll it) when engine_poll has something to do. */
+/* Readable (poll it) when the compute thread has news for engine_poll. */
 int engine_event_fd(const struct engine *e);
+/* What was called since engine_poll gave it something to do, or it left something over: to be asked
+ * before its thread sleeps, which is woken by the compute thread only. */
+bool engine_has_work(const struct engine *e);
 /* Reports progress, collects a finished step, starts the next.  Never blocks for longer than a step
  * that was predicted to take less than at_once_ns.  True while a step is running. */
 bool engine_poll(struct engine *e);

@@ -104,12 +104,13 @@ struct engine {
     struct pace pace;
     uint32_t mixed_steps;             /* with decodes and prompts, since one without prompts */
     bool step_running;
+    bool work;                        /* engine_poll may find something to start             */
     int low_priority;                 /* wanted; config.backend has the one in force         */
     bool kv_advanced;                 /* tell sink.kv_progress                               */
     uint32_t layers_seen;             /* of the running step, when last told                 */
 
     int event_fd;
-    _Atomic bool event_rung;          /* written to and not yet read: coalesces wake-ups     */
+    _Atomic bool event_rung;          /* written to, or about to be, and not yet read        */
     _Atomic uint32_t layers_done;
     _Atomic bool step_finished;
     pthread_t thread;

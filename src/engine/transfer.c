@@ -106,6 +106,6 @@ enum err engine_import_done(struct engine *e, struct req_id req, int32_t first_t
     s->ids[s->id_count++] = first_token;
     seq_store(e, s);
     seq_move(e, s, SEQ_RUNNING);
-    if (!e->step_running) event_ring(e);
+    if (!e->step_running) e->work = true;
     return OK;
 }

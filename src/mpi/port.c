@@ -55,6 +55,7 @@ struct peer {
     int reader;                       /* of our outbox; -1: it does not see that */
     uint64_t heard_ns;
     bool dead;
+    bool unrung;                      /* something was started that it was not rung for */
 };
 
 struct port {
@@ -126,7 +127,8 @@ static struct packet *list_take(struct list *l)
 
 static void ring(struct port *p, int to)
 {
-    const struct peer *peer = &p->peers[to];
+    struct peer *peer = &p->peers[to];
+    peer->unrung = false;
     bell_ring(p->bells, to, (uint32_t[2]){ peer->edges[0].sent, peer->edges[1].sent });
 }
 
@@ -198,7 +200,7 @@ static struct packet *packet_of(struct port *p, void *message)
     return (void *)((uint8_t *)message - offsetof(struct packet, data));
 }
 
-void port_send(struct port *p, int to, enum port_kind kind, void *message)
+static void post(struct port *p, int to, enum port_kind kind, void *message)
 {
     CHECK(to >= 0 && to < p->job->size && to != p->job->rank);
     struct packet *k = packet_of(p, message);
@@ -209,8 +211,19 @@ void port_send(struct port *p, int to, enum port_kind kind, void *message)
     }
     p->stats.sent += k->bytes;
     list_add(&peer->edges[kind].queued, k);
-    if (start_queued(p, to, kind)) ring(p, to);
-    finish_sends(p, &peer->edges[kind]); /* most are done at once: no nap for them */
+    if (start_queued(p, to, kind)) peer->unrung = true;
+}
+
+void port_send(struct port *p, int to, enum port_kind kind, void *message)
+{
+    post(p, to, kind, message);
+    if (p->peers[to].unrung) ring(p, to);
+    finish_sends(p, &p->peers[to].edges[kind]); /* most are done at once: no nap for them */
+}
+
+void port_send_more(struct port *p, int to, enum port_kind kind, void *message)
+{
+    post(p, to, kind, message);
 }
 
 void port_send_copy(struct port *p, int to, const void *message, enum msg_type type, size_t bytes)

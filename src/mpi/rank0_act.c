@@ -51,23 +51,28 @@ void act_cancel(struct rank0 *z, const struct request *r, int worker)
     port_send_copy(z->port, worker, &m, MSG_CANCEL, sizeof m);
 }
 
-static void place(struct rank0 *z, struct request *r, const struct sched_action *a)
+static void log_placed(const struct request *r, const struct sched_action *a)
 {
-    bool alone = a->type == ACT_RUN;
-    request_restart(r, a->req, alone ? a->worker : a->prefill, alone ? a->worker : a->decode);
-    r->cached_most = a->cached_most;
     log_info("placed req=%u.%u attempt=%u prefill=%d decode=%d prompt=%u emitted=%u", r->id.slot,
              r->id.generation, r->id.attempt, r->prefill, r->decode, r->prompt_count,
              r->id_count - r->prompt_count);
     if (a->pull_tokens)
         log_info("pull req=%u.%u from=%d tokens=%u expected_ms=%.1f", r->id.slot, r->id.generation,
                  a->pull_from, a->pull_tokens, (double)a->pull_ns / 1e6);
+}
+
+static void place(struct rank0 *z, struct request *r, const struct sched_action *a)
+{
+    bool alone = a->type == ACT_RUN;
+    request_restart(r, a->req, alone ? a->worker : a->prefill, alone ? a->worker : a->decode);
+    r->cached_most = a->cached_most;
     if (alone) {
         send_seq(z, r, MSG_RUN, a->worker, -1, a);
-        return;
+    } else {
+        send_seq(z, r, MSG_EXPECT, a->decode, a->prefill, a);
+        send_seq(z, r, MSG_PREFILL, a->prefill, a->decode, a);
     }
-    send_seq(z, r, MSG_EXPECT, a->decode, a->prefill, a);
-    send_seq(z, r, MSG_PREFILL, a->prefill, a->decode, a);
+    log_placed(r, a);
 }
 
 /* -- to gateways ------------------------------------------------------------------------------ */

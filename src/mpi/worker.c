@@ -330,7 +330,7 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
     w->seqs = mem_array(REQ_COUNT_MAX, sizeof *w->seqs);
     struct port_sink sink = { .ctx = w, .message = on_message, .ended = on_ended };
     port_serve(port, &sink);
-    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); /* naps of 30 us should not take 80; the engine's too */
+    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); /* naps of 30 us, here and there, shall not take 80 */
     if (open_engine(w, &why)) leave_failed(w, &why);
     alarm(0);
     w->engine_watch = (struct watch){ .fd = engine_event_fd(w->engine), .call = on_engine,

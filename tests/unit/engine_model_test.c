@@ -107,7 +107,7 @@ static void rank_run(struct rank *k, uint32_t ended, uint32_t first_tokens_of)
 {
     while (k->ended < ended || !k->count[first_tokens_of]) {
         struct pollfd p = { .fd = engine_event_fd(k->e), .events = POLLIN };
-        assert_int_equal(poll(&p, 1, 30000), 1);
+        assert_true(engine_has_work(k->e) || poll(&p, 1, 30000) == 1);
         engine_poll(k->e);
     }
 }

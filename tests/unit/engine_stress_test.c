@@ -178,9 +178,10 @@ static void turn_both(struct stress *s)
         { .fd = engine_event_fd(s->prefill.e), .events = POLLIN },
         { .fd = engine_event_fd(s->decode.e), .events = POLLIN },
     };
-    poll(p, 2, 1);
-    if (p[0].revents) engine_poll(s->prefill.e);
-    if (p[1].revents) engine_poll(s->decode.e);
+    bool work[2] = { engine_has_work(s->prefill.e), engine_has_work(s->decode.e) };
+    poll(p, 2, work[0] || work[1] ? 0 : 1);
+    if (work[0] || p[0].revents) engine_poll(s->prefill.e);
+    if (work[1] || p[1].revents) engine_poll(s->decode.e);
     if (any(s, 10) == 0) {
         world_check(&s->prefill);
         world_check(&s->decode);

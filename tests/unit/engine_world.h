@@ -200,11 +200,11 @@ static inline void world_close(struct world *w)
     engine_close(w->e);
 }
 
-/* Waits for the event and polls once; false when nothing happened in time. */
+/* Waits for work or the event and polls once; false when nothing happened in time. */
 static inline bool world_turn(struct world *w, int timeout_ms)
 {
     struct pollfd p = { .fd = engine_event_fd(w->e), .events = POLLIN };
-    if (poll(&p, 1, timeout_ms) != 1) return false;
+    if (!engine_has_work(w->e) && poll(&p, 1, timeout_ms) != 1) return false;
     engine_poll(w->e);
     return true;
 }
