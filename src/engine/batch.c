@@ -3,8 +3,10 @@
  * Decodes come first, then prefill in order of priority and arrival; without chunked prefill the
  * other way round, since a whole prompt may need the whole budget.  Beside decodes a chunk ends
  * where the step's time would pass its target; some tokens are taken in any case, but for one step
- * in some, which shows what the decodes take.  A waiting sequence that does not fit blocks those
- * behind it: nobody starves.  Runs only while no step is running.
+ * in some, which shows what the decodes take.  A step in which a prompt ends, so that somebody
+ * waits for its token, is not made longer by a part of another prompt, only by whole ones.  A
+ * waiting sequence that does not fit blocks those behind it: nobody starves.  Runs only while no
+ * step is running.
  *
  * Always true: the oldest running sequence of the best priority makes progress in every step, so
  * preemption cannot go in circles for ever.
@@ -94,6 +96,7 @@ static void part_add(struct engine *e, struct seq *s, uint32_t count)
     s->step_count = count;
     if (decodes) pace_add_decode(&b->load, in->first);
     else pace_add_prefill(&b->load, in->first, count);
+    if (!decodes && s->computed + count == s->id_count) b->ends_prompt = true;
     if (s->mode == SEQ_PREFILL) b->prefill = true;
     jobs_add(b, part, in);
     CHECK(b->step.logit_count <= e->config.max_num_seqs);
@@ -246,11 +249,22 @@ static bool passed_over(const struct engine *e, const struct seq *s)
     return s->passed_over == e->stats.steps + 1;
 }
 
+/* Somebody's first token would wait for `count` of the `left` tokens, and nobody's come of them. */
+static bool only_delays(const struct engine *e, uint32_t left, uint32_t count)
+{
+    return e->step.ends_prompt && count < left;
+}
+
 /* There is a seat, and it would be computed in this step if it got its blocks. */
 static bool may_enter(struct engine *e, struct seq *s)
 {
+    const struct engine_step *b = &e->step;
     if (e->lists[SEQ_RUNNING].count >= e->config.max_num_seqs) return false;
-    return e->step.load.prefill_tokens == 0 || time_left(e, target_for(e, s, seq_cached(e, s)));
+    if (b->load.prefill_tokens == 0) return true;
+    uint32_t cached = seq_cached(e, s), left = s->id_count - cached;
+    double target = target_for(e, s, cached);
+    return time_left(e, target) &&
+           !only_delays(e, left, pace_fit(&e->pace, &b->load, cached, left, target));
 }
 
 static void add_prefills(struct engine *e)
@@ -273,6 +287,7 @@ static void add_prefills(struct engine *e)
         if (!s) return;
         catch_up(e, s);
         uint32_t count = shares_with_step(e, s) ? 0 : chunk_size(e, s);
+        if (only_delays(e, left_to_compute(s), count)) count = 0;
         if (count) part_add(e, s, count);
         else if (!e->config.enable_chunked_prefill) return;      /* nobody behind it goes first */
         else s->passed_over = e->stats.steps + 1;
@@ -307,7 +322,7 @@ bool batch_compose(struct engine *e)
 {
     struct engine_step *b = &e->step;
     b->step.token_count = b->step.seq_count = b->step.logit_count = 0;
-    b->prefill = false;
+    b->prefill = b->ends_prompt = false;
     b->load = (struct pace_load){ 0 };
     b->target_ns = b->short_target_ns = INFINITY;
     if (e->config.enable_chunked_prefill) {

@@ -74,6 +74,7 @@ struct engine_step {
     uint32_t *logit_rows;             /* (step_seqs_max)    */
     struct sample_job *jobs;          /* (step_seqs_max): one for each logit row             */
     bool prefill;                     /* has PREFILL sequences: somebody pushes their KV     */
+    bool ends_prompt;                 /* has the last tokens of some prompt                  */
     struct pace_load load;
     double target_ns, short_target_ns; /* no tokens of a long, a short prompt past these     */
     enum err err;                     /* out                                                 */

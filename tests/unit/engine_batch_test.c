@@ -131,15 +131,41 @@ static void a_short_prompt_may_take_more_of_a_step_even_behind_a_long_one(void *
     assert_int_equal(chunks[1], 0);
 }
 
-/* Three prompts of 120 tokens, nobody decodes: steps of 64 tokens, and with several prompts. */
-static void count_steps(double ms, uint32_t *full, uint32_t *mixed)
+/* Beside a decode 20 tokens of short prompts have time.  The second prompt fits as a whole; of the
+ * third two would, and keep the others' tokens waiting for nothing. */
+static void a_step_that_ends_a_prompt_takes_no_part_of_another(void **state)
+{
+    (void)state;
+    static struct world w;
+    static const uint32_t lengths[] = { 14, 4, 14 };
+    struct engine_config c = world_config(200);
+    struct pace p = taught(10);
+    uint32_t chunks[3] = { 0 };
+    world_open(&w, &c);
+    decode_some(&w, 1, 110);
+    for (uint16_t i = 0; i < 3; i++)
+        world_request(&w, i + 1, SEQ_LOCAL, i + 1, lengths[i], world_params(1));
+    do {
+        turn(&w, &p);
+    } while (!w.e->step.load.prefill_tokens);
+    for (uint32_t i = 1; i < w.e->step.step.seq_count; i++)
+        chunks[w.e->step.parts[i].seq->req.slot - 1] = w.e->step.seqs[i].count;
+    assert_int_equal(chunks[0], 14);
+    assert_int_equal(chunks[1], 4);
+    assert_int_equal(chunks[2], 0);
+    world_run(&w, 4);
+    world_close(&w);
+}
+
+/* Three prompts, nobody decodes: steps of 64 tokens, and with several prompts. */
+static void count_steps(double ms, uint32_t length, uint32_t *full, uint32_t *mixed)
 {
     static struct world w;
     struct engine_config c = world_config(64);
     struct pace p = taught(ms);
     c.step_time_target_ns = 1;
     world_open(&w, &c);
-    for (uint16_t i = 0; i < 3; i++) world_request(&w, i, SEQ_LOCAL, i, 120, world_params(1));
+    for (uint16_t i = 0; i < 3; i++) world_request(&w, i, SEQ_LOCAL, i, length, world_params(1));
     *full = *mixed = 0;
     while (w.ended < 3) {
         if (!turn(&w, &p)) continue;
@@ -153,11 +179,16 @@ static void without_decodes_a_prompt_takes_the_budget_and_others_join_short_step
 {
     (void)state;
     uint32_t full, mixed;
-    count_steps(1, &full, &mixed);    /* 16 ms for 64 tokens */
-    assert_true(full >= 5 && mixed >= 2);
-    count_steps(10, &full, &mixed);   /* 160 ms */
-    assert_int_equal(full, 3);
+    count_steps(1, 30, &full, &mixed);      /* 15 ms for two */
+    assert_int_equal(full, 0);
+    assert_int_equal(mixed, 1);
+    count_steps(10, 30, &full, &mixed);     /* 75 ms for one */
     assert_int_equal(mixed, 0);
+    for (double ms = 1; ms < 20; ms *= 10) {    /* 64 and 56, not 64, 56 and 8, and so on */
+        count_steps(ms, 120, &full, &mixed);
+        assert_int_equal(full, 3);
+        assert_int_equal(mixed, 0);
+    }
 }
 
 static void time_goes_to_the_prompt_of_the_best_priority_first(void **state)
@@ -247,6 +278,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(beside_decodes_a_prompt_takes_what_ends_in_time_and_always_some),
         cmocka_unit_test(a_short_prompt_may_take_more_of_a_step_even_behind_a_long_one),
+        cmocka_unit_test(a_step_that_ends_a_prompt_takes_no_part_of_another),
         cmocka_unit_test(without_decodes_a_prompt_takes_the_budget_and_others_join_short_steps),
         cmocka_unit_test(time_goes_to_the_prompt_of_the_best_priority_first),
         cmocka_unit_test(a_prefix_that_is_being_computed_is_waited_for_not_computed_again),
