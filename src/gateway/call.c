@@ -297,7 +297,7 @@ const struct link_owner call_link_owner = { on_tokens, on_end, on_gone };
 enum call_step call_step(const struct call *c)
 {
     if (c->gone) return CALL_GONE;
-    if (c->request.o.stream && c->begun) return CALL_STREAM;
+    if (c->request.o.stream && c->begun) return c->done ? CALL_STREAMED : CALL_STREAM;
     return c->done ? CALL_REPLY : CALL_WAIT;
 }
 
@@ -325,6 +325,13 @@ long call_read(struct call *c, char *out, size_t room)
 bool call_ends(const struct call *c)
 {
     return c->done && c->out.size == c->out_at;
+}
+
+struct buf call_take_stream(struct call *c)
+{
+    struct buf all = c->out;
+    c->out = (struct buf){ 0 };
+    return all;
 }
 
 size_t call_reply_size(const struct call *c)

@@ -25,7 +25,7 @@ struct call_origin {
     uint64_t since_ns;
 };
 
-enum call_step { CALL_WAIT, CALL_STREAM, CALL_REPLY, CALL_GONE };
+enum call_step { CALL_WAIT, CALL_STREAM, CALL_STREAMED, CALL_REPLY, CALL_GONE };
 
 /* Parses, tokenizes and submits.  NULL: *e says why. */
 struct call *call_open(struct gateway *gw, enum api_kind kind, const char *body, size_t bytes,
@@ -39,6 +39,8 @@ void call_sleep(struct call *c, void (*wake)(void *arg), void *arg);
 /* Bytes of the stream: > 0 copied; 0 none yet; -1 the end; -2 broken off. */
 long call_read(struct call *c, char *out, size_t room);
 bool call_ends(const struct call *c);                 /* the next read will be the end */
+/* After CALL_STREAMED: all of the stream, which is over before its head was written. */
+struct buf call_take_stream(struct call *c);
 
 /* After CALL_REPLY, no lock needed: of how many bytes the body is made, of records mostly; its text
  * is several times longer. */

@@ -157,16 +157,30 @@ static ssize_t read_stream(void *arg, uint64_t at, char *out, size_t room)
     return got == -2 ? MHD_CONTENT_READER_END_WITH_ERROR : got;
 }
 
+static enum MHD_Result queue_events(struct exchange *x, struct MHD_Response *r)
+{
+    header(r, "cache-control", "no-cache");
+    header(r, "x-accel-buffering", "no");
+    return queue(x, 200, r);
+}
+
+static const char *events_type = "text/event-stream; charset=utf-8";
+
 static enum MHD_Result reply_stream(struct exchange *x)
 {
     struct MHD_Response *r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, BLOCK_BYTES,
                                                                read_stream, x, NULL);
     CHECK(r);
-    header(r, "content-type", "text/event-stream; charset=utf-8");
-    header(r, "cache-control", "no-cache");
-    header(r, "x-accel-buffering", "no");
+    header(r, "content-type", events_type);
     hold_back(x, true);
-    return queue(x, 200, r);
+    return queue_events(x, r);
+}
+
+/* One write in place of head, chunks and end, which take as long as the way from rank 0: a request
+ * for one token, as for a prompt's KV, has no other. */
+static enum MHD_Result reply_streamed(struct exchange *x, struct buf *events)
+{
+    return queue_events(x, response_of(events, events_type));
 }
 
 static void write_reply(struct exchange *x)
@@ -213,6 +227,8 @@ static enum MHD_Result go_on(struct exchange *x)
 {
     pthread_mutex_lock(&x->http->gw->lock);
     enum call_step step = call_step(x->call);
+    struct buf all = { 0 };
+    if (step == CALL_STREAMED) all = call_take_stream(x->call);
     if (step == CALL_WAIT) {
         call_sleep(x->call, resume, x->connection);
         MHD_suspend_connection(x->connection);
@@ -221,6 +237,7 @@ static enum MHD_Result go_on(struct exchange *x)
     switch (step) {
     case CALL_WAIT: return MHD_YES;
     case CALL_STREAM: return reply_stream(x);
+    case CALL_STREAMED: return reply_streamed(x, &all);
     case CALL_REPLY: return reply_call(x);
     default: return MHD_NO;           /* the client is gone: close */
     }

@@ -184,16 +184,32 @@ def test_clients_of_one_socket_do_not_take_the_files_of_the_other(tmp_path, monk
 
 
 def test_what_is_there_together_arrives_together(http, job, shared):  # noqa: F811
-    job.plan = lambda r: Plan("", ids=[65, 66], finish="length", per_frame=2, at_once=True)
+    job.plan = lambda r: Plan("", ids=[65, 66], finish="length", gap_s=0.03, at_once=True)
     with connect(shared[1]) as s:
         s.settimeout(10 * PATIENCE)
         s.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"live" in s.recv(1 << 16)                 # the first answer sets TCP_NODELAY, a push
-        for _ in range(50):
+        for _ in range(20):
             s.sendall(request("x", max_tokens=2, stream=True))
             answer = s.recv(1 << 16)
-            assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n0\r\n\r\n")
-            assert b'"text":"AB"' in answer and b"data: [DONE]" in answer
+            assert answer.startswith(b"HTTP/1.1 200") and b'"text":"A' in answer
+            if b"[DONE]" in answer:                       # a busy machine: all was there
+                continue
+            answer = s.recv(1 << 16)
+            assert b'"text":"B"' in answer and b"data: [DONE]" in answer
+            assert answer.endswith(b"\r\n0\r\n\r\n")
+
+
+def test_a_stream_that_is_over_when_it_begins_is_one_write(http, job, shared):  # noqa: F811
+    job.plan = lambda r: Plan("", ids=[65, 66], finish="length", per_frame=2, at_once=True)
+    with connect(shared[1]) as s:
+        s.settimeout(10 * PATIENCE)
+        for _ in range(50):
+            s.sendall(request("x", max_tokens=2, stream=True))
+            head, _, body = s.recv(1 << 16).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200") and b"text/event-stream" in head
+            assert b"content-length: %d" % len(body) in head.lower()
+            assert b'"text":"AB"' in body and body.endswith(b"data: [DONE]\n\n")
 
 
 class FarJob(FakeJob):
