@@ -195,6 +195,14 @@ static void on_fatal(struct rank0 *z, int from, const struct msg_fatal *m)
     rank0_over(z, CODE_FAILED, "rank %d: %s", from, m->text);
 }
 
+/* What somebody waits for goes out before the books are kept. */
+static void answer(struct rank0 *z)
+{
+    if (z->over) return;
+    if (z->event_count) act_step(z);
+    links_turn(z);
+}
+
 static bool dispatch(struct rank0 *z, int from, const void *data, size_t bytes)
 {
     const struct msg_up *up = msg_as_up(data, bytes);
@@ -213,7 +221,7 @@ static bool dispatch(struct rank0 *z, int from, const void *data, size_t bytes)
     case MSG_STATS: return stats && (on_stats(z, from, stats), true);
     case MSG_FATAL: return fatal && (on_fatal(z, from, fatal), true);
     case MSG_READY: return msg_as_ready(data, bytes) != NULL; /* the scheduler needs none */
-    case MSG_BLOCKS: return blocks && (index_on_blocks(z, from, blocks), true);
+    case MSG_BLOCKS: return blocks && (answer(z), index_on_blocks(z, from, blocks), true);
     default: return false;
     }
 }
@@ -328,6 +336,7 @@ static void end_all(struct rank0 *z)
 _Noreturn static void leave(struct rank0 *z)
 {
     end_all(z);
+    lines_write(z);
     if (z->over_code) log_error("over code=%d why=\"%s\"", z->over_code, z->over_why);
     else log_info("over code=0 why=\"%s\"", z->over_why);
     struct msg_exit m = { .code = z->over_code };
@@ -431,6 +440,7 @@ static void turn(struct rank0 *z)
         if (links_connected(z)) links_state(z);
     }
     links_turn(z);
+    lines_write(z);
     drain_check(z, now);
     if (now >= log_due_ns()) log_flush();
 }

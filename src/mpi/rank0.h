@@ -78,6 +78,15 @@ struct request {
 
 struct gateway;
 
+enum { LINES_MAX = 32 };
+struct line {                         /* of the log, about a request */
+    struct req_id req;
+    bool first;                       /* its first token; else its end */
+    uint16_t code, finish;
+    uint32_t prompt, cached, output;
+    uint64_t ns;                      /* since it arrived */
+};
+
 struct rank0 {
     struct job *job;
     struct loop *loop;
@@ -110,6 +119,8 @@ struct rank0 {
     uint32_t signal_count;
     uint64_t signal_ns, drain_end_ns, tick_ns, state_ns;
     uint64_t workers_lost, stale;
+    struct line lines[LINES_MAX];     /* to be written behind the frames they are about */
+    uint32_t line_count;
     uint64_t reuse_possible, reuse_captured; /* tokens, over all requests that ended          */
     struct {
         uint64_t preemptions, prompt, cached, output, kv, lanes, step_ns, stale, wakeups;
@@ -144,6 +155,10 @@ void act_step(struct rank0 *z);
 void act_cancel(struct rank0 *z, const struct request *r, int worker);
 void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finish finish,
              uint32_t retry_after_s);
+
+/* Logs `l` when the turn's frames are out: to make its text takes longer than to queue a frame. */
+void lines_add(struct rank0 *z, const struct line *l);
+void lines_write(struct rank0 *z);
 
 /* rank0_rates.c */
 /* After a STATS of this worker. */

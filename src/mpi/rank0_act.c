@@ -75,6 +75,28 @@ static void place(struct rank0 *z, struct request *r, const struct sched_action 
     log_placed(r, a);
 }
 
+/* -- the log --------------------------------------------------------------------------------- */
+
+void lines_write(struct rank0 *z)
+{
+    for (const struct line *l = z->lines; l < z->lines + z->line_count; l++) {
+        double ms = (double)l->ns / 1e6;
+        if (l->first)
+            log_info("first req=%u.%u ttft_ms=%.1f cached=%u/%u", l->req.slot, l->req.generation,
+                     ms, l->cached, l->prompt);
+        else
+            log_info("finished req=%u.%u code=%d finish=%d output=%u ms=%.1f", l->req.slot,
+                     l->req.generation, l->code, l->finish, l->output, ms);
+    }
+    z->line_count = 0;
+}
+
+void lines_add(struct rank0 *z, const struct line *l)
+{
+    if (z->line_count == LINES_MAX) lines_write(z);
+    z->lines[z->line_count++] = *l;
+}
+
 /* -- to gateways ------------------------------------------------------------------------------ */
 
 void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finish finish,
@@ -93,9 +115,9 @@ void act_end(struct rank0 *z, struct request *r, enum link_code code, enum finis
         z->reuse_possible += r->cached_most;
         z->reuse_captured += r->cached < r->cached_most ? r->cached : r->cached_most;
     }
-    log_info("finished req=%u.%u code=%d finish=%d output=%u ms=%.1f", r->id.slot,
-             r->id.generation, code, finish, m.output_tokens,
-             (double)(clock_now_ns() - r->arrived_ns) / 1e6);
+    lines_add(z, &(struct line){ .req = r->id, .code = (uint16_t)code, .finish = (uint16_t)finish,
+                                 .output = m.output_tokens,
+                                 .ns = clock_now_ns() - r->arrived_ns });
 }
 
 static enum link_code link_code_of(enum sched_end end, uint16_t finish)

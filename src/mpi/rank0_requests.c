@@ -120,8 +120,9 @@ static void first_token(struct rank0 *z, struct request *r)
     act_event(z, (struct sched_event){ .type = EV_FIRST, .req = r->id });
     shared_view_announce(z->view, r->keys, r->key_count);
     if (r->id_count > r->prompt_count + 1) return; /* not of the first attempt */
-    log_info("first req=%u.%u ttft_ms=%.1f cached=%u/%u", r->id.slot, r->id.generation,
-             (double)(clock_now_ns() - r->arrived_ns) / 1e6, r->cached, r->prompt_count);
+    lines_add(z, &(struct line){ .req = r->id, .first = true, .cached = r->cached,
+                                 .prompt = r->prompt_count,
+                                 .ns = clock_now_ns() - r->arrived_ns });
 }
 
 /* The token that is next in order. */
