@@ -171,12 +171,11 @@ class Client:
         at = 8
         for _ in range(count):
             position, token, logprob, rank, tops, finish = struct.unpack_from("<IifIHH", body, at)
-            at += 20
-            top = list(struct.iter_unpack("<if", body[at:at + 8 * tops]))
-            at += 8 * tops
+            at += 20 + 8 * tops
             if kind == SCORES:
                 answer.scores.append((position, token, logprob))
                 continue
+            top = list(struct.iter_unpack("<if", body[at - 8 * tops:at]))
             assert not answer.ends, "a token after END"
             if answer.positions:
                 assert position == answer.positions[-1] + 1, "a gap or a repeat"

@@ -17,7 +17,7 @@ import pytest
 
 import link_client as link
 from job import MODEL, Job
-from service import PATIENCE
+from service import LONG, PATIENCE
 
 pytestmark = pytest.mark.skipif(not os.path.exists(MODEL), reason="RANKSERVE_TEST_MODEL is not set")
 SHAPES = [dict(both=1), dict(prefill=1, decode=1), dict(prefill=2, decode=2)]
@@ -429,6 +429,24 @@ def test_scores_of_the_prompt_and_alternatives_reach_the_gateway():
         assert [s[0] for s in a.scores] == list(range(1, 40))
         assert [s[1] for s in a.scores] == prompt(1, 40)[1:]
         assert len(a.ids) == 5
+
+
+@pytest.mark.skipif(not LONG, reason="long suite")
+def test_a_gateway_may_read_late_but_not_never():
+    # Scores and alternatives of 6,000 tokens are 1 MB: 24 MB wait for one, more than 64 for the other.
+    ask = {"max_tokens": 2, "prompt_top_count": 20, "flags": link.LOGPROBS | link.PROMPT_LOGPROBS}
+    with Job("--max-model-len", 8192, both=1, env=FAST) as job:
+        late, never, other = job.client(), job.client(), job.client()
+        streams = [late.request(prompt(i, 6000), **ask) for i in range(22)]
+        assert other.until(lambda: job.log().count("finished req=") == len(streams), 30 * PATIENCE)
+        for i, a in enumerate(late.wait(streams, 30 * PATIENCE)):
+            assert a.code == link.OK and len(a.ids) == 2
+            assert [(s[0], s[1]) for s in a.scores] == list(enumerate(prompt(i, 6000)))[1:]
+        for i in range(90):
+            never.request(prompt(i, 6000), **ask)
+        assert job.wait_log("gateway=. reads too slowly: disconnected", 60 * PATIENCE)
+        assert other.generate(prompt(1, 40), max_tokens=4).code == link.OK
+        assert other.home()
 
 
 def test_every_rank_as_a_host_of_its_own_gives_the_same():
