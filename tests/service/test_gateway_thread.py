@@ -6,6 +6,7 @@ the program end in the middle of it.  And what is there together leaves together
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -94,6 +95,38 @@ def test_a_stop_answers_those_whose_prompts_are_being_read(tmp_path):
             s.close()
         assert g.process.wait(20 * PATIENCE) == 0
         assert set(statuses) <= {"HTTP/1.1 200", "HTTP/1.1 503"} and "HTTP/1.1 200" in statuses
+
+
+def stop_while_prompts_are_read(tmp_path):
+    """How many of 40 prompts, all too long, were being read when the stop came; how many had answers."""
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        sockets, ask = [connect(g) for _ in range(40)], request(LONG * 15000, max_tokens=5)
+        for s in sockets:
+            s.settimeout(30 * PATIENCE)
+            s.sendall(ask[:-1])
+        httpx.get(g.url + "/health")                      # by now it has read most of that
+        for s in sockets:
+            s.sendall(ask[-1:])
+        assert select.select(sockets, [], [], 20 * PATIENCE)[0]
+        g.process.terminate()
+        statuses = []
+        for s in sockets:
+            with s, contextlib.suppress(ConnectionError):
+                statuses.append(s.recv(12).decode())
+        assert g.process.wait(20 * PATIENCE) == 0 and not job.requests
+        until(lambda: any("draining calls=" in line for line in g.log))
+        (reading,) = [int(line.split("calls=")[1]) for line in g.log if "draining calls=" in line]
+        return reading, sum(status in ("HTTP/1.1 400", "HTTP/1.1 503") for status in statuses)
+
+
+def test_a_stop_waits_for_prompts_that_will_be_refused_once_they_are_read(tmp_path):
+    """None of them is a call yet, so only the count of what helpers have keeps the gateway there."""
+    for _ in range(10):                                   # they may all have been read before
+        reading, answered = stop_while_prompts_are_read(tmp_path)
+        assert answered >= reading
+        if reading:
+            return
+    raise AssertionError("nobody counts what helpers read")
 
 
 def test_others_are_served_while_a_long_answer_is_written(tmp_path):
