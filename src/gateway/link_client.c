@@ -16,7 +16,7 @@
 #include "gateway/metrics.h"
 #include "gateway/watch.h"
 
-enum { TICK_MS = 1000 };
+enum { TICK_MS = 1000, POLICY_WAITING_MAX = 64 << 10 };
 enum { EVENT_WAKE = JOBS_MAX, EVENT_HUNG_UP, EVENT_ALSO };    /* below: a connection's */
 
 void link_client_wake(struct link_client *c)
@@ -299,8 +299,9 @@ uint32_t link_client_policy(struct link_client *c, const struct cache_policy *p)
     uint32_t told = 0;
     link_head_set(&m.head, LINK_POLICY, 0, sizeof m);
     for (uint32_t i = 0; i < JOBS_MAX; i++) {
-        if (!c->conns[i].up) continue;
-        buf_add(&c->conns[i].out, &m, sizeof m);
+        struct conn *conn = &c->conns[i];
+        if (!conn->up || conn->out.size - conn->out_at > POLICY_WAITING_MAX) continue;
+        buf_add(&conn->out, &m, sizeof m);
         told++;
     }
     link_client_wake(c);

@@ -86,7 +86,7 @@ uint64_t link_client_submit(struct link_client *c, struct link_request *r,
 void link_client_cancel(struct link_client *c, uint64_t stream);  /* `end` still comes */
 void link_client_forget(struct link_client *c, uint64_t stream);  /* cancels; nothing comes */
 
-/* Tells all connected jobs their policy from now on.  Returns how many those are. */
+/* Tells all connected jobs that read what they are sent their policy from now on; how many. */
 uint32_t link_client_policy(struct link_client *c, const struct cache_policy *p);
 
 uint64_t link_client_watch(struct link_client *c, int fd, void *owner);

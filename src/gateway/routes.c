@@ -135,7 +135,7 @@ static void run_policy(struct gateway *gw, const char *path, const char *body, s
     uint32_t told = link_client_policy(gw->link, &p);
     pthread_mutex_unlock(&gw->lock);
     if (told) buf_print(&out->body, "{\"jobs\":%u}", told);
-    else api_fail(&out->error, 503, NULL, "the service is not connected to a job");
+    else api_fail(&out->error, 503, NULL, "the service is not connected to a job that listens");
 }
 
 static void write_texts(struct gateway *gw, const struct token_list *ids, struct buf *out)

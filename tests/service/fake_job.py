@@ -120,6 +120,8 @@ class FakeJob:
         self.plan = lambda request: Plan()
         self.requests, self.live_state, self.connections = [], LIVE, 0
         self.refuse_proof = False
+        self.reads = threading.Event()
+        self.reads.set()
         self.numbers = {"worker_count": 1, "workers_alive": 1, "blocks_total": 100,
                         "blocks_free": 90, "blocks_cached": 10}
         self.lock, self.peer, self.closing = threading.Lock(), None, False
@@ -173,6 +175,7 @@ class FakeJob:
                     break
                 yield kind, stream, inbox[HEAD.size:size]
                 inbox = inbox[size:]
+            self.reads.wait()
             try:
                 more = peer.recv(1 << 20)
             except OSError:

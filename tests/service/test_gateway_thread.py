@@ -283,3 +283,19 @@ def test_a_name_that_nobody_knows_keeps_nobody_waiting(tmp_path):
     finally:
         assert g.stop() == 0
         secret.close()
+
+
+@pytest.mark.skipif(not LONG_TESTS, reason="thousands of requests: make check-long")
+def test_policies_for_a_job_that_does_not_read_are_refused(tmp_path):
+    with own(tmp_path) as (job, g), httpx.Client(base_url=g.url, timeout=20 * PATIENCE) as client:
+        def tell():
+            return client.post("/policy", json={})
+        assert tell().json() == {"jobs": 1}
+        job.reads.clear()
+        told = 0
+        while (r := tell()).status_code == 200:
+            told += 1
+            assert told < 6000                            # a few in the socket, and 64 KiB here
+        assert r.status_code == 503 and "listens" in r.json()["error"]["message"]
+        job.reads.set()
+        until(lambda: tell().status_code == 200, 10)
