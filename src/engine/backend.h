@@ -9,7 +9,8 @@
  *
  * Threads: `step` and `sample` are called by one compute thread, one call at a time.  `kv_read` and
  * `kv_write` may be called by another thread (the control thread) while a step runs; the caller
- * guarantees that they touch no position that the running step writes.
+ * guarantees that they touch no position that the running step writes.  `kv_touch` may run beside
+ * all of them.
  */
 #ifndef RANKSERVE_ENGINE_BACKEND_H
 #define RANKSERVE_ENGINE_BACKEND_H
@@ -131,6 +132,9 @@ struct backend {
                     uint32_t first, uint32_t count, void *out);
     void (*kv_write)(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,
                      uint32_t first, uint32_t count, const void *in);
+    /* May be NULL.  Takes a piece of memory from the kernel that blocks 0 .. blocks-1 need and have
+     * not got, in about a millisecond, so that no prompt has to; false: they have all. */
+    bool (*kv_touch)(void *self, uint32_t blocks);
     /* Weights in this backend's own layout, made once per host.  packed_bytes gives the size (0:
      * nothing to pack); pack fills part `part` of `parts`, so that several ranks share the work. */
     uint64_t (*packed_bytes)(const struct model *m, enum isa isa);

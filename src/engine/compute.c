@@ -3,6 +3,8 @@
  * The control thread gives a step under the lock and never waits for it; the compute thread sleeps
  * on the condition when it has none, and says "finished" through the event.  event_rung makes many
  * rings one write.  A step that takes less than all that is computed by the control thread itself.
+ * While nothing is here to compute, the compute thread takes memory from the kernel for the KV to
+ * come: a prompt that is the first to use its blocks would wait for the clearing of their pages.
  */
 #include <errno.h>
 #include <signal.h>
@@ -11,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/limits.h"
 #include "engine/state.h"
 
 void event_ring(struct engine *e)
@@ -47,20 +50,63 @@ static void compute_step(struct engine *e)
     atomic_store(&e->step_finished, true);
 }
 
+enum work { WORK_STEP, WORK_TOUCH, WORK_NONE };
+
+/* Waits for it; *blocks: to be touched. */
+static enum work next_work(struct engine *e, uint32_t *blocks)
+{
+    pthread_mutex_lock(&e->lock);
+    while (!e->step_given && !e->leave && !e->touch) pthread_cond_wait(&e->wake, &e->lock);
+    enum work w = e->step_given ? WORK_STEP : e->leave ? WORK_NONE : WORK_TOUCH;
+    e->step_given = false;
+    *blocks = e->touch;
+    pthread_mutex_unlock(&e->lock);
+    return w;
+}
+
+static void touched_all(struct engine *e, uint32_t blocks)
+{
+    pthread_mutex_lock(&e->lock);
+    if (e->touch == blocks) e->touch = 0;
+    pthread_mutex_unlock(&e->lock);
+}
+
 static void *compute_main(void *ctx)
 {
     struct engine *e = ctx;
+    enum work work;
+    uint32_t blocks;
     pthread_setname_np(pthread_self(), "compute");
-    for (;;) {
-        pthread_mutex_lock(&e->lock);
-        while (!e->step_given && !e->leave) pthread_cond_wait(&e->wake, &e->lock);
-        bool given = e->step_given;
-        e->step_given = false;
-        pthread_mutex_unlock(&e->lock);
-        if (!given) return NULL;
-        compute_step(e);
-        event_ring(e);
+    while ((work = next_work(e, &blocks)) != WORK_NONE) {
+        if (work == WORK_STEP) {
+            compute_step(e);
+            event_ring(e);
+        } else if (!e->config.table->kv_touch(e->backend, blocks)) {
+            touched_all(e, blocks);
+        }
     }
+    return NULL;
+}
+
+/* A worker that nothing has come to yet takes nothing. */
+void compute_touch(struct engine *e)
+{
+    uint32_t reached = kv_pool_reached(e->pool);
+    uint32_t want = reached + KV_AHEAD_TOKENS / e->shape.block_tokens;
+    if (want > e->shape.block_count) want = e->shape.block_count;
+    if (reached == 0 || want <= e->touch_asked || !e->config.table->kv_touch) return;
+    pthread_mutex_lock(&e->lock);
+    e->touch = e->touch_asked = want;
+    pthread_cond_signal(&e->wake);
+    pthread_mutex_unlock(&e->lock);
+}
+
+void compute_touch_stop(struct engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    if (e->touch) e->touch_asked = 0; /* was not done */
+    e->touch = 0;
+    pthread_mutex_unlock(&e->lock);
 }
 
 /* Low priority is the compute thread's alone. */

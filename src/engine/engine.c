@@ -144,6 +144,7 @@ enum err engine_add(struct engine *e, const struct seq_spec *spec, uint32_t *hel
     struct seq *s;
     enum err err = seq_new(e, spec, &s);
     if (err) return err;
+    compute_touch_stop(e);
     if (spec->mode != SEQ_IMPORT) {
         if (held_out) *held_out = 0;
         work_arrived(e);
@@ -211,6 +212,7 @@ bool engine_poll(struct engine *e)
         if (e->lists[SEQ_RUNNING].count + e->lists[SEQ_WAITING].count) e->work = true;
     }
     report_kv(e);
+    if (e->seq_count == 0) compute_touch(e);
     return e->step_running;
 }
 

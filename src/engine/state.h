@@ -115,9 +115,11 @@ struct engine {
     _Atomic uint32_t layers_done;
     _Atomic bool step_finished;
     pthread_t thread;
-    pthread_mutex_t lock;             /* of the two flags below                              */
+    pthread_mutex_t lock;             /* of the flags below and `touch`                      */
     pthread_cond_t wake;
     bool step_given, leave;
+    uint32_t touch;                   /* under it, too: make these blocks' memory ready; 0: none */
+    uint32_t touch_asked;
 };
 
 /* seq.c: sequences, their lists and their blocks. */
@@ -153,6 +155,10 @@ void compute_close(struct engine *e);
 void compute_renew(struct engine *e);
 /* Starts the composed step; true if it was so short that it has ended already. */
 bool compute_start(struct engine *e);
+/* Nothing is here: the compute thread makes memory ready for what comes, piece after piece. */
+void compute_touch(struct engine *e);
+/* Something is: no more pieces. */
+void compute_touch_stop(struct engine *e);
 void event_ring(struct engine *e);
 void event_take(struct engine *e);
 

@@ -26,7 +26,7 @@ struct block {
 struct kv_pool {
     struct kv_pool_sink sink;
     uint32_t total, block_tokens;
-    uint32_t free_count, cached_count;
+    uint32_t free_count, cached_count, reached;
     struct kv_pool_limits limits;
     uint64_t now_ns;
     struct block *blocks;             /* (total + 2): the last two are the heads of the rings */
@@ -142,6 +142,7 @@ uint32_t kv_pool_take(struct kv_pool *p)
         return KV_BLOCK_NONE;
     }
     p->blocks[i].refs = 1;
+    if (i >= p->reached) p->reached = i + 1;
     return i;
 }
 
@@ -152,6 +153,11 @@ void kv_pool_hold(struct kv_pool *p, uint32_t block)
         ring_unlink(p, block);
         p->cached_count--;
     }
+}
+
+uint32_t kv_pool_reached(const struct kv_pool *p)
+{
+    return p->reached;
 }
 
 static void free_oldest(struct kv_pool *p)

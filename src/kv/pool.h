@@ -85,6 +85,8 @@ uint64_t kv_pool_tick(struct kv_pool *p, uint64_t now_ns);
 void kv_pool_clear(struct kv_pool *p);
 
 struct kv_pool_counts kv_pool_counts(const struct kv_pool *p);
+/* Blocks from 0 up to here have been taken once; the others come next, and in order. */
+uint32_t kv_pool_reached(const struct kv_pool *p);
 /* CHECKs every invariant; walks the whole pool. */
 void kv_pool_check(const struct kv_pool *p);
 

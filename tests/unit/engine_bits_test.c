@@ -7,9 +7,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cmocka.h>
 
-#include "engine/backend.h"
+#include "engine/cpu/cpu.h"
 #include "tiny_model.h"
 
 /* Under the thread sanitizer, which looks at the threads and not at the values, less of it. */
@@ -310,6 +313,44 @@ static void move_in_pieces(struct run *r, uint32_t step, uint8_t *bytes)
     }
 }
 
+static bool is_resident(const struct cpu *u)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), pages = (u->kv_bytes + page - 1) / page;
+    unsigned char *in = mem_alloc(pages);
+    assert_int_equal(mincore(u->kv, u->kv_bytes, in), 0);
+    uint64_t here = 0;
+    for (uint64_t i = 0; i < pages; i++) here += in[i] & 1;
+    free(in);
+    return here == pages;
+}
+
+static void touching_memory_keeps_what_is_in_it(void **state)
+{
+    (void)state;
+    struct tiny t;
+    struct run r;
+    struct trial c = { .threads = 1, .block_tokens = 256, .seed = 8, .kv_type = KV_F32 };
+    tiny_open(&t, &plans[1]);
+    open_run(&r, &t, &plans[1], &c);
+    uint64_t layer = 256 * r.shape.token_bytes, bytes = layer * r.shape.layers, seed = 4;
+    uint64_t pages = r.shape.block_count * bytes / 4096;
+    uint8_t *in = mem_alloc(bytes), *out = mem_alloc(bytes);
+    for (uint64_t k = 0; k < bytes; k++) in[k] = (uint8_t)tiny_random(&seed);
+    backend_cpu.kv_write(r.self, &(uint32_t){ BLOCKS - 1 }, 0, r.shape.layers, 0, 256, in);
+    uint32_t half = 0, all = 0;
+    while (backend_cpu.kv_touch(r.self, BLOCKS / 2)) assert_true(++half <= pages);
+    while (backend_cpu.kv_touch(r.self, BLOCKS)) assert_true(++all <= pages);
+    assert_false(backend_cpu.kv_touch(r.self, 1));
+    backend_cpu.kv_read(r.self, &(uint32_t){ BLOCKS - 1 }, 0, r.shape.layers, 0, 256, out);
+    assert_memory_equal(in, out, bytes);
+    if (all) assert_true(is_resident(r.self));    /* else the kernel does not do it */
+    free(in);
+    free(out);
+    for (uint32_t s = 0; s < SEQS; s++) free(r.out.scores[s]);
+    backend_cpu.close(r.self);
+    tiny_close(&t);
+}
+
 static void kv_that_is_written_is_read_back(void **state)
 {
     (void)state;
@@ -388,6 +429,7 @@ int main(void)
         cmocka_unit_test(avx512_bits_do_not_depend_on_the_batch),
         cmocka_unit_test(bfloat16_bits_do_not_depend_on_the_batch),
         cmocka_unit_test(every_path_agrees_with_the_plain_one),
+        cmocka_unit_test(touching_memory_keeps_what_is_in_it),
         cmocka_unit_test(kv_that_is_written_is_read_back),
         cmocka_unit_test(packed_weights_are_checked_and_shared),
     };

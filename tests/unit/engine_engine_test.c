@@ -513,6 +513,69 @@ static void an_idle_engine_never_wakes_its_owner(void **state)
     world_close(&w);
 }
 
+static void nap(void)
+{
+    nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+}
+
+/* The calls that touch memory, once there are at least so many. */
+static uint32_t touches_reach(uint32_t count)
+{
+    for (int i = 0; mock.touches < count && i < 10000; i++) nap();
+    assert_true(mock.touches >= count);
+    return mock.touches;
+}
+
+static void an_idle_engine_takes_memory_for_the_next_prompts(void **state)
+{
+    (void)state;
+    static struct world w;
+    enum { AHEAD = KV_AHEAD_TOKENS / WORLD_BLOCK };
+    struct engine_config c = world_config(AHEAD + 40);
+    c.enable_prefix_caching = false;
+    world_open(&w, &c);
+    mock.touches = 0;
+    mock.pieces = 5;
+    engine_poll(w.e);
+    nap();
+    assert_int_equal(mock.touches, 0);        /* nothing has come yet */
+    world_request(&w, 0, SEQ_LOCAL, 1, 20, world_params(3));
+    world_run(&w, 1);
+    assert_int_equal(touches_reach(6), 6);
+    assert_int_equal(mock.touch_blocks, kv_pool_reached(w.e->pool) + AHEAD);
+    engine_poll(w.e);
+    nap();
+    assert_int_equal(mock.touches, 6);        /* all was done */
+    for (uint16_t i = 1; i < 4; i++) world_request(&w, i, SEQ_LOCAL, i, 120, world_params(3));
+    world_run(&w, 4);
+    touches_reach(7);
+    assert_int_equal(mock.touch_blocks, AHEAD + 40);   /* there are no more */
+    world_close(&w);
+}
+
+static void touching_memory_ends_when_a_request_comes_and_goes_on_after_it(void **state)
+{
+    (void)state;
+    static struct world w;
+    struct engine_config c = world_config(32);
+    world_open(&w, &c);
+    mock.touches = 0;
+    mock.pieces = UINT32_MAX;
+    world_request(&w, 0, SEQ_LOCAL, 1, 20, world_params(3));
+    world_run(&w, 1);
+    touches_reach(100);
+    struct track *held = world_request(&w, 1, SEQ_PREFILL, 2, 20, world_params(3));
+    world_run(&w, 2);
+    uint32_t before = mock.touches;
+    nap();
+    assert_true(mock.touches <= before + 1);
+    world_drop(&w, held);
+    engine_poll(w.e);
+    touches_reach(before + 100);
+    world_close(&w);                          /* does not wait for the end of it */
+    mock.pieces = 0;
+}
+
 static void prefill_tells_each_layer_as_it_completes_and_holds_until_dropped(void **state)
 {
     (void)state;
@@ -669,6 +732,8 @@ int main(void)
         cmocka_unit_test(closing_waits_for_the_step_and_frees_all),
         cmocka_unit_test(a_failed_step_ends_its_sequences_and_no_others),
         cmocka_unit_test(an_idle_engine_never_wakes_its_owner),
+        cmocka_unit_test(an_idle_engine_takes_memory_for_the_next_prompts),
+        cmocka_unit_test(touching_memory_ends_when_a_request_comes_and_goes_on_after_it),
         cmocka_unit_test(prefill_tells_each_layer_as_it_completes_and_holds_until_dropped),
         cmocka_unit_test(an_import_takes_only_what_is_missing_in_order_and_then_generates),
         cmocka_unit_test(the_null_backend_says_the_same_for_the_same_request),

@@ -26,6 +26,8 @@ static struct {
     _Atomic bool stepping;
     _Atomic uint32_t priorities;                     /* out: how often they were set */
     _Atomic pthread_t stepped_by;                    /* out: the last step */
+    _Atomic uint32_t pieces;                         /* of memory that there are still to touch */
+    _Atomic uint32_t touches, touch_blocks;          /* out: calls; what the last one was for */
     pthread_mutex_t lock;
     pthread_cond_t moved;
     uint32_t hold_layer;                             /* steps stop before it; 0: they do not */
@@ -246,6 +248,17 @@ static inline void mock_set_priority(void *self, int low_priority)
     mock.priorities++;
 }
 
+static inline bool mock_kv_touch(void *self, uint32_t blocks)
+{
+    const struct mock_backend *m = self;
+    CHECK(blocks >= 1 && blocks <= m->blocks);
+    mock.touch_blocks = blocks;
+    mock.touches++;
+    if (mock.pieces == 0) return false;
+    mock.pieces--;
+    return true;
+}
+
 static const struct backend backend_mock = {
     .name = "mock",
     .open = mock_open,
@@ -255,6 +268,7 @@ static const struct backend backend_mock = {
     .sample = mock_sample,
     .kv_read = mock_kv_read,
     .kv_write = mock_kv_write,
+    .kv_touch = mock_kv_touch,
 };
 
 #endif

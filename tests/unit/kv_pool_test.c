@@ -116,12 +116,14 @@ static void all_blocks_can_be_taken_once(void **state)
     bool seen[5] = { false };
     assert_counts(p, 5, 0, 0);
     for (int i = 0; i < 5; i++) {
+        assert_int_equal(kv_pool_reached(p), i);
         got[i] = kv_pool_take(p);
         assert_true(got[i] < 5 && !seen[got[i]]);
         seen[got[i]] = true;
     }
     assert_int_equal(kv_pool_take(p), KV_BLOCK_NONE);
     assert_counts(p, 0, 5, 0);
+    assert_int_equal(kv_pool_reached(p), 5);
     kv_pool_release(p, got, 5);
     assert_counts(p, 5, 0, 0);
     assert_int_equal(log.count, 0);

@@ -334,6 +334,6 @@ static enum err cpu_open(void **self, const struct backend_config *c, struct kv_
 const struct backend backend_cpu = {
     .name = "cpu", .open = cpu_open, .close = cpu_close, .set_priority = cpu_set_priority,
     .step = cpu_step, .sample = cpu_sample,
-    .kv_read = cpu_kv_read, .kv_write = cpu_kv_write, .packed_bytes = cpu_packed_bytes,
-    .pack = cpu_pack,
+    .kv_read = cpu_kv_read, .kv_write = cpu_kv_write, .kv_touch = cpu_kv_touch,
+    .packed_bytes = cpu_packed_bytes, .pack = cpu_pack,
 };

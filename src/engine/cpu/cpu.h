@@ -55,6 +55,7 @@ struct cpu {
 
     uint8_t *kv;                      /* see kv.c                                             */
     uint64_t kv_bytes;
+    uint64_t *kv_touched;             /* (layers): up to here cpu_kv_touch has taken pages    */
     struct kv_shape shape;
     uint32_t kv_lanes;                /* tokens side by side in K                             */
 
@@ -92,6 +93,9 @@ void *pages_try(uint64_t bytes);
 /* Dies without. */
 void *pages_take(uint64_t bytes);
 void pages_give(void *at, uint64_t bytes);
+/* Has pages of a mapping of pages_try cleared now, contents that are there kept.  False: it cannot.
+ */
+bool pages_touch(void *at, uint64_t bytes);
 /* Lets the kernel take back the pages of a read-only file mapping; does nothing to other memory. */
 void pages_release_file(const void *at, uint64_t bytes);
 
@@ -103,6 +107,7 @@ struct kv_view kv_view(const struct cpu *u, uint32_t layer, uint32_t head, const
 /* Stores the key and value of one position; `qkv` is its whole row: the rounding of a key looks at
  * its queries. */
 void kv_store(struct cpu *u, uint32_t layer, const struct row *at, const float *qkv);
+bool cpu_kv_touch(void *self, uint32_t blocks);
 void cpu_kv_read(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,
                  uint32_t first, uint32_t count, void *out);
 void cpu_kv_write(void *self, const uint32_t *blocks, uint32_t layer, uint32_t layers,

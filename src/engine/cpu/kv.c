@@ -10,10 +10,14 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "common/mem.h"
 #include "engine/cpu/cpu.h"
+
+#define HUGE_PAGE (UINT64_C(2) << 20)
 
 static uint64_t block_bytes(const struct cpu *u)         /* of one block in one layer */
 {
@@ -34,6 +38,9 @@ static enum err kv_memory(struct cpu *u, uint64_t bytes, struct why *why)
                        PRIu64 " bytes of memory", u->c.kv_bytes, all);
     u->kv_bytes = bytes;
     u->kv = pages_try(bytes);
+    u->kv_touched = mem_array(u->shape.layers, sizeof *u->kv_touched);
+    for (uint32_t i = 0; i < u->shape.layers; i++)
+        u->kv_touched[i] = bytes / u->shape.layers * i;
     if (u->kv) return OK;
     return why_set(why, ERR_MEMORY, "no memory for a KV cache of %" PRIu64 " bytes: %s", bytes,
                    strerror(errno));
@@ -65,6 +72,24 @@ enum err kv_open(struct cpu *u, struct why *why)
 void kv_close(struct cpu *u)
 {
     if (u->kv) pages_give(u->kv, u->kv_bytes);
+    free(u->kv_touched);
+}
+
+/* The next huge page of the first layer that lacks some. */
+bool cpu_kv_touch(void *self, uint32_t blocks)
+{
+    struct cpu *u = self;
+    uint64_t layer_bytes = u->shape.block_count * block_bytes(u), base = (uintptr_t)u->kv;
+    CHECK(blocks <= u->shape.block_count);
+    for (uint32_t i = 0; i < u->shape.layers; i++) {
+        uint64_t at = u->kv_touched[i];
+        if (at >= i * layer_bytes + blocks * block_bytes(u)) continue;
+        uint64_t in = (base + at) % HUGE_PAGE, end = at - in + HUGE_PAGE;
+        at = at < in ? 0 : at - in;
+        u->kv_touched[i] = end;
+        return pages_touch(u->kv + at, (end < u->kv_bytes ? end : u->kv_bytes) - at);
+    }
+    return false;
 }
 
 struct kv_view kv_view(const struct cpu *u, uint32_t layer, uint32_t head, const uint32_t *blocks,

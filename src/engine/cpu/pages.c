@@ -6,6 +6,10 @@
 
 #include "engine/cpu/cpu.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23        /* Linux 5.14 */
+#endif
+
 void *pages_try(uint64_t bytes)
 {
     void *at = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE,
@@ -13,6 +17,11 @@ void *pages_try(uint64_t bytes)
     if (at == MAP_FAILED) return NULL;
     if (bytes >= 2 << 20) madvise(at, bytes, MADV_HUGEPAGE);
     return at;
+}
+
+bool pages_touch(void *at, uint64_t bytes)
+{
+    return madvise(at, bytes, MADV_POPULATE_WRITE) == 0;
 }
 
 void *pages_take(uint64_t bytes)
