@@ -19,30 +19,63 @@ static uint32_t tiles_of(const struct cpu *u, const struct attend_item *it)
     return u->row[it->row + it->rows - 1].position / KV_TILE_TOKENS + 1;
 }
 
-/* Cuts the items into tiles if that gives the threads more to share. */
-static void plan_splits(struct cpu *u)
+/* Chunks of prompts, which stand behind the decodes, and of them the last rows first: they see
+ * the most positions, and long items should not come last. */
+static void plan_items(struct cpu *u, const struct step_seq *seqs, uint32_t count, uint32_t rows)
+{
+    u->item_count = 0;
+    for (uint32_t i = count; i-- > 0;) {
+        for (uint32_t left = seqs[i].count; left > 0;) {
+            uint32_t n = left < rows ? left : rows;
+            left -= n;
+            for (uint32_t head = 0; head < u->model->h.kv_heads; head++) {
+                u->items[u->item_count++] =
+                    (struct attend_item){ .row = seqs[i].row + left, .rows = n, .head = head };
+            }
+        }
+    }
+}
+
+/* Are there too few items to share, of all or of prompts?  Also the tiles of both. */
+static bool few_items(const struct cpu *u, uint32_t enough, uint64_t *tiles, uint64_t *of_prompts)
+{
+    uint32_t prompts = 0;
+    *tiles = *of_prompts = 0;
+    for (uint32_t i = 0; i < u->item_count; i++) {
+        uint32_t n = tiles_of(u, &u->items[i]);
+        bool prompt = u->items[i].rows > 1;
+        prompts += prompt;
+        *tiles += n;
+        *of_prompts += prompt ? n : 0;
+    }
+    return u->item_count < enough || (prompts < enough && *of_prompts >= enough);
+}
+
+/* Cuts the items into tiles if that gives the threads enough to share, and they have not without:
+ * beside decodes, which are items of one row, too, it is the prompts' tiles that count. */
+static bool plan_splits(struct cpu *u)
 {
     uint32_t heads = query_heads(u), threads = pool_threads(u->pool);
-    uint64_t entries = 0;
+    uint64_t entries = 0, tiles, of_prompts;
     u->split_count = 0;
-    if (threads == 1 || u->item_count >= 4 * threads || heads > QUERIES_MAX) return;
+    if (threads == 1 || heads > QUERIES_MAX) return false;
+    if (!few_items(u, 4 * threads, &tiles, &of_prompts) || tiles == u->item_count) return false;
     for (uint32_t i = 0; i < u->item_count; i++) {
         u->items[i].entry = (uint32_t)entries;
         entries += (uint64_t)tiles_of(u, &u->items[i]) * u->items[i].rows * heads;
-        if (entries > u->split_max) return;
+        if (entries > u->split_max) return false;
     }
     for (uint32_t i = 0; i < u->item_count; i++) {
         for (uint32_t tile = 0; tile < tiles_of(u, &u->items[i]); tile++) {
             u->splits[u->split_count++] = (struct attend_split){ i, tile };
         }
     }
-    if (u->split_count == u->item_count) u->split_count = 0;    /* one tile each */
+    return true;
 }
 
 /* Rows of an item: as many as a tile call takes, unless threads would be without. */
-static uint32_t rows_each(const struct cpu *u)
+static uint32_t rows_each(const struct cpu *u, uint32_t most)
 {
-    uint32_t most = QUERIES_MAX / query_heads(u);
     uint32_t fair = u->rows * u->model->h.kv_heads / (4 * pool_threads(u->pool));
     uint32_t rows = fair < most ? fair : most;
     uint32_t least = 12 / query_heads(u);       /* below this, converting a tile costs too much */
@@ -50,23 +83,17 @@ static uint32_t rows_each(const struct cpu *u)
     return rows ? rows : 1;
 }
 
+/* Keys and values are read once for each item, so a few rows of a prompt that see many tiles are
+ * one item, whose tiles the threads share; else the threads share the rows. */
 void attend_plan(struct cpu *u, const struct step_seq *seqs, uint32_t count)
 {
-    uint32_t kv_heads = u->model->h.kv_heads, rows = rows_each(u);
-    u->item_count = 0;
-    /* Chunks of prompts, which stand behind the decodes, and of them the last rows first: they see
-     * the most positions, and long items should not come last. */
-    for (uint32_t i = count; i-- > 0;) {
-        for (uint32_t left = seqs[i].count; left > 0;) {
-            uint32_t n = left < rows ? left : rows;
-            left -= n;
-            for (uint32_t head = 0; head < kv_heads; head++) {
-                u->items[u->item_count++] =
-                    (struct attend_item){ .row = seqs[i].row + left, .rows = n, .head = head };
-            }
-        }
+    uint32_t most = QUERIES_MAX / query_heads(u), rows = rows_each(u, most), longest = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (seqs[i].count > longest) longest = seqs[i].count;
     }
-    plan_splits(u);
+    bool few = longest <= most;
+    plan_items(u, seqs, count, few ? most : rows);
+    if (!plan_splits(u) && few) plan_items(u, seqs, count, rows);
 }
 
 bool attend_stores(const struct cpu *u)
