@@ -64,30 +64,39 @@ print(total - bad - skip, bad, skip)
 PYTHON
 }
 
-# service NAME [FILE...]: tests/service, or some of its files.
+# service NAME ARGUMENT...: pytest, beside others; `services` waits, and counts.
+running=()
 service() {
-    local name=$1 log=$work/pytest.log xml=$work/pytest.xml code ok bad skip
+    local name=$1 log=$work/service${#running[@]}
     shift
-    [ $# -gt 0 ] || set -- tests/service
-    [ -n "$(find tests/service -name 'test_*.py' 2> /dev/null)" ] || return
     if [ ! -x build/venv/bin/python ]; then
-        echo "FAILED tests/service: no build/venv (tests/deps.sh test makes it)"
+        echo "FAILED $name: no build/venv (tests/deps.sh test makes it)"
         failed=$((failed + 1))
         return
     fi
-    timeout -k 20 "$service_seconds" build/venv/bin/python -m pytest -q -ra --tb=short \
-        -p no:cacheprovider --junitxml="$xml" "$@" > "$log" 2>&1 < /dev/null
-    code=$?
-    if ! read -r ok bad skip < <(junit_counts "$xml" 2> /dev/null); then ok=0 bad=1 skip=0; fi
-    if [ "$bad" = 0 ] && [ "$code" != 0 ] && [ "$code" != 5 ]; then bad=1; fi
-    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
-    if [ "$bad" != 0 ]; then
-        echo "FAILED $name (exit code $code)"
-        tail -n 300 "$log" | sed 's/^/    /'
-    else
-        echo "ok     $name ($ok)"
-        grep '^SKIPPED' "$log" | sed 's/^/    /'
-    fi
+    running+=("$name")
+    { timeout -k 20 "$service_seconds" build/venv/bin/python -m pytest -q -ra --tb=short \
+          -p no:cacheprovider --junitxml="$log.xml" "$@" > "$log" 2>&1 < /dev/null
+      echo $? > "$log.code"; } &
+}
+
+services() {
+    local at name log code ok bad skip
+    wait
+    for at in "${!running[@]}"; do
+        name=${running[at]} log=$work/service$at code=$(cat "$work/service$at.code")
+        if ! read -r ok bad skip < <(junit_counts "$log.xml" 2> /dev/null); then ok=0 bad=1 skip=0; fi
+        if [ "$bad" = 0 ] && [ "$code" != 0 ] && [ "$code" != 5 ]; then bad=1; fi
+        passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+        if [ "$bad" != 0 ]; then
+            echo "FAILED $name (exit code $code)"
+            tail -n 300 "$log" | sed 's/^/    /'
+        else
+            echo "ok     $name ($ok)"
+            grep '^SKIPPED' "$log" | sed 's/^/    /'
+        fi
+    done
+    running=()
 }
 
 if tests/tidy.sh > "$work/tidy"; then
@@ -149,12 +158,21 @@ if [ -n "$long" ]; then
     units
 fi
 
-service tests/service
+# Two at a time: those of the first share mostly wait, for deadlines, other programs or the dead;
+# those of the second mostly compute.
+apart=(tests/service/test_{ctl,cuda,docs,gateway,gateway_input,gateway_thread,handover,hosts,job}.py
+       tests/service/test_{k8s,kills,nccl,ompi5,pods,render,shared_view,slurm,survive}.py
+       tests/service/test_{template,tokenizer,validate}.py)
+service "tests/service, apart" "${apart[@]}"
+service "tests/service, the others" tests/service "${apart[@]/#/--ignore=}"
+services
 if [ -n "$long" ]; then
     # Whole jobs and gateways of the sanitizer build: slower, so with more patience.
     export RANKSERVE_BUILD=$san RANKSERVECTL=$san/rankservectl RANKSERVE_PROGRAM=$san/rankserve \
         RANKSERVE_GATEWAY=$san/rankserve-gateway RANKSERVE_TEST_PATIENCE=6 RANKSERVE_TEST_LONG=
-    service "tests/service (sanitizers)" tests/service/test_{serve,same,job,ctl,gateway*}.py
+    service "tests/service (sanitizers), apart" tests/service/test_{job,ctl,gateway*}.py
+    service "tests/service (sanitizers), the others" tests/service/test_{serve,same}.py
+    services
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
