@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "engine/cpu/kernels.h"
+#include "one_matrix.h"
 #include "tiny_model.h"
 
 static void floats(float *out, uint32_t count, float scale, uint64_t *seed)
@@ -83,36 +83,21 @@ static void products_of(enum isa isa, enum tensor_type type, uint32_t in, uint64
     tiny_fill(type, data, bytes, 1, &seed);
     tensor_dequantize(type, data, weights, (size_t)in * OUT);
     t.data = data;
-    /* A model of one matrix: the head. */
-    struct model m = { .h = { .dim = in, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
-                       .output = &t };
-    struct layout *l = mem_alloc(sizeof *l);
-    layout_make(l, &m, isa);
-    uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);
-    layout_pack(l, &m, image, 0, 1);
-    assert_int_equal(layout_use(l, &m, image, NULL), OK);
+    struct one_matrix o;
+    one_matrix_open(&o, isa, &t);
     struct acts a = { .k = in, .f = mem_array((size_t)ROWS * in, sizeof(float)) };
     floats(a.f, ROWS * in, LARGEST, &seed);
     memset(a.f + in, 0, 32 * sizeof(float));
-    check_rows(kernels_of(isa), &l->head, weights, &a);
-    if (isa != ISA_PLAIN && !matrix_is_float(&l->head)) {
-        uint32_t blocks = (ROWS / ROW_GROUP + 1) * (in / 32);
-        struct acts narrow = { .k = in, .q = mem_array(blocks, sizeof *a.q), .f = a.f };
-        if (matrix_has_pairs(&l->head)) {
-            narrow.pairs = mem_array(blocks / 2, sizeof *a.pairs);
-            narrow.units = mem_array(ROWS / ROW_GROUP + 1, sizeof *a.units);
-        }
-        struct acts wide = { .k = in, .wide = mem_array(blocks, sizeof *a.wide), .f = a.f };
-        check_rows(kernels_of(isa), &l->head, weights, &narrow);
-        check_rows(kernels_of(isa), &l->head, weights, &wide);
-        free(narrow.q);
-        free(narrow.pairs);
-        free(narrow.units);
-        free(wide.wide);
+    check_rows(kernels_of(isa), o.m, weights, &a);
+    for (int width = ACTS_NARROW; width <= ACTS_WIDE; width++) {
+        if (isa == ISA_PLAIN || matrix_is_float(o.m)) continue;
+        struct acts whole = acts_open(o.m, ROWS, (enum acts_width)width);
+        whole.f = a.f;
+        check_rows(kernels_of(isa), o.m, weights, &whole);
+        acts_close(&whole);
     }
     free(a.f);
-    free(image);
-    free(l);
+    one_matrix_close(&o);
     free(weights);
     free(data);
 }
@@ -151,20 +136,10 @@ static void fill_extreme(enum tensor_type type, bool zeros, uint8_t *block)
 }
 
 /* 16 equal outputs of blocks that are all the same, and activations that are all `x`. */
-static void check_extreme(const struct kernels *k, const struct matrix *m, double weight, bool wide,
-                          float x)
+static void check_extreme(const struct kernels *k, const struct matrix *m, double weight,
+                          enum acts_width width, float x)
 {
-    uint32_t blocks = m->in / 32;
-    struct acts a = { .k = m->in };
-    if (wide) {
-        a.wide = mem_array(blocks, sizeof *a.wide);
-    } else {
-        a.q = mem_array(blocks, sizeof *a.q);
-    }
-    if (!wide && matrix_has_pairs(m)) {
-        a.pairs = mem_array(blocks / 2, sizeof *a.pairs);
-        a.units = mem_array(1, sizeof *a.units);
-    }
+    struct acts a = acts_open(m, ROW_GROUP, width);
     float values[256], out[ROW_GROUP][PANEL];
     for (uint32_t i = 0; i < m->in; i++) values[i] = x;
     for (uint32_t r = 0; r < ROW_GROUP; r++) k->quantize(values, m->in, &a, r, 0);
@@ -174,10 +149,7 @@ static void check_extreme(const struct kernels *k, const struct matrix *m, doubl
         double expected = m->in * weight * (double)x;
         assert_true(fabs((double)out[rows - 1][5] - expected) <= 1e-5 * fabs(expected) + 1e-2);
     }
-    free(a.q);
-    free(a.wide);
-    free(a.pairs);
-    free(a.units);
+    acts_close(&a);
 }
 
 static void extremes_of(enum isa isa, enum tensor_type type, uint32_t in, bool zeros)
@@ -188,19 +160,13 @@ static void extremes_of(enum isa isa, enum tensor_type type, uint32_t in, bool z
     for (uint32_t i = 0; i < count; i++) fill_extreme(type, zeros, data + i * block);
     tensor_dequantize(type, data, weights, in);
     struct gguf_tensor t = { .type = type, .dims = { in, PANEL }, .data = data };
-    struct model m = { .h = { .dim = in, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
-                       .output = &t };
-    struct layout *l = mem_alloc(sizeof *l);
-    layout_make(l, &m, isa);
-    uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);
-    layout_pack(l, &m, image, 0, 1);
-    assert_int_equal(layout_use(l, &m, image, NULL), OK);
+    struct one_matrix o;
+    one_matrix_open(&o, isa, &t);
     for (int way = 0; way < 4; way++) {
-        check_extreme(kernels_of(isa), &l->head, (double)weights[0], way / 2,
+        check_extreme(kernels_of(isa), o.m, (double)weights[0], (enum acts_width)(way / 2),
                       way % 2 ? 127 : -127);
     }
-    free(image);
-    free(l);
+    one_matrix_close(&o);
 }
 
 /* The largest quants and activations must not overflow a kernel's sums. */

@@ -17,8 +17,8 @@
 #include <cmocka.h>
 
 #include "common/mem.h"
-#include "engine/cpu/kernels.h"
 #include "model/quant.h"
+#include "one_matrix.h"
 
 enum { VALUES = 512, OUTPUTS = 48, ROWS = 21 };
 
@@ -104,34 +104,20 @@ static void tensors_have_the_references_values(void **state)
 static void multiply(enum isa isa, const struct gguf_tensor *t, bool wide, const float *x,
                      float *out)
 {
-    uint32_t in = (uint32_t)t->dims[0], blocks = (ROWS / ROW_GROUP + 1) * (in / 32);
-    struct model m = { .h = { .dim = in, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
-                       .output = t };
-    struct layout *l = mem_alloc(sizeof *l);
-    layout_make(l, &m, isa);
-    uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);
-    assert_non_null(image);
-    layout_pack(l, &m, image, 0, 1);
-    assert_int_equal(layout_use(l, &m, image, NULL), OK);
-    if (isa != ISA_PLAIN) assert_true(l->bytes < t->bytes * 21 / 20 + 256);
-    struct acts a = { .k = in, .f = (float *)(uintptr_t)x };
-    if (isa != ISA_PLAIN && wide) a.wide = mem_array(blocks, sizeof *a.wide);
-    if (isa != ISA_PLAIN && !wide) a.q = mem_array(blocks, sizeof *a.q);
-    if (!wide && matrix_has_pairs(&l->head)) {
-        a.pairs = mem_array(blocks / 2, sizeof *a.pairs);
-        a.units = mem_array(ROWS / ROW_GROUP + 1, sizeof *a.units);
-    }
+    uint32_t in = (uint32_t)t->dims[0];
+    struct one_matrix o;
+    one_matrix_open(&o, isa, t);
+    if (isa != ISA_PLAIN) assert_true(o.layout->bytes < t->bytes * 21 / 20 + 256);
+    struct acts a = { .k = in };
+    if (isa != ISA_PLAIN) a = acts_open(o.m, ROWS, wide ? ACTS_WIDE : ACTS_NARROW);
+    a.f = (float *)(uintptr_t)x;
     for (uint32_t r = 0; isa != ISA_PLAIN && r < ROWS; r++) {
         kernels_of(isa)->quantize(x + (size_t)r * in, in, &a, r, 0);
     }
     acts_finish(kernels_of(isa), &a, 0, ROWS);
-    kernels_of(isa)->gemm(&l->head, &a, 0, ROWS, 0, matrix_panels(&l->head), out, OUTPUTS, false);
-    free(a.q);
-    free(a.wide);
-    free(a.pairs);
-    free(a.units);
-    free(image);
-    free(l);
+    kernels_of(isa)->gemm(o.m, &a, 0, ROWS, 0, matrix_panels(o.m), out, OUTPUTS, false);
+    acts_close(&a);
+    one_matrix_close(&o);
 }
 
 static double distance(const float *a, const float *b)

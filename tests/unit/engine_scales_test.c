@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "engine/cpu/kernels.h"
+#include "one_matrix.h"
 #include "tiny_model.h"
 
 enum { IN = 64 * 5, BLOCKS = IN / 32, ROWS = 9 };
@@ -27,30 +27,13 @@ static void multiply(struct work *w, enum isa isa, enum tensor_type type)
 {
     const struct kernels *k = kernels_of(isa);
     struct gguf_tensor t = { .type = type, .dims = { IN, PANEL }, .data = w->data };
-    struct model m = { .h = { .dim = IN, .ffn_dim = 32, .heads = 1, .head_dim = 32 },
-                       .output = &t };
-    struct layout *l = mem_alloc(sizeof *l);
-    layout_make(l, &m, isa);
-    uint8_t *image = aligned_alloc(64, (l->bytes + 63) / 64 * 64);
-    layout_pack(l, &m, image, 0, 1);
-    assert_int_equal(layout_use(l, &m, image, NULL), OK);
-    w->a = (struct acts){ .k = IN, .q = mem_array(BLOCKS, sizeof *w->a.q) };
-    if (matrix_has_pairs(&l->head)) {
-        w->a.pairs = mem_array(BLOCKS / 2, sizeof *w->a.pairs);
-        w->a.units = mem_array(1, sizeof *w->a.units);
-    }
+    struct one_matrix o;
+    one_matrix_open(&o, isa, &t);
+    w->a = acts_open(o.m, ROWS, ACTS_NARROW);
     for (uint32_t r = 0; r < ROWS; r++) k->quantize(w->x[r], IN, &w->a, r, 0);
     acts_finish(k, &w->a, 0, ROWS);
-    k->gemm(&l->head, &w->a, 0, ROWS, 0, 1, &w->out[0][0], PANEL, false);
-    free(image);
-    free(l);
-}
-
-static void forget_acts(struct work *w)
-{
-    free(w->a.q);
-    free(w->a.pairs);
-    free(w->a.units);
+    k->gemm(o.m, &w->a, 0, ROWS, 0, 1, &w->out[0][0], PANEL, false);
+    one_matrix_close(&o);
 }
 
 /* Scales of either sign; `range`: those of a block are up to 2^range times another's, and those of
@@ -129,7 +112,7 @@ static void scales_of_a_wide_range_keep_their_bound(void **state)
             for (uint32_t i = 0; i < ROWS * PANEL; i++) {
                 check_product(w, type, i / PANEL, i % PANEL);
             }
-            forget_acts(w);
+            acts_close(&w->a);
         }
     }
     free(w);
@@ -152,7 +135,7 @@ static void a_scale_that_is_no_number_shows(void **state)
             for (uint32_t i = 0; i < ROWS * PANEL; i++) {
                 assert_true(!isfinite(w->out[i / PANEL][i % PANEL]) == (i % PANEL == 5));
             }
-            forget_acts(w);
+            acts_close(&w->a);
         }
     }
     free(w);
@@ -173,7 +156,7 @@ static void an_activation_that_is_no_number_shows(void **state)
             for (uint32_t i = 0; i < ROWS * PANEL; i++) {
                 assert_true(!isfinite(w->out[i / PANEL][i % PANEL]) == (i / PANEL == 6));
             }
-            forget_acts(w);
+            acts_close(&w->a);
         }
     }
     free(w);
