@@ -151,7 +151,7 @@ if [ -n "$long" ]; then
         name=$(basename "$source" .c)
         unit_seconds=2400 unit "$san/unit/$name" "$name (sanitizers)"
     done
-    for name in engine_threads_test engine_bits_test; do
+    for name in engine_{threads,bits,stress,engine}_test; do
         make -s SAN=thread "build/san-thread/unit/$name" || failed=$((failed + 1))
         unit "build/san-thread/unit/$name" "$name (thread sanitizer)"
     done

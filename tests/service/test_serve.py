@@ -169,7 +169,7 @@ def test_the_death_of_workers_is_a_pause_until_nobody_is_left(needs_model):
 
 
 def test_a_drain_lets_streams_end(needs_model):
-    with Service() as s:
+    with Service("--drain-timeout-s", int(30 * PATIENCE)) as s:
         body = {"model": s.model(), "prompt": "Once", "max_tokens": 300, "ignore_eos": True,
                 "stream": True, "stream_options": {"include_usage": True}}
         with httpx.Client(base_url=s.url, timeout=60 * PATIENCE) as c:
