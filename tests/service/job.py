@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 
-from link_client import Client
+from link_client import PATIENCE, Client
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.environ.get("RANKSERVE_PROGRAM", os.path.join(ROOT, "build", "rankserve"))
@@ -29,7 +29,7 @@ class Job:
         with open(os.open(secret_path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
             f.write((self.secret.hex() if secret is None else secret) + "\n")
         workers = (prefill + decode + both or 1) + spares
-        command = ["timeout", "-k", "2", str(limit_s), *wrap, "mpirun", "--enable-recovery",
+        command = ["timeout", "-k", "2", str(limit_s * PATIENCE), *wrap, "mpirun", "--enable-recovery",
                    "--oversubscribe", "--bind-to", "none", *network,
                    "--mca", "mpi_yield_when_idle", "0",
                    *[word for name in env or {} for word in ("-x", name)],
@@ -64,6 +64,7 @@ class Job:
 
     def wait_log(self, text, timeout=5.0):
         """The line with this text, or None."""
+        timeout *= PATIENCE
         end = time.monotonic() + timeout
         while True:
             found = re.search(f"^.*{text}.*$", self.log(), re.M)
@@ -111,7 +112,7 @@ class Job:
         os.kill(self.mpirun(), signal.SIGUSR1)
 
     def status(self, timeout=5.0):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * PATIENCE
         while not os.path.exists(self.status_path):
             if time.monotonic() > end:
                 return None
@@ -121,7 +122,7 @@ class Job:
 
     def ended(self, timeout=8.0):
         """True once no rank of the job lives; mpirun itself may hang on after a death."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * PATIENCE
         while time.monotonic() < end:
             if not self.pids():
                 return True
@@ -131,7 +132,7 @@ class Job:
     def ended_by_itself(self, timeout):
         """True when mpirun ends within this time."""
         try:
-            self.process.wait(timeout)
+            self.process.wait(timeout * PATIENCE)
             return True
         except subprocess.TimeoutExpired:
             return False

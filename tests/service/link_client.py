@@ -8,6 +8,8 @@ import socket
 import struct
 import time
 
+# As in service.py: the waits below are stretched by this.
+PATIENCE = float(os.environ.get("RANKSERVE_TEST_PATIENCE", "1"))
 MAGIC, VERSION = 0x524B4C31, 3
 (HELLO, CHALLENGE, PROOF, WELCOME, REQUEST, CANCEL, TOKENS, SCORES, END, STATE) = range(1, 11)
 (OK, REFUSED_FULL, REFUSED_LENGTH, REFUSED_STATE, WORKER_LOST, TIMEOUT, CANCELLED,
@@ -77,7 +79,7 @@ class Answer:
 
 class Client:
     def __init__(self, path, secret, timeout=20.0):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * PATIENCE
         while True:
             self.sock = socket.socket(socket.AF_UNIX)
             try:
@@ -213,7 +215,7 @@ class Client:
                 return
 
     def until(self, condition, timeout=20.0):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * PATIENCE
         while not condition():
             if self.closed or time.monotonic() > end:
                 return False
