@@ -165,7 +165,8 @@ def engine_round(a, meter, results, number):
 
 
 def peak_share(name, value, engine, roof):
-    """What part of the machine's peak `value` tokens a second are; None where that says nothing."""
+    """What part of the machine's peak `value` tokens a second are; None where that says nothing.
+    Not of decode_1, which engine_bench holds against reading in turns with it."""
     isa = ISAS[int(engine["isa"])]
     if isa == "plain":
         return None
@@ -319,10 +320,13 @@ def make_rows(results):
             share = None               # one thread's GB/s: reading and arithmetic at once
         add("kernels", name, {"median": value, "min": value, "max": value}, None, share)
     engines = [e for e in results["engine"] if e]
-    for name in [n for n in (engines[0] if engines else {}) if n.startswith(("prefill", "decode"))]:
+    for name in [n for n in (engines[0] if engines else {})
+                 if n.startswith(("prefill", "decode_", "decoding", "reading"))]:
         mine = summary(engines, name)
         share = None
-        if roof:
+        if name == "decode_1" and "decoding_share" in engines[0]:
+            share = summary(engines, "decoding_share")["median"]      # of reading in turns with it
+        elif roof and name.startswith(("prefill", "decode_")):
             share = peak_share(name.removesuffix("_cpu"), mine["median"], engines[0], roof)
         add("engine", name, mine, summary(results["llama_engine"], name), share)
     services = results.get("service", [])

@@ -4,6 +4,7 @@
  *
  *   DEPTHS=1 engine_bench ...   decode at depth alone; DEPTHS=int8: with KV of that type alone
  *   ONLY=decode_32 ...          one figure alone, again and again (for A/B, and for perf record)
+ *   ONLY=share ...              one stream beside reading as many bytes
  *   KV=fp8 ...                  another type of KV (f32, int8, fp8) than f16; no depths
  *
  * First the answers are compared: a prompt in one piece, alone, must give the same KV and the same
@@ -18,10 +19,13 @@
 #include "common/clock.h"
 #include "common/mem.h"
 #include "engine/backend.h"
+#include "engine/cpu/cpu.h"
 #include "figures.h"
+#include "peak.h"
 
 enum { BLOCK = 16, STEP = 2048, SEQS = 32, TOKENS = 4608, PROMPT = 300, ROUNDS = 3 };
 enum { DEEP = 8192, DEEP_TOKENS = DEEP + 64, DEPTH_ROUNDS = 6, DEPTH_STEPS = 12 };
+enum { PAIRS = 60, PAIR_STEPS = 8, PAIR_DEPTH = 64, READ_ITEM = 1 << 20 };
 static const uint32_t depths[] = { 0, 1024, 4096, DEEP };
 enum { DEPTHS = sizeof depths / sizeof *depths };
 
@@ -158,6 +162,85 @@ static void measure(struct bench *b, const char *name, uint32_t seqs, uint32_t d
     printf("%-20s %8.0f tok/s  %8.0f cpu\n", name, tokens / best, tokens / best_cpu);
     fflush(stdout);
 }
+
+/* --- what part of reading's speed decoding reaches ------------------------------------------- */
+
+struct reading {
+    struct pool *pool;
+    const uint8_t *memory;
+    uint64_t bytes;
+    uint64_t (*read)(const void *at, uint64_t bytes);
+};
+
+static void read_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    (void)worker;
+    const struct reading *r = ctx;
+    uint64_t from = (uint64_t)item * READ_ITEM, left = r->bytes - from;
+    r->read(r->memory + from, left < READ_ITEM ? left : READ_ITEM);
+}
+
+/* All threads read all of it, `times` times: GB/s. */
+static double read_rate(struct reading *r, uint64_t (*read)(const void *, uint64_t), int times)
+{
+    uint64_t began = clock_now_ns();
+    r->read = read;
+    for (int i = 0; i < times; i++) {
+        pool_run(r->pool, read_item, r, (uint32_t)((r->bytes + READ_ITEM - 1) / READ_ITEM));
+    }
+    return (double)r->bytes * times / (double)(clock_now_ns() - began);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void put_values(struct bench *b, const char *name, double *of, const char *unit)
+{
+    char least[64], most[64];
+    qsort(of, PAIRS, sizeof *of, by_value);
+    snprintf(least, sizeof least, "%s_min", name);
+    snprintf(most, sizeof most, "%s_max", name);
+    figure(&b->out, name, of[PAIRS / 2]);
+    figure(&b->out, least, of[0]);
+    figure(&b->out, most, of[PAIRS - 1]);
+    printf("%-20s %8.3g %s (%.3g .. %.3g)\n", name, of[PAIRS / 2], unit, of[0], of[PAIRS - 1]);
+}
+
+/* The memory's speed changes from second to second, so slices of decoding and of reading as many
+ * bytes from the same kind of pages take turns.  Reading is done in two ways, half of the bytes
+ * each, and the faster one counts. */
+static void measure_share(struct bench *b)
+{
+    const char *only = getenv("ONLY");
+    if ((only && strcmp(only, "share") != 0) || b->config.isa == ISA_PLAIN) return;
+    double decode[PAIRS], read[PAIRS], share[PAIRS];
+    uint64_t weights = backend_cpu.packed_bytes(b->model, b->config.isa);
+    uint64_t kv = (uint64_t)b->shape.layers * b->shape.token_bytes * PAIR_DEPTH;
+    uint64_t bytes = (weights + kv) / 4096 * 4096, room = bytes + 4096 * 4;
+    uint8_t *memory = pages_take(room);
+    memset(memory, 1, room);
+    struct reading r = { .pool = pool_open(b->threads, 0), .memory = memory, .bytes = bytes };
+    for (int i = 0; i < PAIRS; i++) {
+        uint64_t began = clock_now_ns();
+        for (uint32_t t = 0; t < PAIR_STEPS; t++) even_step(b, 1, PAIR_DEPTH + t, 1);
+        decode[i] = (double)bytes * PAIR_STEPS / (double)(clock_now_ns() - began);
+        double plain = read_rate(&r, peak_read_avx2, PAIR_STEPS / 2);
+        double ahead = read_rate(&r, peak_read_ahead_avx2, PAIR_STEPS / 2);
+if (getenv("V")) printf("%.1f/%.1f ", plain, ahead);
+        read[i] = plain > ahead ? plain : ahead;
+        share[i] = decode[i] / read[i];
+    }
+    put_values(b, "decoding_share", share, "of reading");
+    put_values(b, "decoding_gb_s", decode, "GB/s");
+    put_values(b, "reading_gb_s", read, "GB/s");
+    pool_close(r.pool);
+    pages_give(memory, room);
+}
+
+/* --- at depth -------------------------------------------------------------------------------- */
 
 /* Real KV up to DEEP: that of a prompt, again and again.  (Pages that nobody wrote are all one page
  * of zeros, which a cache holds.) */
@@ -307,6 +390,7 @@ int main(int argc, char **argv)
         measure(b, "prefill_512", 1, 0, 512, 2);
         measure(b, "prefill_2048", 1, 0, 2048, 1);
         measure(b, "decode_1", 1, 64, 1, 40);
+        measure_share(b);
         measure(b, "decode_8", 8, 256, 1, 10);
         measure(b, "decode_32", 32, 64, 1, 4);     /* as llama-batched-bench: 64 .. 95 */
     }
