@@ -115,6 +115,12 @@ struct queries {
     float *out[QUERIES_MAX];
 };
 
+/* An item's results go into u->attended from where they were summed, not by way of heads_out. */
+static bool stored_at_once(const struct cpu *u)
+{
+    return attend_stores(u) && query_heads(u) <= QUERIES_MAX;
+}
+
 static void gather(const struct cpu *u, const struct attend_item *it, uint32_t first_head,
                    uint32_t heads, struct attend_scratch *s, struct queries *qs)
 {
@@ -126,8 +132,9 @@ static void gather(const struct cpu *u, const struct attend_item *it, uint32_t f
             uint32_t n = qs->count++;
             qs->q[n] = u->qkv + (uint64_t)r * stride + i * size;
             qs->seen[n] = u->row[r].position + 1;
-            qs->out[n] = u->heads_out + ((uint64_t)r * h->heads + i) * size;
             qs->state[n] = (struct partial){ .max = -INFINITY, .out = s->outs + n * size };
+            qs->out[n] = stored_at_once(u) ? qs->state[n].out :
+                         u->heads_out + ((uint64_t)r * h->heads + i) * size;
         }
     }
 }
@@ -176,17 +183,18 @@ static void finish(const struct cpu *u, struct queries *qs)
 {
     for (uint32_t i = 0; i < qs->count; i++) {
         float inverse = 1 / qs->state[i].sum;
-        for (uint32_t d = 0; d < u->model->h.head_dim; d++) {
-            qs->out[i][d] = qs->state[i].out[d] * inverse;
-        }
+        u->k->scale(qs->state[i].out, inverse, u->model->h.head_dim, qs->out[i]);
     }
 }
 
-static void store(struct cpu *u, const struct attend_item *it)
+static void store(struct cpu *u, const struct attend_item *it, const struct attend_scratch *s)
 {
     uint32_t width = query_heads(u) * u->model->h.head_dim, first = it->head * width;
-    for (uint32_t r = it->row; attend_stores(u) && r < it->row + it->rows; r++) {
-        const float *out = u->heads_out + (uint64_t)r * u->attended.k + first;
+    acts_fetch(&u->attended, it->row, it->rows, first, width);
+    for (uint32_t i = 0; attend_stores(u) && i < it->rows; i++) {
+        uint32_t r = it->row + i;
+        const float *out = stored_at_once(u) ? s->outs + (uint64_t)i * width :
+                           u->heads_out + (uint64_t)r * u->attended.k + first;
         acts_store(u, out, width, &u->attended, r, first);
     }
 }
@@ -228,7 +236,7 @@ static void merge_one(void *ctx, uint32_t item, uint32_t worker)
         }
     }
     finish(u, &qs);
-    store(u, it);
+    store(u, it, &u->scratch[worker]);
 }
 
 static void attend_one(void *ctx, uint32_t item, uint32_t worker)
@@ -245,7 +253,7 @@ static void attend_one(void *ctx, uint32_t item, uint32_t worker)
         walk(u, it, c->layer, &qs, s);
         finish(u, &qs);
     }
-    store(u, it);
+    store(u, it, s);
 }
 
 void attend(struct cpu *u, uint32_t layer)

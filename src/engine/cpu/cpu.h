@@ -122,6 +122,18 @@ bool attend_stores(const struct cpu *u);
 enum err cpu_step(void *self, const struct step *s);
 enum err cpu_sample(void *self, struct sample_job *jobs, uint32_t count);
 
+/* Fetches what acts_store() will write of some rows: other threads had it last. */
+static inline void acts_fetch(const struct acts *a, uint32_t row, uint32_t rows, uint32_t first,
+                              uint32_t n)
+{
+    for (uint32_t r = row / ROW_GROUP * ROW_GROUP; a->q && r < row + rows; r += ROW_GROUP) {
+        const struct act_block *b = a->q + (uint64_t)(r / ROW_GROUP) * (a->k / 32) + first / 32;
+        for (const char *at = (const char *)b; at < (const char *)(b + n / 32); at += 64) {
+            fetch_to_write(at);
+        }
+    }
+}
+
 /* Puts n values into whatever forms `a` has. */
 static inline void acts_store(const struct cpu *u, const float *x, uint32_t n,
                               const struct acts *a, uint32_t row, uint32_t first)

@@ -23,6 +23,16 @@ enum {
     KEY_QUERIES_MAX = 16,             /* that the rounding of a key looks at                  */
 };
 
+/* Brings a line here that will be written. */
+static inline void fetch_to_write(const void *at)
+{
+#if defined __x86_64__
+    __asm__ volatile("prefetchw %0" : : "m"(*(const char *)at));
+#else
+    __builtin_prefetch(at, 1, 3);
+#endif
+}
+
 /* Of 32 values x ~ scale * v of each of 16 rows. */
 struct act_scales {
     float scale[ROW_GROUP];
@@ -149,6 +159,7 @@ struct kernels {
     /* Makes `pairs` and `units` of rows row .. row+rows-1, which are in q.  NULL: no such forms. */
     void (*pair)(const struct acts *a, uint32_t row, uint32_t rows);
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);
+    void (*scale)(const float *x, float by, uint32_t n, float *out);
     /* Rotates the first `dims` of a head's S values (pairs: i with i ^ 1; else i with i + dims/2)
      * and multiplies all by `scale`: x[i] * cosines[i] + partner * sines[i], signs being in
      * `sines`. */

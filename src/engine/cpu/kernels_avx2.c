@@ -273,7 +273,8 @@ static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, ui
 }
 
 const struct kernels kernels_avx2 = {
-    .norm = rows_norm, .quantize = rows_quantize, .swiglu = rows_swiglu, .rotate = rows_rotate,
+    .norm = rows_norm, .quantize = rows_quantize, .swiglu = rows_swiglu, .scale = rows_scale,
+    .rotate = rows_rotate,
     .mix = rows_mix, .to_half = rows_to_half,
     .to_byte = rows_to_byte, .gemm = gemm, .tile = attend_tile, .merge = attend_merge,
 };

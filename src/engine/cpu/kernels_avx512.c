@@ -278,7 +278,7 @@ static void tile_bf16(const struct kv_view *kv, uint32_t tile, const float *cons
 #define TABLE(tile_fn)                                                                            \
     {                                                                                             \
         .norm = rows_norm, .quantize = rows_quantize, .pair = rows_pair, .swiglu = rows_swiglu,   \
-        .rotate = rows_rotate, .mix = rows_mix, .to_half = rows_to_half,                          \
+        .scale = rows_scale, .rotate = rows_rotate, .mix = rows_mix, .to_half = rows_to_half,     \
         .to_byte = rows_to_byte, .gemm = gemm, .tile = tile_fn, .merge = attend_merge,            \
     }
 const struct kernels kernels_avx512 = TABLE(tile_any);

@@ -18,6 +18,11 @@ static void norm(const float *x, const float *weight, float eps, uint32_t n, flo
     for (uint32_t i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
 }
 
+static void scale(const float *x, float by, uint32_t n, float *out)
+{
+    for (uint32_t i = 0; i < n; i++) out[i] = x[i] * by;
+}
+
 static void swiglu(const float *gate, const float *up, uint32_t n, float *out)
 {
     for (uint32_t i = 0; i < n; i++) out[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
@@ -284,7 +289,7 @@ static void merge(struct partial *into, const struct partial *later, uint32_t he
 }
 
 const struct kernels kernels_plain = {
-    .norm = norm, .swiglu = swiglu, .rotate = rotate, .mix = mix,
+    .norm = norm, .swiglu = swiglu, .scale = scale, .rotate = rotate, .mix = mix,
     .to_half = to_half, .to_byte = to_byte,
     .gemm = gemm, .tile = tile, .merge = merge,
 };

@@ -162,6 +162,7 @@ INLINE void pair_panel(const struct matrix *m, const uint8_t *panel, const struc
 {
     const uint32_t group = row / ROW_GROUP;
     struct totals t;
+    for (uint32_t r = 0; most > 4 && r < rows; r++) fetch_to_write(to->out + r * to->stride);
     UNROLL for (int r = 0; r < most; r++) t.of_d[r] = t.of_m[r] = vf_zero();
     if (most > 4) HIDE(t);
     pair_rows(m, panel, a->q + (uint64_t)group * (a->k / 32),

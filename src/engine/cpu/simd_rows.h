@@ -17,6 +17,11 @@ static void rows_norm(const float *x, const float *weight, float eps, uint32_t n
     }
 }
 
+static void rows_scale(const float *x, float by, uint32_t n, float *out)
+{
+    for (uint32_t i = 0; i < n; i += LANES) vf_store(out + i, vf_load(x + i) * vf_all(by));
+}
+
 static void rows_swiglu(const float *gate, const float *up, uint32_t n, float *out)
 {
     const vf one = vf_all(1.0f);

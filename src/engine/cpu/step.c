@@ -99,6 +99,7 @@ static void norm_item(void *ctx, uint32_t item, uint32_t worker)
     struct phase *f = ctx;
     struct cpu *u = f->u;
     uint32_t dim = u->model->h.dim;
+    acts_fetch(&u->normed, item * f->rows_each, row_end(f, item) - item * f->rows_each, 0, dim);
     for (uint32_t r = item * f->rows_each; r < row_end(f, item); r++) {
         float *normed = u->tiles[worker];
         u->k->norm(u->x + (uint64_t)r * dim, f->weight, u->model->h.norm_eps, dim, normed);
@@ -232,6 +233,7 @@ static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
     uint32_t column = panel * PANEL, columns = y->gate.out - column;
     if (columns > width) columns = width;
     float *gate = u->tiles[worker], *up = gate + TILE_ROWS * FFN_COLUMNS;
+    acts_fetch(&u->hidden, row0, rows, column, columns);
     u->k->gemm(&y->gate, &u->normed, row0, rows, panel, panels, gate, width, false);
     u->k->gemm(&y->up, &u->normed, row0, rows, panel, panels, up, width, false);
     for (uint32_t r = 0; r < rows; r++) {
