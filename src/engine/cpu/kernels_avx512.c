@@ -146,6 +146,7 @@ INLINE void rows_panel(const struct matrix *m, const uint8_t *panel, const struc
     const uint64_t step = wide ? sizeof(struct wide_block) : sizeof(struct act_block);
     const uint8_t *scales = panel + (uint64_t)blocks * quant_bytes;
     const uint64_t each = (m->panel_bytes - (uint64_t)blocks * quant_bytes) / blocks;
+    if (form == SCALES_HALF || form == SCALES_HALF_MIN) scales += panel_head_bytes(m->scales);
     vf total[ROW_GROUP];
     UNROLL for (int r = 0; r < rows; r++) total[r] = vf_zero();
     for (uint32_t b = 0; b < blocks; b++, panel += quant_bytes) {
@@ -223,18 +224,20 @@ static const struct act_scales *group_at(const struct acts *a, uint32_t row)
 static void group_gemm(const struct matrix *m, const struct acts *a, uint32_t row, uint32_t rows,
                        uint32_t panel0, uint32_t panels, float *out, uint64_t stride, bool add)
 {
-    const bool pairs = matrix_has_pairs(m) && !a->wide;
     for (uint32_t p = 0; p < panels; p++, out += PANEL) {
         const uint8_t *panel = m->data + (panel0 + p) * m->panel_bytes;
+        const enum panel_scales form = panel_form(m, panel);
+        const uint64_t head = (uint64_t)(m->in / 32) * panel_quant_bytes(m->kind);
+        prefetch_panel(panel + head + m->panel_bytes, panel_head_bytes(m->scales), false);
         uint32_t columns = m->out - (panel0 + p) * PANEL;
         if (columns > PANEL) columns = PANEL;
-        if (pairs) {
+        if (form >= SCALES_PAIR && !a->wide) {
             struct result to = { out, stride, columns, add };
             pair_for(m, rows)(m, panel, a, row, rows, &to);
             continue;
         }
         vf acc[ROW_GROUP];
-        groups[m->kind][m->scales][a->wide != NULL](m, panel, group_at(a, row), rows, acc);
+        groups[m->kind][form][a->wide != NULL](m, panel, group_at(a, row), rows, acc);
         for (uint32_t i = 0; i < rows; i++) put(out + i * stride, &acc[i], columns, add);
     }
 }

@@ -19,7 +19,7 @@ struct image_head {
 _Static_assert(sizeof(struct image_head) == 64, "panels stay aligned");
 
 static const char image_magic[8] = "rspanel";
-enum { IMAGE_VERSION = 3 };
+enum { IMAGE_VERSION = 4 };
 
 static uint64_t round_up(uint64_t n, uint64_t to)
 {
@@ -292,6 +292,28 @@ static void pack_pairs(const struct matrix *m, const float *d, const float *low,
     }
 }
 
+/* Do the blocks of one of a panel's outputs differ too much in size for whole-number scales?
+ * (Blocks of zeros do not count; what is no number shows in either form.) */
+static bool differ_too_much(const struct matrix *m, uint32_t panel)
+{
+    const struct gguf_tensor *t = m->from;
+    uint32_t blocks = m->in / 32, bytes = tensor_block_bytes(t->type);
+    for (uint32_t o = panel * PANEL; o < panel * PANEL + PANEL && o < m->out; o++) {
+        const uint8_t *block = (const uint8_t *)t->data + (uint64_t)o * blocks * bytes;
+        float least = INFINITY, most = 0;
+        for (uint32_t b = 0; b < blocks; b++, block += bytes) {
+            uint16_t half[2] = { 0 };
+            memcpy(half, block, m->scales == SCALES_PAIR_MIN ? 4 : 2);
+            float d = half_to_float(half[0]), low = half_to_float(half[1]);
+            float size = 8 * fabsf(d) + (m->scales == SCALES_PAIR_MIN ? fabsf(low + 8 * d) : 0);
+            most = fmaxf(most, size);
+            if (size > 0) least = fminf(least, size);
+        }
+        if (most > PAIR_RANGE * least) return true;
+    }
+    return false;
+}
+
 /* `room`: floats, two for each block. */
 static void pack_quant_panel(const struct matrix *m, uint32_t panel, float *room, uint8_t *out)
 {
@@ -300,7 +322,13 @@ static void pack_quant_panel(const struct matrix *m, uint32_t panel, float *room
     uint64_t row_bytes = (uint64_t)(m->in / tensor_block_values(t->type)) *
                          tensor_block_bytes(t->type);
     uint8_t *scales = out + (uint64_t)blocks * quant_bytes;
-    const bool pairs = matrix_has_pairs(m);
+    const bool pairs = matrix_has_pairs(m) && !differ_too_much(m, panel);
+    const enum panel_scales form = pairs || !matrix_has_pairs(m) ? m->scales :
+                                   panel_form_instead(m->scales);
+    if (form != m->scales) {
+        *(float *)(void *)scales = PAIR_NOT;
+        scales += panel_head_bytes(m->scales);
+    }
     for (uint32_t o = 0; o < PANEL && panel * PANEL + o < m->out; o++) {
         const uint8_t *row = (const uint8_t *)t->data + (panel * PANEL + o) * row_bytes;
         for (uint32_t b = 0; b < blocks; b++) {
@@ -309,7 +337,7 @@ static void pack_quant_panel(const struct matrix *m, uint32_t panel, float *room
             uint8_t *at = out + (uint64_t)b * quant_bytes + 4 * o;
             for (uint32_t line = 0; line < 8; line++) pack_four(m->kind, u.q + 4 * line, line, at);
             if (!pairs) {
-                pack_scales(m->scales, &u, b, o, scales);
+                pack_scales(form, &u, b, o, scales);
                 continue;
             }
             room[b] = half_to_float(u.d);
