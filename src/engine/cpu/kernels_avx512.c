@@ -149,11 +149,14 @@ INLINE void rows_panel(const struct matrix *m, const uint8_t *panel, const struc
     if (form == SCALES_HALF || form == SCALES_HALF_MIN) scales += panel_head_bytes(m->scales);
     vf total[ROW_GROUP];
     UNROLL for (int r = 0; r < rows; r++) total[r] = vf_zero();
-    for (uint32_t b = 0; b < blocks; b++, panel += quant_bytes) {
+    const bool pairs = form >= SCALES_PAIR;
+    if (pairs) scales = panel;
+    for (uint32_t b = 0; b < blocks; b++) {
+        const uint8_t *quants = panel + (pairs ? pair_quants_at(form, b) : b * quant_bytes);
         __m512i w[8];
-        load_quants(panel, kind, w);
-        prefetch_panel(panel + m->panel_bytes, quant_bytes, rows > 8);
-        if (rows <= 8) prefetch_panel(scales + b * each + m->panel_bytes, 64, false);
+        load_quants(quants, kind, w);
+        prefetch_panel(quants + m->panel_bytes, quant_bytes, rows > 8);
+        if (rows <= 8 && !pairs) prefetch_panel(scales + b * each + m->panel_bytes, 64, false);
         struct block_scales s = block_scales(scales, form, b, 0);
         const int most = form == SCALES_K6 ? (AT_ONCE + 1) / 2 : AT_ONCE;
         const int n = rows < most ? rows : most;

@@ -283,12 +283,12 @@ static void pack_pairs(const struct matrix *m, const float *d, const float *low,
 {
     float *unit = (float *)(void *)out + o;
     uint32_t blocks = m->in / 32;
-    out += 4 * o;
+    out += 512 + 4 * o;
     if (m->scales == SCALES_PAIR) {
-        *unit = pack_whole(d, blocks, PAIR_BYTES, out + PAIR_HEAD);
+        *unit = pack_whole(d, blocks, PAIR_STEP, out + PAIR_HEAD);
     } else {
-        unit[0] = pack_whole(d, blocks, PAIR_MIN_BYTES, out + PAIR_MIN_HEAD);
-        unit[PANEL] = pack_whole(low, blocks, PAIR_MIN_BYTES, out + PAIR_MIN_HEAD + PAIR_BYTES);
+        unit[0] = pack_whole(d, blocks, PAIR_MIN_STEP, out + PAIR_MIN_HEAD);
+        unit[PANEL] = pack_whole(low, blocks, PAIR_MIN_STEP, out + PAIR_MIN_HEAD + PAIR_BYTES);
     }
 }
 
@@ -334,7 +334,8 @@ static void pack_quant_panel(const struct matrix *m, uint32_t panel, float *room
         for (uint32_t b = 0; b < blocks; b++) {
             struct unpacked u;
             unpack(t, row, b, &u);
-            uint8_t *at = out + (uint64_t)b * quant_bytes + 4 * o;
+            uint8_t *at = out + 4 * o + (pairs ? pair_quants_at(m->scales, b) :
+                                                 (uint64_t)b * quant_bytes);
             for (uint32_t line = 0; line < 8; line++) pack_four(m->kind, u.q + 4 * line, line, at);
             if (!pairs) {
                 pack_scales(form, &u, b, o, scales);
@@ -343,7 +344,7 @@ static void pack_quant_panel(const struct matrix *m, uint32_t panel, float *room
             room[b] = half_to_float(u.d);
             room[blocks + b] = half_to_float(u.m) + 8 * room[b];
         }
-        if (pairs) pack_pairs(m, room, room + blocks, o, scales);
+        if (pairs) pack_pairs(m, room, room + blocks, o, out);
     }
 }
 

@@ -3,7 +3,9 @@
  * The image is position independent.  AVX2's and AVX-512's differ in the scales of 4-bit blocks
  * only; the plain path has floats.
  * A panel is, for its 16 outputs: all 32-value blocks' quants, then their scales; it takes about
- * as many bits a weight as the file.
+ * as many bits a weight as the file.  In the PAIR forms units come first, and each two blocks'
+ * scales follow their quants: one row reads memory in one run, which the processor fetches ahead
+ * best.
  *
  * Quants of a block are 8 lines of 16 outputs x 4 values: value 4j+i of output o is byte 4o+i of
  * line j, so that one 32-bit broadcast of four activations meets 16 outputs.
@@ -18,10 +20,10 @@
  *             block: scale, min (8 bits)
  *   K6        of 8 blocks: d (F16), then of each half   w = d*scale*(q - 32)
  *             block: scale (8 bits, signed)
- *   PAIR      of all blocks: unit (float); then of each   w = unit*d*(q - 8)
+ *   PAIR      of all blocks: unit (float); of each        w = unit*d*(q - 8)
  *             two: their d (16 bits, the second's first)
- *   PAIR_MIN  of all blocks: two units (float); then of   w = unit0*d*(q - 8) + unit1*m
- *             each two: their d, their m (16 bits)
+ *   PAIR_MIN  of all blocks: two units (float); of each   w = unit0*d*(q - 8) + unit1*m
+ *             two: their d, their m (16 bits)
  * The PAIR forms are AVX-512's for Q4_0 and Q4_1 (simd_pairs.h): an output's d are whole numbers,
  * the largest is PAIR_MOST; so are its m.  A panel where that would lose too much (an output's
  * blocks differ in size by more than PAIR_RANGE) has PAIR_NOT as its first unit, and HALF's or
@@ -51,6 +53,9 @@ enum {
     K6_HEAD_BYTES = 2 * PANEL, K6_BYTES = K6_HEAD_BYTES + 8 * 2 * PANEL,
     PAIR_HEAD = 4 * PANEL, PAIR_BYTES = 4 * PANEL,
     PAIR_MIN_HEAD = 2 * PAIR_HEAD, PAIR_MIN_BYTES = 2 * PAIR_BYTES,
+};
+enum {                                /* two blocks with their quants */
+    PAIR_STEP = 512 + PAIR_BYTES, PAIR_MIN_STEP = 512 + PAIR_MIN_BYTES,
 };
 #define PAIR_MOST 32767.0f
 #define PAIR_RANGE 32.0f
@@ -90,6 +95,18 @@ static inline bool matrix_is_float(const struct matrix *m)
 static inline bool matrix_has_pairs(const struct matrix *m)
 {
     return m->scales == SCALES_PAIR || m->scales == SCALES_PAIR_MIN;
+}
+
+/* Where in a panel of a PAIR form block b's quants are, and the numbers of its pair. */
+static inline uint64_t pair_quants_at(enum panel_scales form, uint32_t b)
+{
+    return form == SCALES_PAIR ? PAIR_HEAD + (uint64_t)(b / 2) * PAIR_STEP + b % 2 * 256 :
+                                 PAIR_MIN_HEAD + (uint64_t)(b / 2) * PAIR_MIN_STEP + b % 2 * 256;
+}
+
+static inline uint64_t pair_scales_at(enum panel_scales form, uint32_t b)
+{
+    return pair_quants_at(form, b / 2 * 2) + 512;
 }
 
 /* Bytes of a block's quants in a panel. */

@@ -128,20 +128,19 @@ INLINE void second_of_pair(__m512i *sum, const __m512i w[8], const int8_t (*q)[3
 INLINE void pair_rows(const struct matrix *m, const uint8_t *panel, const struct act_block *x,
                       const struct act_pair *y, int rows, bool min, struct totals *t)
 {
-    const uint32_t pairs = m->in / 64, step = min ? PAIR_MIN_BYTES : PAIR_BYTES;
-    const uint8_t *scales = panel + (uint64_t)pairs * 512 + (min ? PAIR_MIN_HEAD : PAIR_HEAD);
+    const uint32_t pairs = m->in / 64, step = min ? PAIR_MIN_STEP : PAIR_STEP;
     const int n = rows < AT_ONCE ? rows : AT_ONCE;
-    for (uint32_t p = 0; p < pairs; p++, panel += 512, scales += step, x += 2, y++) {
+    panel += min ? PAIR_MIN_HEAD : PAIR_HEAD;
+    for (uint32_t p = 0; p < pairs; p++, panel += step, x += 2, y++) {
         __m512i w[8], sum[ROW_GROUP];
         load_quants(panel, PANEL_Q4, w);
-        prefetch_panel(panel + m->panel_bytes, 512, rows > 8);
-        if (rows <= 8) prefetch_panel(scales + m->panel_bytes, step, false);
+        prefetch_panel(panel + m->panel_bytes, step, rows > 8);
         UNROLL for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_si512();
         UNROLL for (int r = 0; r < rows; r += n) dot(sum + r, w, x[0].q + r, n, 0, 8);
         load_quants(panel + 256, PANEL_Q4, w);
         UNROLL for (int r = 0; r < rows; r += n) {
             second_of_pair(sum + r, w, x[1].q + r, y->start + r, n);
-            add_pair(t, sum, scales, y, r, n, min);
+            add_pair(t, sum, panel + 512, y, r, n, min);
             if (rows > 4) HIDE(*t);
         }
     }
@@ -178,8 +177,7 @@ INLINE void pair_panel(const struct matrix *m, const uint8_t *panel, const struc
     if (most > 4) HIDE(t);
     pair_rows(m, panel, a->q + (uint64_t)group * (a->k / 32),
               a->pairs + (uint64_t)group * (a->k / 64), most, min, &t);
-    put_totals(&t, (const float *)(const void *)(panel + (uint64_t)m->in * 8), a->units + group,
-               rows, min, to);
+    put_totals(&t, (const float *)(const void *)panel, a->units + group, rows, min, to);
 }
 
 typedef void pair_fn(const struct matrix *, const uint8_t *panel, const struct acts *,

@@ -18,26 +18,25 @@ INLINE vf one_of_pair(const uint8_t *at, bool second)
 }
 
 /* The PAIR forms as floats (for 16-bit activations). */
-INLINE struct block_scales pair_scales(const uint8_t *at, bool min, uint32_t b)
+INLINE struct block_scales pair_scales(const uint8_t *panel, enum panel_scales form, uint32_t b)
 {
-    const float *unit = (const float *)(const void *)at;
-    uint64_t own = min ? PAIR_MIN_HEAD + (uint64_t)(b / 2) * PAIR_MIN_BYTES
-                       : PAIR_HEAD + (uint64_t)(b / 2) * PAIR_BYTES;
-    struct block_scales s = { .d = vf_load(unit) * one_of_pair(at + own, b % 2) };
-    if (!min) return s;
-    vf m = vf_load(unit + PANEL) * one_of_pair(at + own + PAIR_BYTES, b % 2);
+    const float *unit = (const float *)(const void *)panel;
+    const uint8_t *at = panel + pair_scales_at(form, b);
+    struct block_scales s = { .d = vf_load(unit) * one_of_pair(at, b % 2) };
+    if (form == SCALES_PAIR) return s;
+    vf m = vf_load(unit + PANEL) * one_of_pair(at + PAIR_BYTES, b % 2);
     s.low = m - s.d * vf_all(8);
     return s;
 }
 #endif
 
-/* Of block b, outputs first .. first+LANES-1. */
+/* Of block b, outputs first .. first+LANES-1; of PAIR forms `at` is the panel. */
 INLINE struct block_scales block_scales(const uint8_t *at, enum panel_scales form, uint32_t b,
                                         uint32_t first)
 {
     struct block_scales s;
 #ifdef __AVX512F__
-    if (form >= SCALES_PAIR) return pair_scales(at, form == SCALES_PAIR_MIN, b);
+    if (form >= SCALES_PAIR) return pair_scales(at, form, b);
 #endif
     if (form == SCALES_HALF) {
         s.d = vf_load_half(at + (uint64_t)b * HALF_BYTES + 2 * first);
