@@ -180,7 +180,7 @@ static void avx512_stays_within_8_bit_bounds(void **state)
 static void bfloat16_attention_stays_within_8_bit_bounds(void **state)
 {
     (void)state;
-    check(&(struct run){ ISA_AVX512_BF16, false, KV_F16 }, 0.975, 0.065);
+    check("avx512_bf16", run_f16(ISA_AVX512_BF16), 0.975, 0.065);
 }
 
 /* What a KV type adds to the distance from the oracle, and how far it is from F16. */
