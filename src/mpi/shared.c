@@ -1,27 +1,45 @@
 /* mpi/shared.c - see shared.h. */
 #include "mpi/shared.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/mem.h"
 
-int shared_file(const char *name, uint64_t bytes)
+int shared_file(const char *name, uint64_t bytes, struct shared_name *out)
 {
+    struct stat st;
     int fd = memfd_create(name, MFD_CLOEXEC);
-    if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) return fd;
+    *out = (struct shared_name){ .pid = (int)getpid(), .fd = -1 };
+    if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0 && fstat(fd, &st) == 0) {
+        out->device = st.st_dev;
+        out->inode = st.st_ino;
+        return out->fd = fd;
+    }
     if (fd >= 0) close(fd);
     return -1;
 }
 
-int shared_find(int pid, int fd)
+/* Looked at before it is opened: what another process has there may be anything. */
+static bool is_that(const char *path, const struct shared_name *n)
+{
+    struct stat st;
+    if (stat(path, &st) != 0) return false;
+    if (st.st_dev == n->device && st.st_ino == n->inode) return true;
+    errno = ESTALE;
+    return false;
+}
+
+int shared_find(const struct shared_name *n)
 {
     char path[64];
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
-    return open(path, O_RDWR | O_CLOEXEC);
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", n->pid, n->fd);
+    return is_that(path, n) ? open(path, O_RDWR | O_CLOEXEC) : -1;
 }
 
 static void *map(int fd, uint64_t bytes)
@@ -31,11 +49,9 @@ static void *map(int fd, uint64_t bytes)
     return at == MAP_FAILED ? NULL : at;
 }
 
-struct made { int pid, fd; };
-
-static void *map_theirs(const struct made *m, uint64_t bytes)
+static void *map_theirs(const struct shared_name *n, uint64_t bytes)
 {
-    int fd = bytes && m->fd >= 0 ? shared_find(m->pid, m->fd) : -1;
+    int fd = bytes && n->fd >= 0 ? shared_find(n) : -1;
     void *at = map(fd, bytes);
     if (fd >= 0) close(fd);           /* the mapping lives on */
     return at;
@@ -44,8 +60,8 @@ static void *map_theirs(const struct made *m, uint64_t bytes)
 void *shared_each(const struct job *j, const char *name, uint64_t bytes, struct shared_with *out)
 {
     size_t ranks = (size_t)j->host_size;
-    struct made mine = { (int)getpid(), bytes ? shared_file(name, bytes) : -1 };
-    struct made *all = mem_array(ranks, sizeof *all);
+    struct shared_name mine = { .fd = -1 }, *all = mem_array(ranks, sizeof *all);
+    if (bytes) shared_file(name, bytes, &mine);
     int *seen = mem_array(2 * ranks, sizeof *seen), *by = seen + ranks;
     void *at = map(mine.fd, bytes);
     MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, j->host_comm);

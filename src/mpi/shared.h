@@ -11,10 +11,17 @@
 
 #include "mpi/job.h"
 
+/* What others need to find a file by: plain bytes, which go over MPI. */
+struct shared_name {
+    uint64_t device, inode;           /* the file's own: PIDs may mean others elsewhere */
+    int pid, fd;                      /* where it is open; fd -1: there is none */
+};
+
 /* A file of so many zeros in memory; -1 and errno. */
-int shared_file(const char *name, uint64_t bytes);
-/* The same one, which another process of this host has as `fd`; -1 and errno. */
-int shared_find(int pid, int fd);
+int shared_file(const char *name, uint64_t bytes, struct shared_name *out);
+/* The same one, which another process of this host made; -1 and errno, ESTALE when what is found
+ * is not that: in a PID namespace of its own a rank would find itself. */
+int shared_find(const struct shared_name *n);
 
 /* One of these for each rank of the host. */
 struct shared_with {

@@ -76,15 +76,15 @@ static void take_huge_pages(int fd, uint64_t bytes)
 static enum err shared_open(struct shared *s, const struct job *j, const char *name,
                             struct why *why)
 {
-    int where[2] = { (int)getpid(), -1 };
+    struct shared_name where;
     if (j->host_rank == 0) {
-        where[1] = s->fd = shared_file(name, file_bytes(s->bytes));
+        s->fd = shared_file(name, file_bytes(s->bytes), &where);
         if (s->fd >= 0) take_huge_pages(s->fd, file_bytes(s->bytes));
     }
-    job_broadcast(j, j->host_comm, where, sizeof where);
-    if (j->host_rank != 0 && where[1] >= 0) s->fd = shared_find(where[0], where[1]);
+    job_broadcast(j, j->host_comm, &where, sizeof where);
+    if (j->host_rank != 0 && where.fd >= 0) s->fd = shared_find(&where);
     enum err e = OK;
-    if (where[1] < 0 || s->fd < 0)
+    if (where.fd < 0 || s->fd < 0)
         e = why_set(why, ERR_MEMORY, "rank %d: no shared memory of %llu bytes: %s", j->rank,
                     (unsigned long long)s->bytes, strerror(errno));
     return e ? e : shared_map(s, PROT_READ | PROT_WRITE, why);

@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+import job as job_module
 import link_client as link
 from job import MODEL, Job
 from service import LONG, PATIENCE
@@ -453,6 +454,30 @@ def test_every_rank_as_a_host_of_its_own_gives_the_same():
     want = answers("null", SHAPES[0], env=FAST, count=4)
     env = dict(FAST, RANKSERVE_FAKE_HOSTS="1")
     assert answers("null", SHAPES[1], env=env, count=4) == want
+
+
+ALONE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def has_pid_namespaces():
+    try:
+        return subprocess.run([*ALONE, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_pid_namespaces(), reason="needs PID namespaces")
+def test_ranks_with_pid_namespaces_of_their_own_share_no_memory_and_serve(tmp_path, monkeypatch):
+    program = tmp_path / "rank"  # each finds itself where it looks for another: all are number 1
+    program.write_text(f'#!/bin/sh\nexec {" ".join(ALONE)} {job_module.PROGRAM} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(job_module, "PROGRAM", str(program))
+    with Job(prefill=1, decode=1, env=FAST, network=("--mca", "btl", "self,tcp")) as job:
+        c = job.client()
+        for i in range(3):
+            assert len(c.generate(prompt(i, 150), max_tokens=5).ids) == 5
+        assert c.home()
+        assert "breaks the protocol" not in job.log()
 
 
 def test_help_is_printed_once():
