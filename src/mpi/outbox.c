@@ -14,13 +14,14 @@
 enum { PAGE = 4096 };
 
 struct words {                        /* of one reader */
-    _Alignas(64) _Atomic uint32_t read;   /* messages; the reader's */
+    _Alignas(64) _Atomic uint64_t read;   /* messages; the reader's */
     _Atomic uint32_t waits;           /* 1: the writer wants to hear of the next one read */
 };
 
 struct place {
     bool used;
-    uint32_t reader, number;          /* free when that one has read so many */
+    uint32_t reader;
+    uint64_t number;                  /* free when that one has read so many */
 };
 
 struct outbox {
@@ -28,7 +29,7 @@ struct outbox {
     uint8_t *places;
     size_t place_bytes;
     uint32_t readers;
-    uint32_t *taken;                  /* by reader */
+    uint64_t *taken;                  /* by reader */
     struct place place[OUTBOX_SLOTS];
 };
 
@@ -62,15 +63,14 @@ void outbox_close(struct outbox *o)
     free(o);
 }
 
-static uint32_t unread(const struct outbox *o, uint32_t reader)
+static uint64_t unread(const struct outbox *o, uint32_t reader)
 {
     return o->taken[reader] - atomic_load(&o->words[reader].read);
 }
 
-/* Numbers wrap. */
 static bool is_free(const struct outbox *o, const struct place *p)
 {
-    return !p->used || (int32_t)(atomic_load(&o->words[p->reader].read) - p->number) >= 0;
+    return !p->used || atomic_load(&o->words[p->reader].read) >= p->number;
 }
 
 void *outbox_take(struct outbox *o, uint32_t reader)
