@@ -274,16 +274,20 @@ static bool match_one(struct port *p, enum port_kind kind)
     return true;
 }
 
-/* A message that lies in the peer's outbox; false: there is no such. */
+/* A message that lies in the peer's outbox; false: there is no such.  It counts as read in any
+ * case: the peer would wait for that place for ever. */
 static bool deliver_slot(struct port *p, int from, const struct msg_slot *m)
 {
     const struct inbox *in = &p->peers[from].inbox;
-    const void *data = m ? inbox_look(in, m->slot, m->bytes) : NULL;
-    if (!data || !msg_type_of(data, m->bytes)) return false;
-    p->stats.received += m->bytes;
-    p->sink.message(p->sink.ctx, from, data, m->bytes);
+    if (!m || !in->at) return false;
+    const void *data = inbox_look(in, m->slot, m->bytes);
+    bool fits = data && msg_type_of(data, m->bytes);
+    if (fits) {
+        p->stats.received += m->bytes;
+        p->sink.message(p->sink.ctx, from, data, m->bytes);
+    }
     if (inbox_done(in)) ring(p, from);
-    return true;
+    return fits;
 }
 
 static bool deliver_data(struct port *p, int from, const void *data, size_t bytes)
