@@ -229,7 +229,6 @@ static void measure_share(struct bench *b)
         decode[i] = (double)bytes * PAIR_STEPS / (double)(clock_now_ns() - began);
         double plain = read_rate(&r, peak_read_avx2, PAIR_STEPS / 2);
         double ahead = read_rate(&r, peak_read_ahead_avx2, PAIR_STEPS / 2);
-if (getenv("V")) printf("%.1f/%.1f ", plain, ahead);
         read[i] = plain > ahead ? plain : ahead;
         share[i] = decode[i] / read[i];
     }
