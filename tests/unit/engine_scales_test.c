@@ -190,6 +190,33 @@ static void scales_err_less_than_activations(void **state)
     free(w);
 }
 
+/* Quants of any value, wherever in a panel they lie, are not taken for the mark of a panel whose
+ * scales stay as they are. */
+static void quants_are_never_taken_for_a_mark(void **state)
+{
+    (void)state;
+    static const float mark = PAIR_NOT;
+    struct work *w = mem_alloc(sizeof *w);
+    uint64_t seed = 8;
+    for (enum isa isa = ISA_AVX512; isa <= isa_best(); isa++) {
+        for (uint32_t trial = 0; trial < 4; trial++) {
+            enum tensor_type type = types[trial % 2];
+            uint32_t bytes = tensor_block_bytes(type);
+            fill(w, type, trial / 2 * 12, 1, &seed);
+            for (uint32_t i = 0; i < PANEL * BLOCKS * 4; i++) {
+                memcpy(w->data + (i / 4 + 1) * bytes - 16 + 4 * (i % 4), &mark, sizeof mark);
+            }
+            multiply(w, isa, type);
+            assert_int_equal(w->whole, whole_fits(w, type));
+            for (uint32_t i = 0; i < ROWS * PANEL; i++) {
+                check_product(w, type, i / PANEL, i % PANEL);
+            }
+            acts_close(&w->a);
+        }
+    }
+    free(w);
+}
+
 /* An output with one shows it; its neighbours do not. */
 static void a_scale_that_is_no_number_shows(void **state)
 {
@@ -239,6 +266,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scales_of_a_wide_range_keep_their_bound),
         cmocka_unit_test(scales_err_less_than_activations),
+        cmocka_unit_test(quants_are_never_taken_for_a_mark),
         cmocka_unit_test(a_scale_that_is_no_number_shows),
         cmocka_unit_test(an_activation_that_is_no_number_shows),
     };

@@ -144,13 +144,12 @@ INLINE void rows_panel(const struct matrix *m, const uint8_t *panel, const struc
 {
     const uint32_t blocks = m->in / 32, quant_bytes = panel_quant_bytes(kind);
     const uint64_t step = wide ? sizeof(struct wide_block) : sizeof(struct act_block);
-    const uint8_t *scales = panel + (uint64_t)blocks * quant_bytes;
+    const bool pairs = form >= SCALES_PAIR;
     const uint64_t each = (m->panel_bytes - (uint64_t)blocks * quant_bytes) / blocks;
-    if (form == SCALES_HALF || form == SCALES_HALF_MIN) scales += panel_head_bytes(m->scales);
+    if (form == SCALES_HALF || form == SCALES_HALF_MIN) panel += panel_head_bytes(m->scales);
+    const uint8_t *scales = pairs ? panel : panel + (uint64_t)blocks * quant_bytes;
     vf total[ROW_GROUP];
     UNROLL for (int r = 0; r < rows; r++) total[r] = vf_zero();
-    const bool pairs = form >= SCALES_PAIR;
-    if (pairs) scales = panel;
     for (uint32_t b = 0; b < blocks; b++) {
         const uint8_t *quants = panel + (pairs ? pair_quants_at(form, b) : b * quant_bytes);
         __m512i w[8];
@@ -230,8 +229,7 @@ static void group_gemm(const struct matrix *m, const struct acts *a, uint32_t ro
     for (uint32_t p = 0; p < panels; p++, out += PANEL) {
         const uint8_t *panel = m->data + (panel0 + p) * m->panel_bytes;
         const enum panel_scales form = panel_form(m, panel);
-        const uint64_t head = (uint64_t)(m->in / 32) * panel_quant_bytes(m->kind);
-        prefetch_panel(panel + head + m->panel_bytes, panel_head_bytes(m->scales), false);
+        prefetch_panel(panel + m->panel_bytes, panel_head_bytes(m->scales), false);
         uint32_t columns = m->out - (panel0 + p) * PANEL;
         if (columns > PANEL) columns = PANEL;
         if (form >= SCALES_PAIR && !a->wide) {

@@ -19,7 +19,7 @@ struct image_head {
 _Static_assert(sizeof(struct image_head) == 64, "panels stay aligned");
 
 static const char image_magic[8] = "rspanel";
-enum { IMAGE_VERSION = 4 };
+enum { IMAGE_VERSION = 5 };
 
 static uint64_t round_up(uint64_t n, uint64_t to)
 {
@@ -321,21 +321,22 @@ static void pack_quant_panel(const struct matrix *m, uint32_t panel, float *room
     uint32_t blocks = m->in / 32, quant_bytes = panel_quant_bytes(m->kind);
     uint64_t row_bytes = (uint64_t)(m->in / tensor_block_values(t->type)) *
                          tensor_block_bytes(t->type);
-    uint8_t *scales = out + (uint64_t)blocks * quant_bytes;
     const bool pairs = matrix_has_pairs(m) && !differ_too_much(m, panel);
     const enum panel_scales form = pairs || !matrix_has_pairs(m) ? m->scales :
                                    panel_form_instead(m->scales);
+    uint8_t *quants = out, *scales;
     if (form != m->scales) {
-        *(float *)(void *)scales = PAIR_NOT;
-        scales += panel_head_bytes(m->scales);
+        *(float *)(void *)out = PAIR_NOT;
+        quants += panel_head_bytes(m->scales);
     }
+    scales = quants + (uint64_t)blocks * quant_bytes;
     for (uint32_t o = 0; o < PANEL && panel * PANEL + o < m->out; o++) {
         const uint8_t *row = (const uint8_t *)t->data + (panel * PANEL + o) * row_bytes;
         for (uint32_t b = 0; b < blocks; b++) {
             struct unpacked u;
             unpack(t, row, b, &u);
-            uint8_t *at = out + 4 * o + (pairs ? pair_quants_at(m->scales, b) :
-                                                 (uint64_t)b * quant_bytes);
+            uint8_t *at = quants + 4 * o + (pairs ? pair_quants_at(m->scales, b) :
+                                                    (uint64_t)b * quant_bytes);
             for (uint32_t line = 0; line < 8; line++) pack_four(m->kind, u.q + 4 * line, line, at);
             if (!pairs) {
                 pack_scales(form, &u, b, o, scales);

@@ -26,8 +26,8 @@
  *             two: their d, their m (16 bits)
  * The PAIR forms are AVX-512's for Q4_0 and Q4_1 (simd_pairs.h): an output's d are whole numbers,
  * the largest is PAIR_MOST; so are its m.  A panel where that would lose too much (an output's
- * blocks differ in size by more than PAIR_RANGE) has PAIR_NOT as its first unit, and HALF's or
- * HALF_MIN's scales behind the units.
+ * blocks differ in size by more than PAIR_RANGE) has PAIR_NOT as its first unit, behind the units
+ * all quants, and then HALF's or HALF_MIN's scales.
  * Float panels: (k, 16).
  */
 #ifndef RANKSERVE_ENGINE_CPU_PACK_H
@@ -115,7 +115,7 @@ static inline uint32_t panel_quant_bytes(enum panel_kind kind)
     return kind == PANEL_Q4 ? 256 : kind == PANEL_Q5 ? 320 : kind == PANEL_Q6 ? 384 : 512;
 }
 
-/* Bytes of units before a panel's scales. */
+/* Bytes of units at the start of a panel, in whichever form it is. */
 static inline uint32_t panel_head_bytes(enum panel_scales scales)
 {
     return scales == SCALES_PAIR ? PAIR_HEAD : scales == SCALES_PAIR_MIN ? PAIR_MIN_HEAD : 0;
@@ -130,8 +130,7 @@ static inline enum panel_scales panel_form_instead(enum panel_scales scales)
 /* What the scales of a panel of `m` are. */
 static inline enum panel_scales panel_form(const struct matrix *m, const uint8_t *panel)
 {
-    const uint8_t *scales = panel + (uint64_t)(m->in / 32) * panel_quant_bytes(m->kind);
-    bool other = matrix_has_pairs(m) && *(const float *)(const void *)scales == PAIR_NOT;
+    bool other = matrix_has_pairs(m) && *(const float *)(const void *)panel == PAIR_NOT;
     return other ? panel_form_instead(m->scales) : m->scales;
 }
 
