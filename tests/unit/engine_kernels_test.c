@@ -212,8 +212,10 @@ static void rows_are_normed_gated_and_rounded(void **state)
             double expected = (double)x[i] / (1 + exp(-(double)x[i])) * (double)w[i];
             assert_true(fabs((double)out[i] - expected) <= 5e-7 * fabs(expected) + 1e-30);
         }
-        x[0] = 1e6f, x[1] = 1e-8f, x[2] = 2049;
+        x[0] = 1e6f, x[1] = 1e-8f, x[2] = 2049, x[6] = NAN, x[7] = -INFINITY, x[8] = 65519;
         k->to_half(x, N, half);
+        assert_true(isnan(half_to_float(half[6])));
+        x[0] = 65504, x[6] = half_to_float(half[6]), x[7] = -65504;
         for (int i = 0; i < N; i++) assert_int_equal(half[i], float_to_half(x[i]));
     }
 }

@@ -128,6 +128,10 @@ static inline uint64_t tile_room(uint32_t head_dim)
            (uint64_t)(TILE_SPAN + QUERIES_MAX / 2) * head_dim;
 }
 
+/* An infinity in the pool would be NaN in every sum that it has a weight of 0 in: in those of the
+ * queries before it, too, when they are computed beside one that sees it. */
+#define HALF_MOST 65504.0f
+
 /* What the largest element of a position's key or value becomes (fp8: or up to an octave less);
  * all below KV_BYTE_LEAST: zeros. */
 #define KV_INT8_MOST 127.0f
@@ -168,6 +172,7 @@ struct kernels {
     /* The Walsh-Hadamard transform of a head's S values (of each part whose length is the largest
      * power of two in S), in place.  It keeps dot products, and spreads single large values. */
     void (*mix)(float *x, uint32_t n);
+    /* Beyond the largest F16 (HALF_MOST) they stay finite; NaN stays NaN. */
     void (*to_half)(const float *x, uint32_t n, uint16_t *out);
     /* KV_INT8 or KV_FP8 (see simd_kv.h): n bytes, and what they are to be multiplied by.  An
      * element becomes the nearest code, or (some of a key's) the one on its other side: so that

@@ -58,7 +58,9 @@ static void mix(float *x, uint32_t n)
 
 static void to_half(const float *x, uint32_t n, uint16_t *out)
 {
-    for (uint32_t i = 0; i < n; i++) out[i] = float_to_half(x[i]);
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = float_to_half(fabsf(x[i]) > HALF_MOST ? copysignf(HALF_MOST, x[i]) : x[i]);
+    }
 }
 
 /* Sixteen lanes side by side, each with its own sum; aligned only as floats are. */

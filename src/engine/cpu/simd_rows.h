@@ -91,5 +91,8 @@ static void rows_mix(float *x, uint32_t n)
 
 static void rows_to_half(const float *x, uint32_t n, uint16_t *out)
 {
-    for (uint32_t i = 0; i < n; i += LANES) vf_store_half(out + i, vf_load(x + i));
+    const vf least = vf_all(-HALF_MOST), most = vf_all(HALF_MOST);
+    for (uint32_t i = 0; i < n; i += LANES) {         /* of a NaN and a number, the second */
+        vf_store_half(out + i, vf_min(most, vf_max(least, vf_load(x + i))));
+    }
 }
