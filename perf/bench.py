@@ -313,7 +313,7 @@ def make_rows(results):
         if name != "threads":
             add("machine", name, {"median": value, "min": value, "max": value}, None)
     for name, value in results.get("kernels", {}).items():
-        isa = results["isa"]
+        isa = results["isa"].removesuffix("_bf16")
         peak = ("f32" if name.startswith("attend_prefill") else "int8") + f"_{isa}"
         share = value * roof["threads"] / roof[peak] if peak in roof else None
         if name.startswith("attend_decode"):
@@ -374,7 +374,7 @@ def shares_of(results):
     are two 8-bit ones and are not held against the 8-bit peak."""
     rows = {r["name"]: r["peak_share"] for r in results["table"] if r["peak_share"] is not None}
     gemm = [r["peak_share"] for r in results["table"] if r["part"] == "kernels" and
-            r["name"].endswith("_512") and "_wide_" not in r["name"]]
+            r["name"].endswith("_512") and "_wide_" not in r["name"] and r["peak_share"]]
     return {**rows, **({"gemm": min(gemm)} if gemm else {})}
 
 
