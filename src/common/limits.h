@@ -61,6 +61,7 @@ enum {
     MSG_BYTES_MAX = 1 << 20,          /* rank 0 <-> worker, head included         */
     KV_MSG_BYTES_MAX = 64 << 20,      /* one layer of one prefill chunk           */
     LINK_BYTES_MAX = 1 << 20,         /* gateway <-> rank 0, head included        */
+    POLICY_WAITING_MAX = 64 << 10,    /* unread by a job that is to get a policy  */
     SECRET_BYTES = 32,                /* per-job secret of the link               */
 
     /* The gateway. */

@@ -9,6 +9,9 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+#define HUGE_PAGE (UINT64_C(2) << 20)               /* of x86-64                          */
 
 void *mem_alloc(size_t bytes);                      /* zeroed; never NULL; free() it      */
 void *mem_array(size_t count, size_t bytes);        /* zeroed; overflow is checked        */

@@ -16,7 +16,7 @@
 #include "gateway/metrics.h"
 #include "gateway/watch.h"
 
-enum { TICK_MS = 1000, POLICY_WAITING_MAX = 64 << 10 };
+enum { TICK_MS = 1000 };
 enum { EVENT_WAKE = JOBS_MAX, EVENT_HUNG_UP, EVENT_ALSO };    /* below: a connection's */
 
 void link_client_wake(struct link_client *c)

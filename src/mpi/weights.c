@@ -17,7 +17,6 @@
 #include "common/mem.h"
 #include "mpi/shared.h"
 
-#define HUGE_PAGE (UINT64_C(2) << 20)
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25              /* Linux 6.1 */
 #endif

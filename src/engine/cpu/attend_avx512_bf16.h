@@ -7,7 +7,7 @@
 
 #include "engine/cpu/kernels.h"
 
-/* As `tile` in struct kernels, where kv->lanes is 16. */
+/* As `tile` in struct kernels. */
 void attend_avx512_bf16(const struct kv_view *kv, uint32_t tile, const float *const *queries,
                         const uint32_t *visible, uint32_t count, struct partial *out, float *room);
 

@@ -256,34 +256,11 @@ static void gemm(const struct matrix *m, const struct acts *a, uint32_t row0, ui
     }
 }
 
-/* Blocks of 8 tokens are narrower than a vector of positions. */
-static void tile_any(const struct kv_view *kv, uint32_t tile, const float *const *queries,
-                     const uint32_t *visible, uint32_t count, struct partial *out,
-                     float *room)
-{
-    if (kv->lanes < LANES) {
-        kernels_avx2.tile(kv, tile, queries, visible, count, out, room);
-    } else {
-        attend_tile(kv, tile, queries, visible, count, out, room);
-    }
-}
-
-static void tile_bf16(const struct kv_view *kv, uint32_t tile, const float *const *queries,
-                      const uint32_t *visible, uint32_t count, struct partial *out,
-                      float *room)
-{
-    if (kv->lanes < LANES) {
-        kernels_avx2.tile(kv, tile, queries, visible, count, out, room);
-    } else {
-        attend_avx512_bf16(kv, tile, queries, visible, count, out, room);
-    }
-}
-
 #define TABLE(tile_fn)                                                                            \
     {                                                                                             \
         .norm = rows_norm, .quantize = rows_quantize, .pair = rows_pair, .swiglu = rows_swiglu,   \
         .scale = rows_scale, .rotate = rows_rotate, .mix = rows_mix, .to_half = rows_to_half,     \
         .to_byte = rows_to_byte, .gemm = gemm, .tile = tile_fn, .merge = attend_merge,            \
     }
-const struct kernels kernels_avx512 = TABLE(tile_any);
-const struct kernels kernels_avx512_bf16 = TABLE(tile_bf16);
+const struct kernels kernels_avx512 = TABLE(attend_tile);
+const struct kernels kernels_avx512_bf16 = TABLE(attend_avx512_bf16);

@@ -17,8 +17,6 @@
 #include "common/mem.h"
 #include "engine/cpu/cpu.h"
 
-#define HUGE_PAGE (UINT64_C(2) << 20)
-
 static uint64_t block_bytes(const struct cpu *u)         /* of one block in one layer */
 {
     return u->c.block_tokens * kv_token_bytes(&u->model->h, u->c.kv_type);

@@ -390,6 +390,12 @@ static void f16_tile(const struct tile *t)
 static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *const *queries,
                         const uint32_t *visible, uint32_t count, struct partial *out, float *room)
 {
+#ifdef __AVX512F__
+    if (kv->lanes < LANES) {              /* blocks of 8 tokens are narrower than a vector */
+        kernels_avx2.tile(kv, tile, queries, visible, count, out, room);
+        return;
+    }
+#endif
     uint64_t part = (uint64_t)kv->block_tokens * kv->head_dim * kv_element_bytes(kv->type);
     struct tile t = { .kv = kv, .values = part, .scales = 2 * part, .queries = queries,
                       .visible = visible, .count = count, .out = out, .scores = room,
