@@ -68,9 +68,7 @@ static struct acts make_acts(const struct kernels *k, const struct matrix *m, bo
         a.pairs = take(blocks / 2 * sizeof *a.pairs);
         a.units = take(ROWS_MOST / ROW_GROUP * sizeof *a.units);
     }
-    for (uint32_t r = 0; r < ROWS_MOST; r++) {
-        k->quantize(a.f + (size_t)r * m->in, m->in, &a, r, 0);
-    }
+    k->quantize(a.f, m->in, ROWS_MOST, m->in, &a, 0, 0);
     acts_finish(k, &a, 0, ROWS_MOST);
     return a;
 }

@@ -62,9 +62,7 @@ static void check_rows(const struct kernels *k, const struct matrix *m, const fl
 {
     static const uint32_t rows[] = { 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 17, 33, ROWS };
     if (!a->q && !a->wide && !matrix_is_float(m)) return;
-    for (uint32_t r = 0; r < ROWS && (a->q || a->wide); r++) {
-        k->quantize(a->f + (uint64_t)r * a->k, a->k, a, r, 0);
-    }
+    if (a->q || a->wide) k->quantize(a->f, a->k, ROWS, a->k, a, 0, 0);
     acts_finish(k, a, 0, 5);           /* in pieces, as rows of a step come */
     acts_finish(k, a, 5, ROWS - 5);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -142,7 +140,7 @@ static void check_extreme(const struct kernels *k, const struct matrix *m, doubl
     struct acts a = acts_open(m, ROW_GROUP, width);
     float values[256], out[ROW_GROUP][PANEL];
     for (uint32_t i = 0; i < m->in; i++) values[i] = x;
-    for (uint32_t r = 0; r < ROW_GROUP; r++) k->quantize(values, m->in, &a, r, 0);
+    k->quantize(values, 0, ROW_GROUP, m->in, &a, 0, 0);
     acts_finish(k, &a, 0, ROW_GROUP);
     for (uint32_t rows = 1; rows <= ROW_GROUP; rows++) {
         k->gemm(m, &a, 0, rows, 0, 1, &out[0][0], PANEL, false);
@@ -274,7 +272,7 @@ static void activations_are_rounded_to_the_nearest(void **state)
         struct acts a = { .k = 64, .q = b };
         for (uint32_t row = 0; row < ROW_GROUP; row++) {
             floats(x, 64, 5, &seed);
-            kernels_of(isa)->quantize(x, 64, &a, row, 0);
+            kernels_of(isa)->quantize(x, 64, 1, 64, &a, row, 0);
             for (int i = 0; i < 64; i++) {
                 double back = (double)b[i / 32].s.scale[row] * b[i / 32].q[row][i % 32];
                 assert_true(fabs(back - (double)x[i]) <= 0.5001 * (double)b[i / 32].s.scale[row]);
@@ -284,6 +282,39 @@ static void activations_are_rounded_to_the_nearest(void **state)
             assert_true(b[1].s.sum[row] == b[1].s.scale[row] * (float)sum);
         }
         free(b);
+    }
+}
+
+/* `count` rows from `row` on in one call, and one after another. */
+static void rounds_alike(const struct kernels *k, const float *x, uint32_t stride, uint32_t row,
+                         uint32_t count)
+{
+    enum { GROUPS = 3, BLOCKS_EACH = 3 };
+    struct act_block *together = mem_array(GROUPS * BLOCKS_EACH, sizeof *together);
+    struct act_block *alone = mem_array(GROUPS * BLOCKS_EACH, sizeof *alone);
+    struct acts a = { .k = 96, .q = together }, b = { .k = 96, .q = alone };
+    k->quantize(x, stride, count, 64, &a, row, 32);
+    for (uint32_t r = 0; r < count; r++) k->quantize(x + r * stride, 0, 1, 64, &b, row + r, 32);
+    assert_memory_equal(together, alone, GROUPS * BLOCKS_EACH * sizeof *alone);
+    free(together);
+    free(alone);
+}
+
+static void rows_are_rounded_alike_together_and_alone(void **state)
+{
+    (void)state;
+    enum { STRIDE = 70, MOST = 33 };
+    uint64_t seed = 16;
+    float x[MOST * STRIDE];
+    floats(x, MOST * STRIDE, 5, &seed);
+    x[3 * STRIDE + 40] = 3e38f;
+    for (uint32_t i = 0; i < 64; i++) x[5 * STRIDE + i] = 0;
+    x[7 * STRIDE + 1] = 1e-42f;
+    for (enum isa isa = ISA_AVX2; isa <= isa_best(); isa++) {
+        for (uint32_t row = 0; row < ROW_GROUP; row++) {
+            for (uint32_t count = 1; count + row <= MOST; count++)
+                rounds_alike(kernels_of(isa), x, STRIDE, row, count);
+        }
     }
 }
 
@@ -614,6 +645,7 @@ int main(void)
         cmocka_unit_test(rows_are_normed_gated_and_rounded),
         cmocka_unit_test(heads_are_rotated_and_mixed),
         cmocka_unit_test(activations_are_rounded_to_the_nearest),
+        cmocka_unit_test(rows_are_rounded_alike_together_and_alone),
         cmocka_unit_test(attention_agrees_with_double),
         cmocka_unit_test(keys_and_values_are_rounded_to_bytes),
         cmocka_unit_test(keys_are_rounded_for_their_queries),

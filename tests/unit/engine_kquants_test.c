@@ -111,9 +111,7 @@ static void multiply(enum isa isa, const struct gguf_tensor *t, bool wide, const
     struct acts a = { .k = in };
     if (isa != ISA_PLAIN) a = acts_open(o.m, ROWS, wide ? ACTS_WIDE : ACTS_NARROW);
     a.f = (float *)(uintptr_t)x;
-    for (uint32_t r = 0; isa != ISA_PLAIN && r < ROWS; r++) {
-        kernels_of(isa)->quantize(x + (size_t)r * in, in, &a, r, 0);
-    }
+    if (isa != ISA_PLAIN) kernels_of(isa)->quantize(x, in, ROWS, in, &a, 0, 0);
     acts_finish(kernels_of(isa), &a, 0, ROWS);
     kernels_of(isa)->gemm(o.m, &a, 0, ROWS, 0, matrix_panels(o.m), out, OUTPUTS, false);
     acts_close(&a);

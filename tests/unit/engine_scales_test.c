@@ -31,7 +31,7 @@ static void multiply(struct work *w, enum isa isa, enum tensor_type type)
     struct one_matrix o;
     one_matrix_open(&o, isa, &t);
     w->a = acts_open(o.m, ROWS, ACTS_NARROW);
-    for (uint32_t r = 0; r < ROWS; r++) k->quantize(w->x[r], IN, &w->a, r, 0);
+    k->quantize(w->x[0], IN, ROWS, IN, &w->a, 0, 0);
     acts_finish(k, &w->a, 0, ROWS);
     k->gemm(o.m, &w->a, 0, ROWS, 0, 1, &w->out[0][0], PANEL, false);
     w->whole = panel_form(o.m, o.m->data) >= SCALES_PAIR;

@@ -191,11 +191,12 @@ static void store(struct cpu *u, const struct attend_item *it, const struct atte
 {
     uint32_t width = query_heads(u) * u->model->h.head_dim, first = it->head * width;
     acts_fetch(&u->attended, it->row, it->rows, first, width);
-    for (uint32_t i = 0; attend_stores(u) && i < it->rows; i++) {
-        uint32_t r = it->row + i;
-        const float *out = stored_at_once(u) ? s->outs + (uint64_t)i * width :
-                           u->heads_out + (uint64_t)r * u->attended.k + first;
-        acts_store(u, out, width, &u->attended, r, first);
+    if (!attend_stores(u)) return;
+    if (stored_at_once(u)) {
+        acts_store(u, s->outs, width, it->rows, width, &u->attended, it->row, first);
+    } else {
+        acts_store(u, u->heads_out + (uint64_t)it->row * u->attended.k + first, u->attended.k,
+                   it->rows, width, &u->attended, it->row, first);
     }
 }
 

@@ -134,15 +134,15 @@ static inline void acts_fetch(const struct acts *a, uint32_t row, uint32_t rows,
     }
 }
 
-/* Puts n values into whatever forms `a` has. */
-static inline void acts_store(const struct cpu *u, const float *x, uint32_t n,
-                              const struct acts *a, uint32_t row, uint32_t first)
+/* Puts n values of some rows (x: (rows, stride)) into whatever forms `a` has. */
+static inline void acts_store(const struct cpu *u, const float *x, uint64_t stride, uint32_t rows,
+                              uint32_t n, const struct acts *a, uint32_t row, uint32_t first)
 {
-    if (a->f) {
-        float *to = a->f + (uint64_t)row * a->k + first;
-        for (uint32_t i = 0; i < n; i++) to[i] = x[i];
+    for (uint32_t r = 0; a->f && r < rows; r++) {
+        float *to = a->f + (uint64_t)(row + r) * a->k + first;
+        for (uint32_t i = 0; i < n; i++) to[i] = x[r * stride + i];
     }
-    if (a->q || a->wide) u->k->quantize(x, n, a, row, first);
+    if (a->q || a->wide) u->k->quantize(x, stride, rows, n, a, row, first);
 }
 
 #endif

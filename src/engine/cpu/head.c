@@ -52,9 +52,7 @@ static void run_group(struct head_call *c)
 {
     struct cpu *u = c->u;
     uint32_t dim = u->model->h.dim;
-    for (uint32_t r = 0; r < c->rows; r++) {
-        acts_store(u, u->final + (uint64_t)(c->first + r) * dim, dim, &u->head_in, r, 0);
-    }
+    acts_store(u, u->final + (uint64_t)c->first * dim, dim, c->rows, dim, &u->head_in, 0, 0);
     uint32_t panels = matrix_panels(&u->layout->head);
     pool_run(u->pool, head_item, c, (panels + HEAD_PANELS - 1) / HEAD_PANELS);
     pool_run(u->pool, job_item, c, c->job_count);

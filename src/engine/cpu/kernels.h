@@ -156,10 +156,10 @@ struct partial {
 
 struct kernels {
     void (*norm)(const float *x, const float *weight, float eps, uint32_t n, float *out);
-    /* Row `row` of acts (q, or wide if there) from n values starting at column `first` (a multiple
-     * of 32).  Plain: NULL. */
-    void (*quantize)(const float *x, uint32_t n, const struct acts *a, uint32_t row,
-                     uint32_t first);
+    /* Rows row .. row+rows-1 of acts (q, or wide if there), n columns from `first` (a multiple of
+     * 32) on, from x: (rows, stride).  Plain: NULL. */
+    void (*quantize)(const float *x, uint64_t stride, uint32_t rows, uint32_t n,
+                     const struct acts *a, uint32_t row, uint32_t first);
     /* Makes `pairs` and `units` of rows row .. row+rows-1, which are in q.  NULL: no such forms. */
     void (*pair)(const struct acts *a, uint32_t row, uint32_t rows);
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);

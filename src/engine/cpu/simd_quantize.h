@@ -80,11 +80,9 @@ INLINE float largest_of_32(const float *x)
     return _mm_cvtss_f32(_mm_castsi128_ps(t));
 }
 
-static void rows_quantize(const float *x, uint32_t n, const struct acts *a, uint32_t row,
-                          uint32_t first)
+static void row_quantize(const float *x, uint32_t n, const struct acts *a, uint64_t block,
+                         uint32_t r)
 {
-    uint64_t block = (uint64_t)(row / ROW_GROUP) * (a->k / 32) + first / 32;
-    uint32_t r = row % ROW_GROUP;
     const float most = a->wide ? WIDE_MAX : 127;
     for (uint32_t i = 0; i < n; i += 32, block++) {
         float top = largest_of_32(x + i);
@@ -97,5 +95,101 @@ static void rows_quantize(const float *x, uint32_t n, const struct acts *a, uint
             store_scales(&a->q[block].s, r, top / most, v);
             store_bytes(a->q[block].q[r], v);
         }
+    }
+}
+
+#ifdef __AVX512F__
+INLINE __m512i sums(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
+INLINE __m512i largest(__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }
+
+/* Lane r becomes `op` over all lanes of v[r]. */
+#define FOLD(name, op)                                                                            \
+    INLINE __m512i name(__m512i v[ROW_GROUP])                                                     \
+    {                                                                                             \
+        UNROLL for (int i = 0; i < 8; i++) {                                                      \
+            v[i] = op(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),                              \
+                      _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));                             \
+        }                                                                                         \
+        UNROLL for (int i = 0; i < 4; i++) {                                                      \
+            v[i] = op(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]),                              \
+                      _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));                             \
+        }                                                                                         \
+        UNROLL for (int n = 2; n >= 1; n--) {                                                     \
+            UNROLL for (int i = 0; i < n; i++) {                                                  \
+                v[i] = op(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x88),                     \
+                          _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xdd));                    \
+            }                                                                                     \
+        }                                                                                         \
+        return v[0];                                                                              \
+    }
+FOLD(sum_each, sums)
+FOLD(largest_each, largest)
+
+/* What store_scales() stores of one row, of those in `rows`.  `sum`: that of v0 .. v15 below that
+ * of v16 .. v31. */
+INLINE void store_group_scales(struct act_scales *s, __mmask16 rows, vf scale, __m512i sum)
+{
+    __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(sum, 16), 16);
+    __m512i all = _mm512_add_epi32(_mm512_srai_epi32(_mm512_sub_epi32(sum, low), 16), low);
+    const __m512i none = _mm512_setzero_si512();
+    _mm512_mask_storeu_ps(s->scale, rows, scale);
+    _mm512_mask_storeu_ps(s->sum, rows, scale * _mm512_cvtepi32_ps(all));
+    _mm512_mask_storeu_epi32(s->start, rows, _mm512_sub_epi32(none, _mm512_slli_epi32(all, 7)));
+    _mm512_mask_storeu_epi32(s->start_low, rows,
+                             _mm512_sub_epi32(none, _mm512_slli_epi32(low, 7)));
+}
+
+/* 32 values of each row of a group; those not in `rows` are read and dropped. */
+INLINE void group_block(const float *const x[ROW_GROUP], uint32_t column, __mmask16 rows,
+                        struct act_block *to)
+{
+    _Alignas(64) float inverse[ROW_GROUP];
+    __m512i v[ROW_GROUP];
+    UNROLL for (int r = 0; r < ROW_GROUP; r++) {
+        const float *at = x[r] + column;
+        v[r] = largest(_mm512_castps_si512(vf_abs(vf_load(at))),
+                       _mm512_castps_si512(vf_abs(vf_load(at + LANES))));
+    }
+    vf top = _mm512_castsi512_ps(largest_each(v));
+    __mmask16 some = _mm512_cmp_ps_mask(top, vf_zero(), _CMP_GT_OQ);
+    vf_store(inverse, _mm512_maskz_div_ps(some, vf_all(127), top));
+    UNROLL for (int r = 0; r < ROW_GROUP; r++) {
+        const float *at = x[r] + column;
+        const vf by = vf_all(inverse[r]);
+        __m512i low = _mm512_cvtps_epi32(vf_load(at) * by);
+        __m512i high = _mm512_cvtps_epi32(vf_load(at + LANES) * by);
+        v[r] = _mm512_add_epi32(low, _mm512_slli_epi32(high, 16));
+        if (!(rows >> r & 1)) continue;
+        _mm_storeu_si128((__m128i *)(void *)to->q[r], _mm512_cvtsepi32_epi8(low));
+        _mm_storeu_si128((__m128i *)(void *)(to->q[r] + 16), _mm512_cvtsepi32_epi8(high));
+    }
+    store_group_scales(&to->s, rows, top / vf_all(127), sum_each(v));
+}
+
+/* `count` rows of one group, the first of them row r; the same bits as one row after another. */
+static void group_quantize(const float *x, uint64_t stride, uint32_t count, uint32_t n,
+                           struct act_block *to, uint32_t r)
+{
+    const float *row[ROW_GROUP];
+    for (uint32_t i = 0; i < ROW_GROUP; i++) row[i] = x + (i - r < count ? i - r : 0) * stride;
+    const __mmask16 rows = (__mmask16)(((1u << count) - 1) << r);
+    for (uint32_t i = 0; i < n; i += 32, to++) group_block(row, i, rows, to);
+}
+#endif
+
+static void rows_quantize(const float *x, uint64_t stride, uint32_t rows, uint32_t n,
+                          const struct acts *a, uint32_t row, uint32_t first)
+{
+    for (uint32_t end = row + rows, count; row < end; row += count, x += count * stride) {
+        uint64_t block = (uint64_t)(row / ROW_GROUP) * (a->k / 32) + first / 32;
+        uint32_t r = row % ROW_GROUP;
+        count = end - row < ROW_GROUP - r ? end - row : ROW_GROUP - r;
+#ifdef __AVX512F__
+        if (!a->wide && count > 1) {
+            group_quantize(x, stride, count, n, a->q + block, r);
+            continue;
+        }
+#endif
+        for (uint32_t i = 0; i < count; i++) row_quantize(x + i * stride, n, a, block, r + i);
     }
 }

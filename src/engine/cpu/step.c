@@ -38,7 +38,7 @@ struct finish_call {
 static uint32_t row_items(struct phase *f)
 {
     uint32_t each = f->u->rows / (pool_threads(f->u->pool) * 4);
-    f->rows_each = each < 1 ? 1 : each > 16 ? 16 : each;
+    f->rows_each = each < 1 ? 1 : each > ROW_GROUP ? ROW_GROUP : each;
     return (f->u->rows + f->rows_each - 1) / f->rows_each;
 }
 
@@ -98,15 +98,15 @@ static void norm_item(void *ctx, uint32_t item, uint32_t worker)
 {
     struct phase *f = ctx;
     struct cpu *u = f->u;
-    uint32_t dim = u->model->h.dim;
-    acts_fetch(&u->normed, item * f->rows_each, row_end(f, item) - item * f->rows_each, 0, dim);
-    for (uint32_t r = item * f->rows_each; r < row_end(f, item); r++) {
-        float *normed = u->tiles[worker];
-        u->k->norm(u->x + (uint64_t)r * dim, f->weight, u->model->h.norm_eps, dim, normed);
-        acts_store(u, normed, dim, &u->normed, r, 0);
+    uint32_t dim = u->model->h.dim, first = item * f->rows_each, rows = row_end(f, item) - first;
+    float *normed = u->tiles[worker];
+    acts_fetch(&u->normed, first, rows, 0, dim);
+    for (uint32_t r = 0; r < rows; r++) {
+        u->k->norm(u->x + (uint64_t)(first + r) * dim, f->weight, u->model->h.norm_eps, dim,
+                   normed + (uint64_t)r * dim);
     }
-    uint32_t first = item * f->rows_each;
-    acts_finish(u->k, &u->normed, first, row_end(f, item) - first);
+    acts_store(u, normed, dim, rows, dim, &u->normed, first, 0);
+    acts_finish(u->k, &u->normed, first, rows);
 }
 
 static void norm_phase(struct cpu *u, const float *weight)
@@ -237,10 +237,9 @@ static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
     u->k->gemm(&y->gate, &u->normed, row0, rows, panel, panels, gate, width, false);
     u->k->gemm(&y->up, &u->normed, row0, rows, panel, panels, up, width, false);
     for (uint32_t r = 0; r < rows; r++) {
-        float *g = gate + r * width;
-        u->k->swiglu(g, up + r * width, columns, g);
-        acts_store(u, g, columns, &u->hidden, row0 + r, column);
+        u->k->swiglu(gate + r * width, up + r * width, columns, gate + r * width);
     }
+    acts_store(u, gate, width, rows, columns, &u->hidden, row0, column);
 }
 
 static void ffn_phase(struct cpu *u, uint32_t layer)
@@ -296,10 +295,9 @@ static void attended_item(void *ctx, uint32_t item, uint32_t worker)
     (void)worker;
     struct phase *f = ctx;
     struct cpu *u = f->u;
-    for (uint32_t r = item * f->rows_each; r < row_end(f, item); r++) {
-        acts_store(u, u->heads_out + (uint64_t)r * u->attended.k, u->attended.k, &u->attended, r,
-                   0);
-    }
+    uint32_t width = u->attended.k, first = item * f->rows_each;
+    acts_store(u, u->heads_out + (uint64_t)first * width, width, row_end(f, item) - first, width,
+               &u->attended, first, 0);
 }
 
 static void attend_phase(struct cpu *u, uint32_t layer)
