@@ -321,7 +321,7 @@ def make_rows(results):
         add("kernels", name, {"median": value, "min": value, "max": value}, None, share)
     engines = [e for e in results["engine"] if e]
     for name in [n for n in (engines[0] if engines else {})
-                 if n.startswith(("prefill", "decode_", "decoding", "reading"))]:
+                 if n.startswith(("prefill", "decode_", "mixed", "decoding", "reading"))]:
         mine = summary(engines, name)
         share = None
         if name == "decode_1" and "decoding_share" in engines[0]:

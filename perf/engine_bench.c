@@ -63,14 +63,21 @@ static void run_step(struct bench *b, const struct step_seq *seqs, uint32_t coun
     free(jobs);
 }
 
-/* `seqs` sequences with `count` tokens each at `depth`. */
-static void even_step(struct bench *b, uint32_t seqs, uint32_t depth, uint32_t count)
+/* `seqs` sequences with `count` tokens each at `depth`, and behind them one with the last `prompt`
+ * tokens of a prompt of twice as many. */
+struct load {
+    uint32_t seqs, depth, count, prompt;
+};
+
+static void load_step(struct bench *b, const struct load *l)
 {
     struct step_seq seq[SEQS];
-    for (uint32_t i = 0; i < seqs; i++) {
-        seq[i] = (struct step_seq){ depth, count, i * count, b->blocks[i] };
+    uint32_t n = l->seqs;
+    for (uint32_t i = 0; i < n; i++) {
+        seq[i] = (struct step_seq){ l->depth, l->count, i * l->count, b->blocks[i] };
     }
-    run_step(b, seq, seqs, b->ids, NULL);
+    if (l->prompt) seq[n] = (struct step_seq){ l->prompt, l->prompt, n * l->count, b->blocks[n] };
+    run_step(b, seq, n + (l->prompt > 0), b->ids, NULL);
 }
 
 /* --- the answers ----------------------------------------------------------------------------- */
@@ -138,17 +145,18 @@ static void verify(struct bench *b)
 
 /* --- the times ------------------------------------------------------------------------------- */
 
-static void measure(struct bench *b, const char *name, uint32_t seqs, uint32_t depth,
-                    uint32_t count, uint32_t times)
+static void measure(struct bench *b, const char *name, struct load l, uint32_t times)
 {
     const char *only = getenv("ONLY");
     if (only && strcmp(only, name) != 0) return;
-    double best = 1e9, best_cpu = 1e9, tokens = (double)seqs * count * times;
+    double best = 1e9, best_cpu = 1e9, tokens = (double)(l.seqs * l.count + l.prompt) * times;
     for (uint32_t i = 0; i < (only ? 4 * ROUNDS : ROUNDS); i++) {
+        struct load at = l;
         uint64_t wall = clock_now_ns();
         double cpu = cpu_seconds(CLOCK_PROCESS_CPUTIME_ID);
         for (uint32_t t = 0; t < times; t++) {
-            even_step(b, seqs, depth + (count == 1 ? t : 0), count);
+            load_step(b, &at);
+            if (l.count == 1 && !l.prompt) at.depth++;
         }
         double took = (double)(clock_now_ns() - wall) / 1e9;
         cpu = (cpu_seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / b->threads;
@@ -225,7 +233,9 @@ static void measure_share(struct bench *b)
     struct reading r = { .pool = pool_open(b->threads, 0), .memory = memory, .bytes = bytes };
     for (int i = 0; i < PAIRS; i++) {
         uint64_t began = clock_now_ns();
-        for (uint32_t t = 0; t < PAIR_STEPS; t++) even_step(b, 1, PAIR_DEPTH + t, 1);
+        for (uint32_t t = 0; t < PAIR_STEPS; t++) {
+            load_step(b, &(struct load){ 1, PAIR_DEPTH + t, 1, 0 });
+        }
         decode[i] = (double)bytes * PAIR_STEPS / (double)(clock_now_ns() - began);
         double plain = read_rate(&r, peak_read_avx2, PAIR_STEPS / 2);
         double ahead = read_rate(&r, peak_read_ahead_avx2, PAIR_STEPS / 2);
@@ -386,12 +396,15 @@ int main(int argc, char **argv)
     lay_out(b);
     if (!getenv("DEPTHS")) {
         if (!getenv("ONLY")) verify(b);
-        measure(b, "prefill_512", 1, 0, 512, 2);
-        measure(b, "prefill_2048", 1, 0, 2048, 1);
-        measure(b, "decode_1", 1, 64, 1, 40);
+        measure(b, "prefill_512", (struct load){ 1, 0, 512, 0 }, 2);
+        measure(b, "prefill_2048", (struct load){ 1, 0, 2048, 0 }, 1);
+        measure(b, "decode_1", (struct load){ 1, 64, 1, 0 }, 40);
         measure_share(b);
-        measure(b, "decode_8", 8, 256, 1, 10);
-        measure(b, "decode_32", 32, 64, 1, 4);     /* as llama-batched-bench: 64 .. 95 */
+        measure(b, "decode_8", (struct load){ 8, 256, 1, 0 }, 10);
+        /* As llama-batched-bench: 64 .. 95. */
+        measure(b, "decode_32", (struct load){ 32, 64, 1, 0 }, 4);
+        /* As a step of a service with 32 clients, 200 + 64 tokens. */
+        measure(b, "mixed_32", (struct load){ 31, 232, 1, 100 }, 4);
     }
     if (!getenv("ONLY") && !getenv("KV")) each_kv_type(b);
     figures_close(&b->out);
