@@ -25,8 +25,9 @@
 #include "common/limits.h"
 #include "common/mem.h"
 
-/* Long enough for the end of a phase whose items are a few microseconds each. */
-enum { SPIN_NS = 8000 };
+/* Longer than an item of a phase, for which threads wait at its end: some 30 us.  Sleeping and
+ * being woken takes as long, and more where the processor is a virtual one. */
+enum { SPIN_NS = 40000 };
 enum { ITEM_BITS = 22 };
 #define ITEM_MASK ((UINT64_C(1) << ITEM_BITS) - 1)
 
