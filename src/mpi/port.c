@@ -3,9 +3,10 @@
  * Two traps of the library shape this file.  A probe first matches and then makes progress, so one
  * that finds nothing may just have pulled a message in: two in a row must find nothing, and all
  * that a bell has counted must have come.  And a large message moves only while both ends poll: so
- * with anything outstanding a rank naps instead of sleeping.  Between ranks of a host MPI would
- * copy bulk twice more, 32 KiB at a time, with a nap of both ranks for each: so that lies in an
- * outbox, and MPI carries only where.
+ * with one outstanding a rank naps instead of sleeping.  A small one is in the library's hands when
+ * MPI_Isend returns, though it may be done only when the other end has read it: nobody polls for
+ * that.  Between ranks of a host MPI would copy bulk twice more, 32 KiB at a time, with a nap of
+ * both ranks for each: so that lies in an outbox, and MPI carries only where.
  */
 #include "mpi/port.h"
 
@@ -26,6 +27,7 @@ enum {
     BULK_SENDING_MAX = 4,             /* the same, where port_has_room says no       */
     RECEIVING_MAX = 256,              /* matched and not complete, over all ranks    */
     SPARES_MAX = 8,                   /* bulk packets kept                           */
+    SMALL_BYTES = 4000,               /* with the library's head at most 4096: eager everywhere */
     EPOCH = 1,
 };
 #define NAP_FIRST_NS UINT64_C(30000)
@@ -68,7 +70,8 @@ struct port {
     struct outbox *outbox;            /* NULL: none sees what we could share */
     struct packet *spares;
     uint32_t spare_count;
-    uint32_t sending_count, receiving_count; /* over all living ranks */
+    /* Over all living ranks; large: of those being sent, what takes the polling of both ends. */
+    uint32_t queued_count, sending_count, large_count, receiving_count;
     uint64_t busy_since_ns, nudged_ns;
     struct port_stats stats;
 };
@@ -138,6 +141,7 @@ static bool start_queued(struct port *p, int to, enum port_kind kind)
     bool started = false;
     while (e->queued.count && e->sending.count < SENDING_MAX) {
         struct packet *k = list_take(&e->queued);
+        p->queued_count--;
         struct msg_head *h = (void *)k->data;
         h->seq = ++e->sent;
         h->epoch = EPOCH;
@@ -149,6 +153,7 @@ static bool start_queued(struct port *p, int to, enum port_kind kind)
         }
         list_add(&e->sending, k);
         p->sending_count++;
+        p->large_count += k->bytes > SMALL_BYTES;
         started = true;
     }
     return started;
@@ -160,8 +165,10 @@ static void finish_sends(struct port *p, struct edge *e)
         int done = 0;
         if (MPI_Test(&e->sending.first->request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
         if (!done) return;
-        packet_free(p, list_take(&e->sending));
+        struct packet *k = list_take(&e->sending);
         p->sending_count--;
+        p->large_count -= k->bytes > SMALL_BYTES;
+        packet_free(p, k);
     }
 }
 
@@ -211,6 +218,7 @@ static void post(struct port *p, int to, enum port_kind kind, void *message)
     }
     p->stats.sent += k->bytes;
     list_add(&peer->edges[kind].queued, k);
+    p->queued_count++;
     if (start_queued(p, to, kind)) peer->unrung = true;
 }
 
@@ -224,6 +232,14 @@ void port_send(struct port *p, int to, enum port_kind kind, void *message)
 void port_send_more(struct port *p, int to, enum port_kind kind, void *message)
 {
     post(p, to, kind, message);
+}
+
+void port_ring(struct port *p, int to)
+{
+    struct peer *peer = &p->peers[to];
+    if (peer->dead) return;
+    if (peer->unrung) ring(p, to);
+    for (int kind = 0; kind < PORT_KINDS; kind++) finish_sends(p, &peer->edges[kind]);
 }
 
 void port_send_copy(struct port *p, int to, const void *message, enum msg_type type, size_t bytes)
@@ -245,11 +261,7 @@ bool port_has_room(struct port *p, int to)
 
 bool port_sent_all(const struct port *p)
 {
-    if (p->sending_count) return false;
-    for (int i = 0; i < p->job->size; i++)
-        for (int kind = 0; kind < PORT_KINDS; kind++)
-            if (!p->peers[i].dead && p->peers[i].edges[kind].queued.count) return false;
-    return true;
+    return p->sending_count == 0 && p->queued_count == 0;
 }
 
 /* -- receiving -------------------------------------------------------------------------------- */
@@ -385,6 +397,10 @@ uint64_t port_nap_ns(struct port *p, uint64_t now_ns)
         p->busy_since_ns = 0;
         return UINT64_MAX;
     }
+    if (!due && p->queued_count + p->large_count + p->receiving_count == 0) {
+        p->busy_since_ns = 0;
+        return NAP_LONG_NS; /* the library may have been full */
+    }
     if (p->busy_since_ns == 0) p->busy_since_ns = now_ns;
     uint64_t busy = now_ns - p->busy_since_ns;
     return busy < 2 * NS_PER_MS ? NAP_FIRST_NS : busy < 50 * NS_PER_MS ? NAP_LATER_NS : NAP_LONG_NS;
@@ -399,6 +415,9 @@ void port_abandon(struct port *p, int rank)
     peer->dead = true;
     for (int kind = 0; kind < PORT_KINDS; kind++) {
         struct edge *e = &peer->edges[kind];
+        for (struct packet *k = e->sending.first; k; k = k->next)
+            p->large_count -= k->bytes > SMALL_BYTES;
+        p->queued_count -= e->queued.count;
         p->sending_count -= e->sending.count;
         p->receiving_count -= e->receiving.count;
         e->sending = e->receiving = (struct list){ 0 }; /* MPI may still touch these: never freed */

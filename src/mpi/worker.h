@@ -96,6 +96,7 @@ void worker_stored(void *ctx, struct hash128 key, struct hash128 parent);
 void worker_dropped(void *ctx, struct hash128 key);
 /* Sends what has changed. */
 void worker_blocks_flush(struct worker *w);
+void worker_blocks_few(struct worker *w);                     /* only when few wait; no ring */
 void worker_on_snapshot(struct worker *w);
 
 /* worker_push.c */

@@ -263,21 +263,24 @@ void worker_scores(void *ctx, struct req_id req, const struct token_record *reco
     }
 }
 
-/* GONE behind the tokens: rank 0 wakes up once, and answers with all of it. */
+/* GONE and a few BLOCKS behind the tokens, under one ring: rank 0 wakes up once, and answers before
+ * it keeps the books. */
 void worker_flush(struct worker *w)
 {
+    if (w->token_count + w->gone_count == 0) return;
     if (w->token_count) {
         struct msg_tokens *m = port_message(w->port, MSG_TOKENS, sizeof *m + w->tokens.size);
         m->count = w->token_count;
         memcpy(m + 1, w->tokens.data, w->tokens.size);
-        (w->gone_count ? port_send_more : port_send)(w->port, 0, PORT_CONTROL, m);
-        buf_clear(&w->tokens);
-        w->token_count = 0;
+        port_send_more(w->port, 0, PORT_CONTROL, m);
     }
     for (uint32_t i = 0; i < w->gone_count; i++) {
         struct msg_req *m = port_message(w->port, MSG_GONE, sizeof *m);
         m->req = w->gone[i];
-        (i + 1 < w->gone_count ? port_send_more : port_send)(w->port, 0, PORT_CONTROL, m);
+        port_send_more(w->port, 0, PORT_CONTROL, m);
     }
-    w->gone_count = 0;
+    buf_clear(&w->tokens);
+    w->token_count = w->gone_count = 0;
+    worker_blocks_few(w);
+    port_ring(w->port, 0);
 }
