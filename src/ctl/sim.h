@@ -28,7 +28,8 @@ struct sim_job {                      /* one request of the workload */
     uint64_t arrives_ns;
     uint32_t prompt_tokens, output_tokens;
     uint32_t block_count;             /* full blocks of the prompt */
-    uint32_t possible;                /* sim_load_reach: leading blocks that can be reused     */
+    /* sim_load_reach: leading blocks that one cache of some size, and an endless one, would hold. */
+    uint32_t possible, endless;
     const struct hash128 *keys;       /* (block_count) */
     const int32_t *ids;               /* (block_count): stand for the blocks' contents  */
 };
@@ -49,7 +50,8 @@ void sim_load_mix(uint64_t seed, uint32_t requests, double per_s, uint32_t block
  * answers.  What eight usual workers can just serve, when five to six of them do what is asked. */
 void sim_load_shift(uint64_t seed, uint32_t requests, uint32_t turns, uint32_t block_tokens,
                     struct sim_load *out);
-/* job.possible for all: what one cache of this size would give each, served in order of arrival. */
+/* job.possible for all: what one cache of this size would give each, served in order of arrival,
+ * and job.endless: what was ever computed of it. */
 void sim_load_reach(struct sim_load *l, uint32_t cache_blocks);
 void sim_load_release(struct sim_load *l);
 
@@ -95,6 +97,7 @@ struct sim_result {
     double attained_per_s;            /* such requests a second */
     double reuse_possible;            /* of job.possible, the share taken from a cache          */
     double reuse_held;                /* the same, of those some worker held when it was placed */
+    double reuse_endless;             /* the same, of job.endless                                */
     double hit_share;                 /* of all prompt tokens */
     double busy;                      /* mean share of time that workers computed prompts        */
     double imbalance;                 /* standard deviation / mean of that, over workers        */

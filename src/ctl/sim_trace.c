@@ -90,7 +90,7 @@ static uint32_t through_cache(struct kv_pool *pool, const struct sim_job *job, u
     return found;
 }
 
-void sim_load_reach(struct sim_load *l, uint32_t cache_blocks)
+static void reach(const struct sim_load *l, uint32_t cache_blocks, bool endless)
 {
     struct kv_pool *pool = kv_pool_open(cache_blocks, 1, &(struct kv_pool_sink){ 0 });
     uint32_t *blocks = mem_array(cache_blocks, sizeof *blocks);
@@ -98,10 +98,18 @@ void sim_load_reach(struct sim_load *l, uint32_t cache_blocks)
         struct sim_job *job = &l->jobs[i];
         uint32_t cacheable = (job->prompt_tokens - 1) / l->block_tokens;
         uint32_t found = through_cache(pool, job, blocks);
-        job->possible = found < cacheable ? found : cacheable;
+        *(endless ? &job->endless : &job->possible) = found < cacheable ? found : cacheable;
     }
     free(blocks);
     kv_pool_close(pool);
+}
+
+void sim_load_reach(struct sim_load *l, uint32_t cache_blocks)
+{
+    uint64_t all = 1;
+    for (uint32_t i = 0; i < l->count; i++) all += l->jobs[i].block_count;
+    reach(l, cache_blocks, false);
+    reach(l, all < KV_BLOCK_COUNT_MAX ? (uint32_t)all : KV_BLOCK_COUNT_MAX, true);
 }
 
 void sim_load_release(struct sim_load *l)

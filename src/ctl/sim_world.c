@@ -639,7 +639,7 @@ static void measure(struct sim_world *m, struct sim_result *r)
     uint32_t n = m->load->count, good = 0, steps = 0;
     double *ttft = mem_array(n, sizeof *ttft), *itl = mem_array(n, sizeof *itl);
     double *e2e = mem_array(n, sizeof *e2e);
-    uint64_t possible = 0, got = 0, held = 0, got_held = 0, tokens = 0, hits = 0;
+    uint64_t possible = 0, got = 0, held = 0, got_held = 0, endless = 0, blocks = 0, tokens = 0;
     for (uint32_t i = 0; i < n; i++) {
         const struct call *c = &m->calls[i];
         const struct sim_job *job = &m->load->jobs[i];
@@ -662,7 +662,8 @@ static void measure(struct sim_world *m, struct sim_result *r)
         held += c->held;
         got_held += c->cached < c->held ? c->cached : c->held;
         tokens += job->prompt_tokens;
-        hits += (uint64_t)c->cached * m->load->block_tokens;
+        blocks += c->cached;
+        endless += job->endless;
     }
     spread_of(ttft, r->done, r->ttft_ms);
     spread_of(itl, steps, r->itl_ms);
@@ -673,7 +674,8 @@ static void measure(struct sim_world *m, struct sim_result *r)
     r->attained_per_s = good / ((double)m->load->jobs[n - 1].arrives_ns / m->o->speed / 1e9 + 1e-9);
     r->reuse_possible = possible ? (double)got / (double)possible : 1;
     r->reuse_held = held ? (double)got_held / (double)held : 1;
-    r->hit_share = tokens ? (double)hits / (double)tokens : 0;
+    r->reuse_endless = endless ? (double)blocks / (double)endless : 1;
+    r->hit_share = tokens ? (double)blocks * m->load->block_tokens / (double)tokens : 0;
     measure_balance(m, r);
     struct sched_stats s;
     sched_stats(m->sched, &s);
