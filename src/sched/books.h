@@ -58,6 +58,13 @@ struct request {
     uint16_t plan_next, plan_previous;
 };
 
+/* It was placed before, and lost its worker or its room: a client waits in the middle of a stream,
+ * or has waited for its turn once already. */
+static inline bool goes_on(const struct request *r)
+{
+    return r->emitted > 0 || r->failures > 0;
+}
+
 struct worker {                       /* first what a decision looks at of each of them */
     bool alive;
     enum role role;
@@ -236,7 +243,11 @@ struct prompt_cost {
 struct prompt_cost cost_of_prompt(const struct sched *s, const struct request *r, uint32_t rank);
 /* Its compute_ns. */
 double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t rank);
-/* Until `rank` would start on r's prompt. */
+/* A nanosecond that this request waits. */
+double cost_of_waiting(const struct request *r);
+/* Until a worker has computed what it was given. */
+double cost_busy_ns(const struct worker *w, uint64_t now_ns);
+/* What it costs that r waits for its turn on `rank`, and that others there wait for r. */
 double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns,
                     uint64_t now_ns);
 /* On cores that others compute on as well: how long a prompt that takes own_ns waits for its share

@@ -5,7 +5,8 @@
  *   decode on d:   max(0, transfer - what hides behind the prefill) + harm(d) + missed tpot
  *
  * wait(w) is the work in hand and the planned work whose turn is earlier; passed(w) is what those
- * whose turn is later lose.  A recompute costs twice: this request waits for it, and it takes from
+ * whose turn is later lose.  What goes on after a loss is a decode that stands still: its waiting
+ * counts as the harm that a prompt does to decodes, so it goes there when prompts are in its way.  A recompute costs twice: this request waits for it, and it takes from
  * everybody time that a cached prefix would have left (COST_OTHERS, docs/SCHEDULING.md).  A pull
  * fetches the prefix from the worker that holds most of it; only this request waits for that.  A
  * second copy of what another worker holds pushes something else out of a cache (COST_COPY).
@@ -96,28 +97,32 @@ double cost_prefill_ns(const struct sched *s, const struct request *r, uint32_t 
     return cost_of_prompt(s, r, rank).compute_ns;
 }
 
-static double busy_ns(const struct worker *w, uint64_t now_ns)
+double cost_busy_ns(const struct worker *w, uint64_t now_ns)
 {
     return w->busy_until_ns > now_ns ? (double)(w->busy_until_ns - now_ns) : 0;
+}
+
+double cost_of_waiting(const struct request *r)
+{
+    return goes_on(r) ? 1 + DECODE_HARM : 1;
 }
 
 double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t rank, double own_ns,
                     uint64_t now_ns)
 {
     const struct worker *w = &s->workers[rank];
-    double wait = busy_ns(w, now_ns);
-    if (w->plan_count == 0) return wait;
-    if (w->plan_count > WALK_MAX) return wait + (double)w->plan_ns;
-    uint32_t behind = 0;
+    double wait = cost_busy_ns(w, now_ns), waiting = cost_of_waiting(r), behind = 0;
+    if (w->plan_count == 0) return waiting * wait;
+    if (w->plan_count > WALK_MAX) return waiting * (wait + (double)w->plan_ns);
     for (uint16_t slot = w->plan_head; slot != NO_SLOT; slot = s->requests[slot].plan_next) {
         const struct request *other = &s->requests[slot];
         if (other == r) continue;
         bool before = other->priority != r->priority ? other->priority < r->priority
                                                      : other->plan_key <= plan_key_of(r, own_ns);
         if (before) wait += (double)other->work_ns;
-        else behind++;
+        else behind += cost_of_waiting(other);
     }
-    return wait + behind * own_ns;
+    return waiting * wait + behind * own_ns;
 }
 
 static double room_ns(const struct request *r, const struct worker *w)
@@ -145,12 +150,12 @@ struct cost_weights cost_weights(const struct sched *s)
 
 double cost_beside_ns(const struct sched *s, uint32_t rank, double own_ns, uint64_t now_ns)
 {
-    double mine = busy_ns(&s->workers[rank], now_ns) + own_ns, work = 0, prompts = 0;
+    double mine = cost_busy_ns(&s->workers[rank], now_ns) + own_ns, work = 0, prompts = 0;
     if (own_ns <= LONG_NS && s->workers[rank].seqs_charged > 0) return 0;
     for (uint32_t i = s->cores_next[rank]; i != rank; i = s->cores_next[i]) {
         const struct worker *w = &s->workers[i];
         if (!w->alive) continue;
-        work += busy_ns(w, now_ns) + (double)w->plan_ns;
+        work += cost_busy_ns(w, now_ns) + (double)w->plan_ns;
         prompts += w->prompts_charged + w->plan_count;
     }
     return (work < mine ? work : mine) + prompts * own_ns;
@@ -183,7 +188,8 @@ double cost_of_prefill(const struct sched *s, const struct request *r, uint32_t 
     const struct worker *w = &s->workers[rank];
     struct prompt_cost own = of_prompt(s, r, rank);
     double fixed = weights->own * prompt_ns(&own) + cost_harm_ns(s, r, rank, own.compute_ns);
-    double least = fixed + weights->wait * busy_ns(w, now_ns);
+    double waiting = cost_of_waiting(r);
+    double least = fixed + weights->wait * waiting * cost_busy_ns(w, now_ns);
     if (least > enough) return least;
     double wait = cost_wait_ns(s, r, rank, own.compute_ns, now_ns)
                 + cost_beside_ns(s, rank, own.compute_ns, now_ns);

@@ -97,6 +97,7 @@ struct request *fair_first(struct sched *s, uint64_t now_ns)
         struct request *r = &s->requests[slot];
         if (best && (r->priority != best->priority || s->flows_waiting == 1)) break;
         if (r->not_before_ns > now_ns) continue;
+        if (goes_on(r)) return r;     /* its turn had come: ahead of all of its priority */
         if (!best || fair_before(s, r, best)) best = r;
     }
     return best;
@@ -105,7 +106,7 @@ struct request *fair_first(struct sched *s, uint64_t now_ns)
 struct request *fair_planned(struct sched *s, const struct worker *w)
 {
     struct request *best = &s->requests[w->plan_head];
-    if (s->flows_waiting == 1) return best;
+    if (s->flows_waiting == 1 || goes_on(best)) return best;
     for (uint16_t slot = best->plan_next; slot != NO_SLOT; slot = s->requests[slot].plan_next) {
         struct request *r = &s->requests[slot];
         if (r->priority != best->priority) break;

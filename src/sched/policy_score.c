@@ -42,8 +42,7 @@ double score_cached(const struct sched *s, const struct choice *c, uint32_t rank
 
 double score_first(const struct sched *s, const struct choice *c, uint32_t rank)
 {
-    double own = cost_prefill_ns(s, c->r, rank);
-    return cost_wait_ns(s, c->r, rank, own, c->now_ns) + own;
+    return cost_busy_ns(&s->workers[rank], c->now_ns) + cost_prefill_ns(s, c->r, rank);
 }
 
 double score_step(const struct sched *s, const struct choice *c, uint32_t rank)
