@@ -22,6 +22,9 @@
  * who decode, instead of the same time in many pieces. */
 #define SHORT_PROMPT_NS 2e8
 #define BURST_NS 5e7
+/* So may what was generated elsewhere, or before, and is computed again for less than this: those
+ * who decode have a token in every step meanwhile, its own client has none. */
+#define AGAIN_NS 1e9
 /* A prompt advances by so many tokens in any case, unless another one does. */
 enum { PREFILL_LEAST = 4 };
 /* Of so many steps with decodes one is without prompts: beside equal decodes and equal chunks for
@@ -154,7 +157,8 @@ static double target_for(const struct engine *e, const struct seq *s, uint32_t c
 {
     struct pace_load whole = { 0 };
     pace_add_prefill(&whole, cached, s->id_count - cached);
-    bool is_short = pace_predict_ns(&e->pace, &whole) <= SHORT_PROMPT_NS;
+    double most_ns = s->id_count > s->prompt_count ? AGAIN_NS : SHORT_PROMPT_NS;
+    bool is_short = pace_predict_ns(&e->pace, &whole) <= most_ns;
     return is_short ? e->step.short_target_ns : e->step.target_ns;
 }
 

@@ -5,6 +5,10 @@ undisturbed service: ids, text, probabilities, finish, usage.  When too few work
 service is stopped and another one started.  The pauses are printed; they decide nothing.  One kill in
 six is a SIGSTOP: a worker that hangs is noticed by its silence, and its pauses are told apart.
 
+What is printed of each request that was placed again after a SIGKILL: its pause, from the kill to the
+next token that its client saw, less the recompute.  That is told twice: as it was (from placed to the
+token, on cores that four workers share), and as its tokens would take alone on an idle service.
+
 On a machine that is far too busy a worker may be silent for so long that rank 0 takes it for hung.
 That is one more loss like any other, unless with the kills it leaves nobody: such a service and its
 kills do not count.
@@ -57,6 +61,8 @@ def bodies():
 # When some came, how long their request's prompt is, how many came before them, how many they are.
 Tokens = collections.namedtuple("Tokens", "at prompt index count")
 Kill = collections.namedtuple("Kill", "at how rank")
+# A request that was placed again: seconds from the kill to being noticed, placed, and its next token.
+Again = collections.namedtuple("Again", "noticed placed token prompt emitted")
 
 
 def stream(service, body, times=None):
@@ -163,6 +169,16 @@ def kill_one(storm, draw, living, how, report):
         os.kill(pids[victim], signal.SIGCONT if draw.randrange(2) else signal.SIGKILL)
 
 
+def seconds_a_row(service):
+    """Of a prompt, alone: the quickest of a few that share nothing."""
+    def first_token(length, start):
+        began = time.monotonic()
+        service.complete(prompt=list(range(start, start + length)), max_tokens=1)
+        return time.monotonic() - began
+    return min(first_token(400, 1000 * n) - first_token(100, 1000 * n + 500)
+               for n in range(1, 5)) / 300
+
+
 # -- pauses -----------------------------------------------------------------------------------------
 
 def placed_again(lines, kill, until):
@@ -180,6 +196,11 @@ def resumed(storm, at, prompt, emitted):
                default=None)
 
 
+def row_of(a):
+    return (f"noticed {a.noticed:.3f} s, placed {a.placed:.3f} s, token {a.token:.3f} s after the kill: "
+            f"{a.prompt} + {a.emitted} tokens again in {a.token - a.placed:.3f} s")
+
+
 def add_pauses(storm, report):
     """Of each kill: noticed, placed, and of each stream from the last token before to the next."""
     lines = storm.service.lines
@@ -194,11 +215,12 @@ def add_pauses(storm, report):
             if not token:
                 continue
             pauses["resumed (with the recompute)"].append(token - kill.at)
-            if kill.how == signal.SIGKILL and token - kill.at > 1:
-                report["late"].append(
-                    f"noticed {lost[0] - kill.at:.3f} s, placed {at - lost[0]:.3f} s later, "
-                    f"{prompt} + {emitted} tokens computed again, first token {token - at:.3f} s "
-                    "after that; rank 0 meanwhile:")
+            if kill.how != signal.SIGKILL:
+                continue
+            again = Again(lost[0] - kill.at, at - kill.at, token - kill.at, prompt, emitted)
+            report["again"].append(again)
+            if again.token > 1:
+                report["late"].append(row_of(again) + "; rank 0 meanwhile:")
                 report["late"] += [f"  {stamp(line) - kill.at:6.3f} {line.split('Z', 1)[1][:120]}"
                                    for line in lines if re.search(r"Z .*\b(lost|placed|finished) ", line)
                                    and kill.at - 0.2 < stamp(line) < token]
@@ -250,23 +272,48 @@ def one_service(roles, want, kills, seed, report):
     add_pauses(storm, report)
 
 
+def say_spread(name, values):
+    values = sorted(values)
+    if not values:
+        print(f"{name}: none")
+        return
+    print(f"{name}: {len(values)}, median {statistics.median(values):.3f} s, "
+          f"p90 {values[len(values) * 9 // 10]:.3f} s, most {values[-1]:.3f} s, "
+          f"within 1 s {sum(v <= 1 for v in values)}")
+
+
+def say_recompute(report):
+    """Of each SIGKILL: what a pause is more than the recompute."""
+    row_s, all_of = report["row_s"], report["again"]
+    print(f"a row of a prompt alone on an idle service: {row_s * 1e3:.2f} ms")
+    for name, chosen in (("streams", [a for a in all_of if a.emitted]),
+                         ("prompts without a token", [a for a in all_of if not a.emitted])):
+        say_spread(f"SIGKILL, {name}, pause", [a.token for a in chosen])
+        say_spread(f"SIGKILL, {name}, pause less the recompute as it was",
+                   [a.placed for a in chosen])
+        say_spread(f"SIGKILL, {name}, pause less the recompute alone",
+                   [a.token - row_s * (a.prompt + a.emitted) for a in chosen])
+    print("longest pauses:", *[row_of(a) for a in sorted(all_of, key=lambda a: -a.token)[:10]],
+          sep="\n  ")
+
+
 def say(report):
     print(f"kills {report['kills']}, answers {report['answers']}, replaced "
           f"{report['replaced']}, starved services {report['starved']}")
     print("lost otherwise:", *report["others"], sep="\n  ")
     for how, pauses in report["pauses"].items():
         for name, values in pauses.items():
-            values = sorted(values) or [0]
-            print(f"{how.name}, {name}: {len(values)}, median {statistics.median(values):.3f} s, "
-                  f"p90 {values[len(values) * 9 // 10]:.3f} s, most {values[-1]:.3f} s")
+            say_spread(f"{how.name}, {name}", values)
+    say_recompute(report)
     print("later than 1 s after a SIGKILL:", *report["late"], sep="\n  ")
 
 
 def test_random_kills_cost_no_client_a_token(needs_model):
     report = {"kills": 0, "answers": 0, "replaced": 0, "others": [], "starved": 0, "late": [],
-              "pauses": {how: collections.defaultdict(list)
-                         for how in (signal.SIGKILL, signal.SIGSTOP)}}
+              "again": [], "pauses": {how: collections.defaultdict(list)
+                                      for how in (signal.SIGKILL, signal.SIGSTOP)}}
     with Service("--threads", 1) as service:
+        report["row_s"] = seconds_a_row(service)
         with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
             want = list(pool.map(lambda b: stream(service, b), bodies()))
     assert all(w[0] == 200 for w in want)

@@ -98,8 +98,9 @@ static void beside_decodes_a_prompt_takes_what_ends_in_time_and_always_some(void
     assert_int_equal(largest, 60);
 }
 
-/* The chunks of two prompts, a long one and then a short one, in the first step beside a decode. */
-static void chunks_beside_a_decode(uint64_t target_ns, uint32_t chunks[2])
+/* The chunks of two prompts, a long one and then a short one, in the first step beside a decode;
+ * the last `emitted` of the long one's tokens were generated before. */
+static void chunks_beside_a_decode(uint64_t target_ns, uint32_t emitted, uint32_t chunks[2])
 {
     static struct world w;
     struct engine_config c = world_config(200);
@@ -107,7 +108,10 @@ static void chunks_beside_a_decode(uint64_t target_ns, uint32_t chunks[2])
     c.step_time_target_ns = target_ns;
     world_open(&w, &c);
     decode_some(&w, 1, 110);
-    world_request(&w, 1, SEQ_LOCAL, 1, 120, world_params(1));
+    struct track *t = world_new(&w, 1, SEQ_LOCAL, world_params(emitted + 1));
+    world_prompt(t, 1, 120);
+    t->prompt_count -= emitted;
+    assert_int_equal(world_add(&w, t, 0, NULL), OK);
     world_request(&w, 2, SEQ_LOCAL, 2, 40, world_params(1));
     chunks[0] = chunks[1] = 0;
     do {
@@ -123,11 +127,21 @@ static void a_short_prompt_may_take_more_of_a_step_even_behind_a_long_one(void *
 {
     (void)state;
     uint32_t chunks[2];
-    chunks_beside_a_decode(0, chunks);            /* 20 ms alone; 40 for long, 70 for short ones */
+    chunks_beside_a_decode(0, 0, chunks);         /* 20 ms alone; 40 for long, 70 for short ones */
     assert_in_range(chunks[0], 5, 11);
     assert_in_range(chunks[1], 9, 15);
-    chunks_beside_a_decode(40000000, chunks);     /* what is given counts for all */
+    chunks_beside_a_decode(40000000, 0, chunks);  /* what is given counts for all */
     assert_in_range(chunks[0], 5, 11);
+    assert_int_equal(chunks[1], 0);
+}
+
+/* A stream whose worker was lost stands still until it is computed again. */
+static void what_goes_on_behind_tokens_may_take_as_much_as_a_short_prompt(void **state)
+{
+    (void)state;
+    uint32_t chunks[2];
+    chunks_beside_a_decode(0, 1, chunks);
+    assert_in_range(chunks[0], 17, 23);
     assert_int_equal(chunks[1], 0);
 }
 
@@ -278,6 +292,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(beside_decodes_a_prompt_takes_what_ends_in_time_and_always_some),
         cmocka_unit_test(a_short_prompt_may_take_more_of_a_step_even_behind_a_long_one),
+        cmocka_unit_test(what_goes_on_behind_tokens_may_take_as_much_as_a_short_prompt),
         cmocka_unit_test(a_step_that_ends_a_prompt_takes_no_part_of_another),
         cmocka_unit_test(without_decodes_a_prompt_takes_the_budget_and_others_join_short_steps),
         cmocka_unit_test(time_goes_to_the_prompt_of_the_best_priority_first),
