@@ -28,7 +28,7 @@ struct sim_job {                      /* one request of the workload */
     uint64_t arrives_ns;
     uint32_t prompt_tokens, output_tokens;
     uint32_t block_count;             /* full blocks of the prompt */
-    /* sim_load_reach: leading blocks that one cache of some size, and an endless one, would hold. */
+    /* sim_load_reach: leading blocks one cache of some size, or an endless one, would hold. */
     uint32_t possible, endless;
     const struct hash128 *keys;       /* (block_count) */
     const int32_t *ids;               /* (block_count): stand for the blocks' contents  */

@@ -5,11 +5,13 @@
  *   decode on d:   max(0, transfer - what hides behind the prefill) + harm(d) + missed tpot
  *
  * wait(w) is the work in hand and the planned work whose turn is earlier; passed(w) is what those
- * whose turn is later lose.  What goes on after a loss is a decode that stands still: its waiting
- * counts as the harm that a prompt does to decodes, so it goes there when prompts are in its way.  A recompute costs twice: this request waits for it, and it takes from
+ * whose turn is later lose.  A recompute costs twice: this request waits for it, and it takes from
  * everybody time that a cached prefix would have left (COST_OTHERS, docs/SCHEDULING.md).  A pull
  * fetches the prefix from the worker that holds most of it; only this request waits for that.  A
  * second copy of what another worker holds pushes something else out of a cache (COST_COPY).
+ *
+ * What goes on after a loss is a decode that stands still: its waiting counts as the harm that a
+ * prompt does to decodes, so a decode worker computes it when prompts are in its way.
  *
  * harm(w) is what those who generate on w lose; on a decode worker, while there are workers for
  * prompts, what a prompt takes beyond the time of a step counts twice more: what is short goes

@@ -157,8 +157,8 @@ static uint32_t best_thief(struct sched *s, struct request *r, double ahead, uin
         if (w->plan_head != NO_SLOT || !needs_work(w, now_ns)) continue;
         if (plan_kept_from(s, r, rank) || !policy_can_take(s, w, r)) continue;
         double own = cost_prefill_ns(s, r, rank), more = own - (double)r->work_ns;
-        double gain = cost_of_waiting(r) * ahead - (1 + COST_OTHERS) * more - cost_harm_ns(s, r, rank, own)
-                    - cost_beside_ns(s, rank, own, now_ns);
+        double gain = cost_of_waiting(r) * ahead - (1 + COST_OTHERS) * more
+                    - cost_harm_ns(s, r, rank, own) - cost_beside_ns(s, rank, own, now_ns);
         if (gain <= *best_gain) continue;
         *best_gain = gain;
         best = rank;
