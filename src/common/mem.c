@@ -1,13 +1,19 @@
 /* common/mem.c - see mem.h. */
 #include "common/mem.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "common/check.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23        /* Linux 5.14 */
+#endif
 
 void *mem_alloc(size_t bytes)
 {
@@ -29,6 +35,13 @@ void *mem_resize(void *old, size_t count, size_t bytes)
     void *at = realloc(old, bytes && count ? count * bytes : 1);
     if (!at) die("out of memory: %zu x %zu bytes", count, bytes);
     return at;
+}
+
+bool mem_populate(void *at, size_t bytes)
+{
+    if (madvise(at, bytes, MADV_POPULATE_WRITE) == 0 || errno == EINVAL) return true;
+    if (errno == EFAULT) errno = ENOMEM; /* what SIGBUS would have been */
+    return false;
 }
 
 char *mem_text_n(const char *text, size_t bytes)

@@ -19,6 +19,10 @@ void *mem_resize(void *at, size_t count, size_t bytes); /* as realloc; new part 
 char *mem_text(const char *text);                   /* a copy; NULL stays NULL            */
 char *mem_text_n(const char *text, size_t bytes);   /* a NUL-terminated copy              */
 
+/* Gives memory to a mapping of a file in memory, `bytes` from `at` on, which begins a page.  False
+ * and errno: there is none, and to touch it would end the process.  Before Linux 5.14: true. */
+bool mem_populate(void *at, size_t bytes);
+
 /* Bytes that grow.  Always NUL-terminated one past `size` once anything was added. */
 struct buf {
     char *data;

@@ -7,6 +7,7 @@
 
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/check.h"
 #include "common/mem.h"
@@ -19,7 +20,7 @@ struct words {                        /* of one reader */
 };
 
 struct place {
-    bool used;
+    bool used, there;                 /* taken; it has memory */
     uint32_t reader;
     uint64_t number;                  /* free when that one has read so many */
 };
@@ -50,6 +51,7 @@ size_t outbox_bytes(uint32_t readers, size_t slot_bytes)
 
 struct outbox *outbox_open(void *at, uint32_t readers, size_t slot_bytes)
 {
+    if (!mem_populate(at, words_bytes(readers))) return NULL;
     struct outbox *o = mem_alloc(sizeof *o);
     *o = (struct outbox){ .words = at, .places = (uint8_t *)at + words_bytes(readers),
                           .place_bytes = page_up(slot_bytes), .readers = readers };
@@ -80,8 +82,11 @@ void *outbox_take(struct outbox *o, uint32_t reader)
     for (size_t i = 0; i < OUTBOX_SLOTS; i++) { /* the first: most likely still in a cache */
         struct place *p = &o->place[i];
         if (!is_free(o, p)) continue;
-        *p = (struct place){ .used = true, .reader = reader, .number = ++o->taken[reader] };
-        return o->places + i * o->place_bytes;
+        uint8_t *at = o->places + i * o->place_bytes;
+        if (!p->there && !mem_populate(at, o->place_bytes)) continue;
+        *p = (struct place){ .used = true, .there = true, .reader = reader,
+                             .number = ++o->taken[reader] };
+        return at;
     }
     return NULL;
 }
@@ -107,10 +112,17 @@ void outbox_forget(struct outbox *o, uint32_t reader)
         if (o->place[i].reader == reader) o->place[i].used = false;
 }
 
-const void *inbox_look(const struct inbox *i, uint32_t slot, size_t bytes)
+bool inbox_look(const struct inbox *i, uint32_t slot, size_t bytes, struct msg_kv *head,
+                const void **payload)
 {
-    if (!i->at || slot >= OUTBOX_SLOTS || bytes > i->slot_bytes) return NULL;
-    return (const uint8_t *)i->at + words_bytes(i->readers) + slot * page_up(i->slot_bytes);
+    if (!i->at || slot >= OUTBOX_SLOTS) return false;
+    if (bytes < sizeof *head || bytes > i->slot_bytes) return false;
+    const uint8_t *at = (const uint8_t *)i->at + words_bytes(i->readers)
+                      + slot * page_up(i->slot_bytes);
+    memcpy(head, at, sizeof *head);
+    atomic_signal_fence(memory_order_seq_cst); /* what is looked at from here on is the copy */
+    *payload = at + sizeof *head;
+    return msg_as_kv(head, bytes) != NULL;
 }
 
 bool inbox_done(const struct inbox *i)

@@ -291,12 +291,13 @@ static bool match_one(struct port *p, enum port_kind kind)
 static bool deliver_slot(struct port *p, int from, const struct msg_slot *m)
 {
     const struct inbox *in = &p->peers[from].inbox;
-    if (!m || !in->at) return false;
-    const void *data = inbox_look(in, m->slot, m->bytes);
-    bool fits = data && msg_type_of(data, m->bytes);
+    struct msg_kv head;
+    const void *payload;
+    if (!m || !in->at || !p->sink.kv) return false;
+    bool fits = inbox_look(in, m->slot, m->bytes, &head, &payload);
     if (fits) {
         p->stats.received += m->bytes;
-        p->sink.message(p->sink.ctx, from, data, m->bytes);
+        p->sink.kv(p->sink.ctx, from, &head, payload);
     }
     if (inbox_done(in)) ring(p, from);
     return fits;

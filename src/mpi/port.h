@@ -27,6 +27,9 @@ struct port_sink {
     void *ctx;
     /* `data` is aligned for any struct of wire/msg.h and valid until the call returns. */
     void (*message)(void *ctx, int from, const void *data, size_t bytes);
+    /* KV that lies in memory of both: *m is ours, what belongs behind it is at `payload` and may
+     * change while it is read.  NULL: there is no such here. */
+    void (*kv)(void *ctx, int from, const struct msg_kv *m, const void *payload);
     /* The connection with `rank` ended, or it broke the protocol. */
     void (*ended)(void *ctx, int rank);
 };

@@ -17,7 +17,8 @@ struct shared_name {
     int pid, fd;                      /* where it is open; fd -1: there is none */
 };
 
-/* A file of so many zeros in memory; -1 and errno. */
+/* A file of so many zeros in memory, which stays as long as that; -1 and errno.  It has no memory
+ * yet: mem_populate, before it is written. */
 int shared_file(const char *name, uint64_t bytes, struct shared_name *out);
 /* The same one, which another process of this host made; -1 and errno, ESTALE when what is found
  * is not that: in a PID namespace of its own a rank would find itself. */

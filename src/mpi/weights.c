@@ -21,6 +21,8 @@
 #define MADV_COLLAPSE 25              /* Linux 6.1 */
 #endif
 
+enum { PAGE = 4096 };
+
 /* Memory shared by the ranks of a host, writable by all of them. */
 struct shared {
     int fd;
@@ -60,15 +62,21 @@ static enum err shared_map(struct shared *s, int protection, struct why *why)
 }
 
 /* Shared memory is in small pages by default (shmem_enabled), but a program may ask for a huge one
- * where at least one small page is there.  A refusal costs speed only. */
-static void take_huge_pages(int fd, uint64_t bytes)
+ * where at least one small page is there.  A refusal costs speed only; but all of the file has
+ * memory from then on.  False and errno: there is not so much. */
+static bool take_pages(int fd, uint64_t bytes)
 {
     uint8_t *at = map_file(fd, bytes, PROT_READ | PROT_WRITE);
-    for (uint64_t i = 0; at && i < bytes; i += HUGE_PAGE) {
-        at[i] = 0;
-        if (madvise(at + i, HUGE_PAGE, MADV_COLLAPSE) != 0) break;
+    bool huge = true, there = at != NULL;
+    for (uint64_t i = 0; there && i < bytes; i += HUGE_PAGE) {
+        there = mem_populate(at + i, PAGE);
+        if (there && huge) huge = madvise(at + i, HUGE_PAGE, MADV_COLLAPSE) == 0;
+        if (there && !huge) there = mem_populate(at + i, HUGE_PAGE);
     }
+    int error = errno;
     if (at) munmap(at, bytes);
+    errno = error;
+    return there;
 }
 
 /* Collective over the host. */
@@ -78,14 +86,18 @@ static enum err shared_open(struct shared *s, const struct job *j, const char *n
     struct shared_name where;
     if (j->host_rank == 0) {
         s->fd = shared_file(name, file_bytes(s->bytes), &where);
-        if (s->fd >= 0) take_huge_pages(s->fd, file_bytes(s->bytes));
+        if (s->fd >= 0 && !take_pages(s->fd, file_bytes(s->bytes))) where.fd = -1;
     }
+    int error = errno;
     job_broadcast(j, j->host_comm, &where, sizeof where);
-    if (j->host_rank != 0 && where.fd >= 0) s->fd = shared_find(&where);
+    if (j->host_rank != 0 && where.fd >= 0) {
+        s->fd = shared_find(&where);
+        error = errno;
+    }
     enum err e = OK;
     if (where.fd < 0 || s->fd < 0)
         e = why_set(why, ERR_MEMORY, "rank %d: no shared memory of %llu bytes: %s", j->rank,
-                    (unsigned long long)s->bytes, strerror(errno));
+                    (unsigned long long)s->bytes, strerror(error));
     return e ? e : shared_map(s, PROT_READ | PROT_WRITE, why);
 }
 

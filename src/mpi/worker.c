@@ -116,6 +116,12 @@ static bool dispatch_zero(struct worker *w, const void *data, size_t bytes)
     }
 }
 
+static void on_kv(void *ctx, int from, const struct msg_kv *m, const void *payload)
+{
+    if (m->lane) ways_announced(ctx, from, m);
+    else worker_on_kv(ctx, from, m, payload);
+}
+
 static bool dispatch_peer(struct worker *w, int from, const void *data, size_t bytes)
 {
     const struct msg_ready *ready = msg_as_ready(data, bytes);
@@ -126,7 +132,7 @@ static bool dispatch_peer(struct worker *w, int from, const void *data, size_t b
     switch (msg_type_of(data, bytes)) {
     case MSG_READY: return ready && (worker_on_ready(w, from, ready), true);
     case MSG_KV:
-        return kv && ((kv->lane ? ways_announced : worker_on_kv)(w, from, kv), true);
+        return kv && (on_kv(w, from, kv, kv + 1), true);
     case MSG_LANE: return lane && (worker_on_lane(w, from, lane), true);
     case MSG_PULL: return pull && (worker_on_pull(w, from, pull), true);
     case MSG_KVEND:
@@ -328,7 +334,8 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
     w->port = port;
     w->weights = *weights;
     w->seqs = mem_array(REQ_COUNT_MAX, sizeof *w->seqs);
-    struct port_sink sink = { .ctx = w, .message = on_message, .ended = on_ended };
+    struct port_sink sink = { .ctx = w, .message = on_message, .kv = on_kv,
+                              .ended = on_ended };
     port_serve(port, &sink);
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); /* naps of 30 us, here and there, shall not take 80 */
     if (open_engine(w, &why)) leave_failed(w, &why);

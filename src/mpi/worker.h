@@ -72,7 +72,8 @@ void worker_on_run(struct worker *w, const struct msg_seq *m);
 void worker_on_expect(struct worker *w, const struct msg_seq *m);
 void worker_on_prefill(struct worker *w, const struct msg_seq *m);
 void worker_on_cancel(struct worker *w, struct req_id req);
-void worker_on_kv(struct worker *w, int from, const struct msg_kv *m);
+/* `payload`: what the message brings with it; nothing of one that names a lane. */
+void worker_on_kv(struct worker *w, int from, const struct msg_kv *m, const void *payload);
 void worker_on_kvend(struct worker *w, int from, const struct msg_kvend *m);
 void worker_on_ready(struct worker *w, int from, const struct msg_ready *m);
 void worker_on_lost(struct worker *w, int rank);
@@ -114,7 +115,7 @@ void push_all(struct worker *w);
  * way or the other, worker_admit is called. */
 bool pull_open(struct worker *w, struct wseq *s, const struct msg_seq *m);
 void pull_close(struct worker *w, struct wseq *s);
-void pull_on_kv(struct worker *w, int from, const struct msg_kv *m);
+void pull_on_kv(struct worker *w, int from, const struct msg_kv *m, const void *payload);
 void pull_on_kvend(struct worker *w, int from, const struct msg_kvend *m);
 void worker_on_pull(struct worker *w, int from, const struct msg_pull *m);
 /* Starts sequences whose pull is late. */
@@ -136,7 +137,7 @@ uint64_t kv_room_bytes(struct worker *w, int to);
 /* Sends what `range` says (all but its head, lane and number), which must be complete. */
 uint64_t kv_send(struct worker *w, int to, const struct msg_kv *range);
 /* engine_import, of what came with the message or over the lane it names. */
-enum err kv_import(struct worker *w, const struct msg_kv *m);
+enum err kv_import(struct worker *w, const struct msg_kv *m, const void *payload);
 void worker_on_lane(struct worker *w, int from, const struct msg_lane *m);
 /* A head came: its transfer will. */
 void ways_announced(struct worker *w, int from, const struct msg_kv *m);

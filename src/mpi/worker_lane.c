@@ -165,19 +165,19 @@ uint64_t kv_send(struct worker *w, int to, const struct msg_kv *range)
     struct way *y = way_find(w, to, true);
     bool over_lane = y && y->ready;
     size_t message = sizeof *range + (over_lane ? 0 : bytes);
-    struct msg_kv *m = port_bulk(w->port, to, MSG_KV, message);
-    struct msg_head head = m->head;
-    *m = *range;
-    m->head = head;
+    struct msg_kv *m = port_bulk(w->port, to, MSG_KV, message), head = *range;
+    head.head = m->head;
     if (over_lane) {
-        m->lane = y->book.lane;
-        m->number = ++y->number;
-        CHECK(engine_lane_send(w->engine, m->req, y->lane, m->layer, m->layers, m->first,
-                               m->count));
+        head.lane = y->book.lane;
+        head.number = ++y->number;
+        CHECK(engine_lane_send(w->engine, range->req, y->lane, range->layer, range->layers,
+                               range->first, range->count));
         w->kv_lanes += bytes;
     } else {
-        CHECK(engine_kv_read(w->engine, m->req, m->layer, m->layers, m->first, m->count, m + 1));
+        CHECK(engine_kv_read(w->engine, range->req, range->layer, range->layers, range->first,
+                             range->count, m + 1));
     }
+    *m = head;
     w->kv_sent += bytes;
     link_meter_sent(&w->link, to, bytes);
     port_send(w->port, to, PORT_DATA, m);
@@ -242,13 +242,13 @@ bool ways_hold_end(struct worker *w, int from, const struct msg_kvend *m)
     return y && lane_book_hold(&y->book, m);
 }
 
-enum err kv_import(struct worker *w, const struct msg_kv *m)
+enum err kv_import(struct worker *w, const struct msg_kv *m, const void *payload)
 {
     struct lane *lane = w->ways->taking;
     uint64_t bytes = m->head.bytes - sizeof *m;
     if (m->lane == 0) {
         w->kv_received += bytes;
-        return engine_import(w->engine, m->req, m->layer, m->layers, m->first, m->count, m + 1,
+        return engine_import(w->engine, m->req, m->layer, m->layers, m->first, m->count, payload,
                              bytes);
     }
     CHECK(lane);
@@ -268,7 +268,7 @@ static void deliver(struct worker *w, struct way *y)
             continue;
         }
         a->taking = lane;
-        worker_on_kv(w, y->peer, &e->kv);
+        worker_on_kv(w, y->peer, &e->kv, NULL);
         if (a->taking) a->table->take(lane, NULL);
         a->taking = NULL;
     }

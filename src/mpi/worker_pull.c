@@ -135,11 +135,11 @@ static struct pull *pulling(struct worker *w, struct req_id id, int from)
     return p;
 }
 
-void pull_on_kv(struct worker *w, int from, const struct msg_kv *m)
+void pull_on_kv(struct worker *w, int from, const struct msg_kv *m, const void *payload)
 {
     struct pull *p = pulling(w, m->req, from);
     if (!p) return;
-    enum err e = kv_import(w, m);
+    enum err e = kv_import(w, m, payload);
     if (e == OK) return;
     log_error("pull req=%u.%u from=%d failed err=\"%s\"", m->req.slot, m->req.generation, from,
               err_text(e));

@@ -181,15 +181,15 @@ static void import_failed(struct worker *w, struct wseq *s, enum err e)
     worker_give_up(w, s, e);
 }
 
-void worker_on_kv(struct worker *w, int from, const struct msg_kv *m)
+void worker_on_kv(struct worker *w, int from, const struct msg_kv *m, const void *payload)
 {
     if (m->req.attempt & PULL_BIT) {
-        pull_on_kv(w, from, m);
+        pull_on_kv(w, from, m, payload);
         return;
     }
     struct wseq *s = importing(w, m->req, from);
     if (!s) return;
-    enum err e = kv_import(w, m);
+    enum err e = kv_import(w, m, payload);
     if (e) import_failed(w, s, e);
 }
 

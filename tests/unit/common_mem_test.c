@@ -1,10 +1,14 @@
 /* tests/unit/common_mem_test.c - growing buffers and nearest names. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -68,6 +72,26 @@ static void new_memory_is_zero_and_copies_are_whole(void **state)
     free(text);
 }
 
+/* A file of two pages, mapped as three. */
+static void memory_that_is_not_there_is_an_error_and_no_signal(void **state)
+{
+    (void)state;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    int fd = memfd_create("mem", MFD_CLOEXEC);
+    struct stat st;
+    assert_int_equal(ftruncate(fd, (off_t)(2 * page)), 0);
+    uint8_t *at = mmap(NULL, 3 * page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    assert_true(at != MAP_FAILED);
+    assert_true(mem_populate(at, 2 * page));
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_true((size_t)st.st_blocks * 512 >= 2 * page);
+    errno = 0;
+    assert_false(mem_populate(at + page, 2 * page));
+    assert_int_equal(errno, ENOMEM);
+    munmap(at, 3 * page);
+    close(fd);
+}
+
 static void the_nearest_name_is_offered_and_far_ones_are_not(void **state)
 {
     (void)state;
@@ -92,6 +116,7 @@ int main(void)
         cmocka_unit_test(a_full_buffer_takes_nothing_more_and_says_so),
         cmocka_unit_test(an_empty_buffer_can_be_taken),
         cmocka_unit_test(new_memory_is_zero_and_copies_are_whole),
+        cmocka_unit_test(memory_that_is_not_there_is_an_error_and_no_signal),
         cmocka_unit_test(the_nearest_name_is_offered_and_far_ones_are_not),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
