@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -266,7 +267,7 @@ uint64_t link_client_submit(struct link_client *c, struct link_request *r,
         slots_give(&c->streams, number);
         return 0;
     }
-    conn->stream_count++;
+    if (conn->stream_count++ == 0) soon_asked(&c->soon, number, clock_now_ns());
     *tried |= 1u << conn->index;
     if (!c->fixed) {
         overlap_add(c->overlap, r->cache_salt, link_request_ids(r), r->id_count, conn->index);
@@ -327,10 +328,12 @@ static void drain_wake(struct link_client *c)
     (void)got;
 }
 
-static int wait_ms(const struct link_client *c, uint64_t now)
+/* *awake_ns: until when to look awake. */
+static int wait_ms(const struct link_client *c, uint64_t now, uint64_t *awake_ns)
 {
     uint64_t until = c->tick_at;
     pthread_mutex_lock(&c->gw->lock);
+    *awake_ns = c->alone ? 0 : soon_until_ns(&c->soon);
     for (uint32_t i = 0; i < JOBS_MAX; i++) {
         const struct conn *conn = &c->conns[i];
         uint64_t at = conn->used && !conn->leaving ? conn_wakes_at(conn) : UINT64_MAX;
@@ -400,6 +403,20 @@ static void say_ready(struct link_client *c)
     if (c->was_live) c->also.ready();
 }
 
+/* As epoll_wait.  Awake, any other thread that wants this processor has it. */
+static int wait_for(struct link_client *c, struct epoll_event *events, uint64_t now)
+{
+    uint64_t awake_ns;
+    int ms = wait_ms(c, now, &awake_ns);
+    while (now < awake_ns) {
+        int count = epoll_wait(c->epoll, events, JOBS_MAX, 0);
+        if (count != 0) return count;
+        sched_yield();
+        now = clock_now_ns();
+    }
+    return epoll_wait(c->epoll, events, JOBS_MAX, ms);
+}
+
 /* A job is late at a time after which its socket was looked at once more: it may be us who were
  * stopped, or busy, while it spoke. */
 static void *run(void *arg)
@@ -408,7 +425,7 @@ static void *run(void *arg)
     for (bool stop = false; !stop;) {
         struct epoll_event events[JOBS_MAX];
         uint64_t now = clock_now_ns();
-        int count = epoll_wait(c->epoll, events, JOBS_MAX, wait_ms(c, now));
+        int count = wait_for(c, events, now);
         bool hung_up = false;
         for (int i = 0; i < count; i++) {
             uint64_t of = events[i].data.u64;
@@ -460,6 +477,8 @@ struct link_client *link_client_start(struct gateway *gw, const struct link_owne
     c->on = functions;
     c->also = *also;
     c->fixed = !*gw->config.jobs;
+    cpu_set_t cpus;
+    c->alone = sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) == 1;
     c->overlap = overlap_open();
     slots_open(&c->streams, sizeof(struct stream));
     c->watch = watch_open(functions->gone);

@@ -312,6 +312,7 @@ static const char *take_up(struct conn *c, const struct link_head *h)
     }
     if (!t && !e) return "unexpected or malformed frame";
     struct link_client *set = c->set;
+    soon_came(&set->soon, h->stream, clock_now_ns());
     struct stream *s = slots_find(&set->streams, h->stream);
     if (!s || s->conn != c->index) return NULL; /* forgotten: its end was on the way */
     if (t) {

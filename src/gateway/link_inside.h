@@ -11,6 +11,7 @@
 #include "gateway/link_client.h"
 #include "gateway/overlap.h"
 #include "gateway/slots.h"
+#include "gateway/soon.h"
 
 enum phase {
     PHASE_DOWN, PHASE_LOOKING, PHASE_CONNECTING, PHASE_CHALLENGE, PHASE_WELCOME, PHASE_UP,
@@ -64,6 +65,7 @@ struct link_client {
     int epoll;
     uint64_t tick_at;
     bool was_live;
+    bool alone;                       /* one processor: who waits awake holds up who answers */
 
     /* Under the gateway's lock. */
     int wake;
@@ -72,6 +74,7 @@ struct link_client {
     struct watch *watch;
     struct conn conns[JOBS_MAX];
     struct overlap *overlap;
+    struct soon soon;
 };
 
 /* Of the thread, without the lock. */
