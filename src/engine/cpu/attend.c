@@ -173,6 +173,13 @@ static void walk(const struct cpu *u, const struct attend_item *it, uint32_t lay
 {
     uint32_t last = qs->seen[qs->count - 1];
     struct kv_view kv = kv_view(u, layer, it->head, u->row[it->row].blocks, last);
+    if (it + 1 < u->items + u->item_count) {
+        const struct row *row = &u->row[it[1].row];
+        struct kv_view next = kv_view(u, layer, it[1].head, row->blocks, row->position + 1);
+        kv.next_pool = next.pool;
+        kv.next_blocks = next.blocks;
+        kv.next_end = next.end;
+    }
     for (uint32_t tile = 0, from = 0; tile * KV_TILE_TOKENS < last; tile++) {
         while (qs->seen[from] <= tile * KV_TILE_TOKENS) from++;
         one_tile(u, &kv, qs, tile, from, s);

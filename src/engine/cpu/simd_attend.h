@@ -408,6 +408,9 @@ static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *co
         t.block[i / tokens] = kv->pool + (uint64_t)kv->blocks[b] * kv->block_stride;
         if (later * tokens < kv->end) {
             t.next[i / tokens] = kv->pool + (uint64_t)kv->blocks[later] * kv->block_stride;
+        } else if (i < kv->next_end) {
+            t.next[i / tokens] = kv->next_pool +
+                                 (uint64_t)kv->next_blocks[i / tokens] * kv->block_stride;
         }
     }
     if (kv->type == KV_INT8) {
