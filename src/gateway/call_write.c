@@ -177,6 +177,8 @@ void call_write_chunk(struct call *c, struct choice *ch)
                      (call_wants_records(c) && ch->records.size);
     if (something) {
         struct buf *out = &c->out;
+        size_t before = out->size;
+        bool echoes = echoed(c, ch);
         chunk_open(c);
         if (is_chat(c)) {
             buf_print(out, "{\"index\":%u,\"delta\":{\"content\":", ch->index);
@@ -190,6 +192,7 @@ void call_write_chunk(struct call *c, struct choice *ch)
         if (c->request.o.return_token_ids && !ch->begun) prompt_token_ids(c, ch, out);
         buf_char(out, '}');
         chunk_close(c, c->request.o.continuous_usage);
+        if (echoes) c->echo_bytes += out->size - before;
     }
     ch->begun = ch->begun || something || is_chat(c);
     buf_clear(&ch->text);

@@ -183,6 +183,19 @@ def test_log_probabilities_of_one_answer_are_bounded(tmp_path):
 
 
 @pytest.mark.skipif(not LONG_TESTS, reason="RANKSERVE_TEST_LONG is not set")
+def test_a_streamed_echo_may_be_longer_than_what_a_slow_client_may_leave(tmp_path):
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        job.plan = lambda r: Plan("hello", finish="length")
+        with httpx.Client(base_url=g.url, timeout=60 * PATIENCE) as client:
+            text = complete(client, "y" * 48000, max_tokens=5, echo=True, logprobs=20, stream=True).text
+        assert len(text) > 8 << 20                        # CALL_QUEUE_BYTES_MAX
+        assert text.endswith("data: [DONE]\n\n")
+        made = [json.loads(line[6:])["choices"][0] for line in text.split("\n\n")[:-2]]
+        assert "".join(c["text"] for c in made) == "y" * 48000 + "hello"
+        assert sum(len(c["logprobs"]["tokens"]) for c in made) == 48005
+
+
+@pytest.mark.skipif(not LONG_TESTS, reason="RANKSERVE_TEST_LONG is not set")
 def test_a_gateway_that_was_stopped_takes_nobody_for_silent(tmp_path):
     with own(tmp_path) as (job, g):
         job.plan = lambda r: Plan("a patient answer", gap_s=1.0)
