@@ -62,9 +62,10 @@ static void fill(struct bench *b, enum kv_type type)
 }
 
 /* `count` queries walk `positions` positions of one head; the result is in the first outs. */
-static void walk(const struct bench *b, const struct kernels *k, const struct kv_view *kv,
+static void walk(const struct bench *b, const struct kernels *k, const struct kv_view *of,
                  uint32_t count, uint32_t positions, struct partial *state)
 {
+    struct kv_view kv = *of;
     uint32_t visible[QUERIES_MAX];
     struct partial part[QUERIES_MAX];
     for (uint32_t i = 0; i < count; i++) {
@@ -72,8 +73,10 @@ static void walk(const struct bench *b, const struct kernels *k, const struct kv
         state[i].out = b->outs + (uint64_t)i * b->size;
         part[i].out = b->outs + (uint64_t)(QUERIES_MAX + i) * b->size;
     }
+    kv.next_pool = kv.pool, kv.next_blocks = kv.blocks, kv.next_end = kv.end;
     for (uint32_t tile = 0; tile < positions / KV_TILE_TOKENS; tile++) {
-        k->tile(kv, tile, b->q, visible, count, tile ? part : state, b->room);
+        kv.next_tile = tile + 1;
+        k->tile(&kv, tile, b->q, visible, count, tile ? part : state, b->room);
         for (uint32_t i = 0; tile && i < count; i++) k->merge(&state[i], &part[i], b->size);
     }
 }

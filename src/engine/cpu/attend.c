@@ -51,6 +51,19 @@ static bool few_items(const struct cpu *u, uint32_t enough, uint64_t *tiles, uin
     return u->item_count < enough || (prompts < enough && *of_prompts >= enough);
 }
 
+/* The tiles in the order in which they lie in memory: of a block, all kv heads. */
+static void lay_splits(struct cpu *u)
+{
+    uint32_t heads = u->model->h.kv_heads;
+    for (uint32_t i = 0; i < u->item_count; i += heads) {
+        for (uint32_t tile = 0; tile < tiles_of(u, &u->items[i]); tile++) {
+            for (uint32_t head = 0; head < heads; head++) {
+                u->splits[u->split_count++] = (struct attend_split){ i + head, tile };
+            }
+        }
+    }
+}
+
 /* Cuts the items into tiles if that gives the threads enough to share, and they have not without:
  * beside decodes, which are items of one row, too, it is the prompts' tiles that count. */
 static bool plan_splits(struct cpu *u)
@@ -65,11 +78,7 @@ static bool plan_splits(struct cpu *u)
         entries += (uint64_t)tiles_of(u, &u->items[i]) * u->items[i].rows * heads;
         if (entries > u->split_max) return false;
     }
-    for (uint32_t i = 0; i < u->item_count; i++) {
-        for (uint32_t tile = 0; tile < tiles_of(u, &u->items[i]); tile++) {
-            u->splits[u->split_count++] = (struct attend_split){ i, tile };
-        }
-    }
+    lay_splits(u);
     return true;
 }
 
@@ -168,20 +177,34 @@ static void one_tile(const struct cpu *u, const struct kv_view *kv, struct queri
     }
 }
 
+/* What is read next, mostly by the same thread. */
+static void see_next(struct kv_view *kv, const struct kv_view *next, uint32_t tile)
+{
+    kv->next_pool = next->pool;
+    kv->next_blocks = next->blocks;
+    kv->next_tile = tile;
+    kv->next_end = next->end;
+}
+
+static void see_item(const struct cpu *u, uint32_t layer, const struct attend_item *it,
+                     uint32_t tile, struct kv_view *kv)
+{
+    kv->next_end = 0;
+    if (it == u->items + u->item_count) return;
+    const struct row *last = &u->row[it->row + it->rows - 1];
+    struct kv_view next = kv_view(u, layer, it->head, last->blocks, last->position + 1);
+    see_next(kv, &next, tile);
+}
+
 static void walk(const struct cpu *u, const struct attend_item *it, uint32_t layer,
                  struct queries *qs, struct attend_scratch *s)
 {
     uint32_t last = qs->seen[qs->count - 1];
     struct kv_view kv = kv_view(u, layer, it->head, u->row[it->row].blocks, last);
-    if (it + 1 < u->items + u->item_count) {
-        const struct row *row = &u->row[it[1].row];
-        struct kv_view next = kv_view(u, layer, it[1].head, row->blocks, row->position + 1);
-        kv.next_pool = next.pool;
-        kv.next_blocks = next.blocks;
-        kv.next_end = next.end;
-    }
     for (uint32_t tile = 0, from = 0; tile * KV_TILE_TOKENS < last; tile++) {
         while (qs->seen[from] <= tile * KV_TILE_TOKENS) from++;
+        if ((tile + 1) * KV_TILE_TOKENS < last) see_next(&kv, &kv, tile + 1);
+        else see_item(u, layer, it + 1, 0, &kv);
         one_tile(u, &kv, qs, tile, from, s);
     }
 }
@@ -219,6 +242,7 @@ static void split_one(void *ctx, uint32_t index, uint32_t worker)
     struct partial *parts = u->parts + it->entry + s->tile * qs.count;
     struct kv_view kv = kv_view(u, c->layer, it->head, u->row[it->row].blocks,
                                 qs.seen[qs.count - 1]);
+    if (index + 1 < u->split_count) see_item(u, c->layer, &u->items[s[1].item], s[1].tile, &kv);
     while (qs.seen[from] <= s->tile * KV_TILE_TOKENS) from++;
     look(&qs, s->tile, from, visible);
     u->k->tile(&kv, s->tile, qs.q + from, visible, qs.count - from, parts + from,

@@ -90,11 +90,11 @@ struct kv_view {
     uint32_t block_tokens, lanes, head_dim;
     uint32_t end;                     /* positions that blocks[] is known to hold             */
     enum kv_type type;
-    /* What the same thread reads next, a head of this layer, fetched while this one ends; of no
-     * positions: nothing is known. */
+    /* What the same thread reads next, a tile of any sequence's head in this layer, to be fetched
+     * meanwhile; next_end 0: nothing is known. */
     const uint8_t *next_pool;
     const uint32_t *next_blocks;
-    uint32_t next_end;
+    uint32_t next_tile, next_end;
 };
 
 /* Elements that lie beside each other: neighbouring dimensions of a key, one dimension of

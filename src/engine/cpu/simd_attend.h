@@ -16,11 +16,12 @@ enum {
     SPAN = TILE_SPAN,                 /* positions that are converted at a time               */
 };
 
-/* What a tile's parts need: blocks of this tile and (to fetch ahead) of the next. */
+/* What a tile's parts need: blocks of this tile and of what is read after it, to be fetched. */
 struct tile {
     const struct kv_view *kv;
     const uint8_t *block[KV_TILE_TOKENS / 8], *next[KV_TILE_TOKENS / 8];
     uint64_t values, scales;          /* offsets in a block: of V, of the scales              */
+    uint32_t token_bits;              /* 2^this: tokens of a block                            */
     const float *const *queries;
     const uint32_t *visible;
     uint32_t count, longest;
@@ -43,11 +44,12 @@ INLINE uint32_t longest_of(const struct tile *t, uint32_t first, uint32_t count)
     return longest;
 }
 
-/* The scales of a block's keys, then of its values. */
+/* The scales of keys from a position on; those of their values are a block's tokens further. */
 INLINE const float *scales_of(const struct tile *t, uint32_t position)
 {
-    const uint8_t *block = t->block[position / t->kv->block_tokens];
-    return (const float *)(const void *)(block + t->scales);
+    const uint8_t *block = t->block[position >> t->token_bits];
+    uint32_t in = position & (t->kv->block_tokens - 1);
+    return (const float *)(const void *)(block + t->scales) + in;
 }
 
 /* Fetches the scales of block b of the next tile, if that is known. */
@@ -56,6 +58,41 @@ INLINE void prefetch_scales(const struct tile *t, uint32_t b)
     uint32_t bytes = 2 * t->kv->block_tokens * sizeof(float);
     for (uint32_t i = 0; t->next[b] && i < bytes; i += 64) {
         __builtin_prefetch(t->next[b] + t->scales + i, 0, 2);
+    }
+}
+
+/* What is read after a tile, line by line as it lies in memory. */
+struct ahead {
+    const struct tile *t;
+    const uint8_t *line, *end;        /* of a block; line NULL: there is nothing more         */
+    uint32_t block, bytes;            /* of a head in a block                                 */
+};
+
+INLINE void ahead_block(struct ahead *a)
+{
+    bool some = a->block < (uint32_t)KV_TILE_TOKENS >> a->t->token_bits;
+    a->line = some ? a->t->next[a->block] : NULL;
+    a->end = a->line ? a->line + a->bytes : NULL;
+}
+
+INLINE struct ahead ahead_of(const struct tile *t)
+{
+    uint32_t scales = kv_is_scaled(t->kv->type) ? 2 * sizeof(float) : 0;
+    struct ahead a = { .t = t, .bytes = (uint32_t)t->scales + t->kv->block_tokens * scales };
+    ahead_block(&a);
+    return a;
+}
+
+/* Asks for the next lines, into the second cache. */
+INLINE void ahead_fetch(struct ahead *a, int lines)
+{
+    for (int i = 0; i < lines && a->line; i++) {
+        __builtin_prefetch(a->line, 0, 2);
+        a->line += 64;
+        if (a->line >= a->end) {
+            a->block++;
+            ahead_block(a);
+        }
     }
 }
 
@@ -119,7 +156,7 @@ INLINE void soften(const struct tile *t, uint32_t query, uint32_t longest, bool 
     const vf none = vf_all(-INFINITY);
     vf top = none, sum = vf_zero();
     for (uint32_t i = 0; scaled && i < longest; i += LANES) {
-        vf_store(scores + i, vf_load(scores + i) * vf_load(scales_of(t, i) + i % tokens));
+        vf_store(scores + i, vf_load(scores + i) * vf_load(scales_of(t, i)));
     }
     for (uint32_t i = 0; i < visible; i += LANES) {
         top = vf_max(top, vf_first(vf_load(scores + i), visible - i, none));
@@ -129,7 +166,7 @@ INLINE void soften(const struct tile *t, uint32_t query, uint32_t longest, bool 
         uint32_t seen = i < visible ? visible - i : 0;
         vf e = vf_exp(vf_first(vf_load(scores + i) - max, seen, none));
         sum = sum + e;
-        if (scaled) e = e * vf_load(scales_of(t, i) + tokens + i % tokens);
+        if (scaled) e = e * vf_load(scales_of(t, i) + tokens);
         vf_store(scores + i, e);
     }
     t->out[query].max = vf_top(top);
@@ -398,20 +435,19 @@ static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *co
 #endif
     uint64_t part = (uint64_t)kv->block_tokens * kv->head_dim * kv_element_bytes(kv->type);
     struct tile t = { .kv = kv, .values = part, .scales = 2 * part, .queries = queries,
+                      .token_bits = (uint32_t)__builtin_ctz(kv->block_tokens),
                       .visible = visible, .count = count, .out = out, .scores = room,
                       .span = room + (uint64_t)count * KV_TILE_TOKENS };
     uint32_t start = tile * KV_TILE_TOKENS, tokens = kv->block_tokens;
     CHECK(count >= 1 && count <= QUERIES_MAX);
     t.longest = longest_of(&t, 0, count);
-    for (uint32_t i = 0, b = start / tokens; i < t.longest; i += tokens, b++) {
-        uint32_t later = b + KV_TILE_TOKENS / tokens;
-        t.block[i / tokens] = kv->pool + (uint64_t)kv->blocks[b] * kv->block_stride;
-        if (later * tokens < kv->end) {
-            t.next[i / tokens] = kv->pool + (uint64_t)kv->blocks[later] * kv->block_stride;
-        } else if (i < kv->next_end) {
-            t.next[i / tokens] = kv->next_pool +
-                                 (uint64_t)kv->next_blocks[i / tokens] * kv->block_stride;
-        }
+    for (uint32_t i = 0; i < t.longest; i += tokens) {
+        t.block[i / tokens] = kv->pool + kv->blocks[(start + i) / tokens] * kv->block_stride;
+    }
+    start = kv->next_tile * KV_TILE_TOKENS;
+    for (uint32_t i = 0; i < KV_TILE_TOKENS && start + i < kv->next_end; i += tokens) {
+        uint64_t block = kv->next_blocks[(start + i) / tokens];
+        t.next[i / tokens] = kv->next_pool + block * kv->block_stride;
     }
     if (kv->type == KV_INT8) {
         int8_tile(&t);

@@ -1,30 +1,37 @@
 /* engine/cpu/simd_attend_int8.h - an attention tile over int8 keys and values in whole numbers, for
  * AVX-512 with VNNI.
  *
- * A query becomes 24 bits relative to its largest value, a tile's weights (exponential times the
- * scale of the value) 24 bits relative to the largest of them: three bytes each.  One vpdpbusd
- * multiplies such a byte's plane with four dimensions of 16 keys, or with four positions of 16
- * dimensions of values: nine for three queries where floats take twelve and as many conversions.
+ * A query becomes 16 bits relative to its largest value, a tile's weights (exponentials times the
+ * scale of the value) 16 bits relative to the largest of them: two bytes each, which err by less
+ * than 1 % of what the rounding of keys and values to bytes does.  One vpdpbusd multiplies such a
+ * byte's plane with four dimensions of 16 keys, or with four positions of 16 dimensions of values:
+ * six for three queries where floats take twelve and as many conversions.
  * The sums are exact (KV_TILE_TOKENS and HEAD_DIM_MAX keep each plane's below 2^24), so bits depend
  * neither on their order nor on which queries share a register.
  */
 #ifndef RANKSERVE_ENGINE_CPU_SIMD_ATTEND_INT8_H
 #define RANKSERVE_ENGINE_CPU_SIMD_ATTEND_INT8_H
 
-enum { PLANES = 3, WHOLE_SET = 4, WHOLE_WIDE = 2, WHOLE_SOON = 4 * LANES };
+enum { PLANES = 2, WHOLE_SET = 4, WHOLE_WIDE = 4 };
 
-#define WHOLE_QUERY_MOST (127 * 65536.0f)         /* signed bytes, none of them beyond 127 */
-#define WHOLE_WEIGHT_MOST (65535 * 256.0f)
+#define WHOLE_QUERY_MOST (127 * 256.0f)           /* signed bytes, none of them beyond 127 */
+#define WHOLE_WEIGHT_MOST 65535.0f
 
-/* Queries that share registers; the highest byte's plane first. */
+/* Queries that share registers; the higher byte's plane first. */
 struct whole {
     _Alignas(64) int8_t query[WHOLE_SET][PLANES][HEAD_DIM_MAX];
     _Alignas(64) uint8_t weight[WHOLE_SET][PLANES][KV_TILE_TOKENS];
     int32_t start[WHOLE_SET][PLANES];             /* keys are 128 too large: -128 * the sum */
     float query_scale[WHOLE_SET], weight_scale[WHOLE_SET];
     uint32_t first, longest;                      /* query; positions that one of them sees */
-    bool ahead;                                   /* fetch what comes next meanwhile */
+    struct ahead ahead;
 };
+
+/* Vectors at once beside `count` queries: what the registers hold. */
+INLINE int whole_wide(int count)
+{
+    return count < WHOLE_SET ? WHOLE_WIDE : WHOLE_WIDE / 2;
+}
 
 /* sum += the products of each four unsigned and signed bytes.  (From the intrinsic GCC makes two
  * instructions, clang one.) */
@@ -47,8 +54,7 @@ INLINE __m512i four_everywhere(const void *at)
 
 INLINE vf planes_sum(const __m512i *plane)
 {
-    vf low = vf_fma(_mm512_cvtepi32_ps(plane[1]), vf_all(256), _mm512_cvtepi32_ps(plane[2]));
-    return vf_fma(_mm512_cvtepi32_ps(plane[0]), vf_all(65536), low);
+    return vf_fma(_mm512_cvtepi32_ps(plane[0]), vf_all(256), _mm512_cvtepi32_ps(plane[1]));
 }
 
 static void whole_query(struct whole *w, uint32_t i, const float *q, uint32_t size)
@@ -71,42 +77,20 @@ static void whole_query(struct whole *w, uint32_t i, const float *q, uint32_t si
     w->query_scale[i] = inverse > 0 ? most / WHOLE_QUERY_MOST : 0;
 }
 
-/* 16 keys, and what is fetched where they are read: the same ones of the next tile into the second
- * cache, and into the first those of this tile that are read soon, of which some were dropped on
- * their way when memory was slower than the sums.  NULL: nothing. */
-struct keys {
-    const uint8_t *now, *next, *soon;
-};
-
-INLINE struct keys keys_at(const struct tile *t, const struct whole *w, uint32_t position)
+INLINE const uint8_t *keys_of(const struct tile *t, uint32_t position)
 {
-    uint32_t tokens = t->kv->block_tokens, size = t->kv->head_dim;
-    uint32_t soon = position + WHOLE_SOON, b = position / tokens;
-    uint64_t in = (uint64_t)(position % tokens) * size;
-    struct keys k = { .now = t->block[b] + in };
-    if (w->ahead && t->next[b]) k.next = t->next[b] + in;
-    if (w->ahead && soon < w->longest) {
-        k.soon = t->block[soon / tokens] + (uint64_t)(soon % tokens) * size;
-    }
-    return k;
-}
-
-INLINE __m512i keys_load(const struct keys *k, uint32_t s)
-{
-    if (k->next) __builtin_prefetch(k->next + s * LANES, 0, 2);
-    if (k->soon) __builtin_prefetch(k->soon + s * LANES, 0, 3);
-    __m512i stored = _mm512_loadu_si512(k->now + s * LANES);
-    return _mm512_xor_si512(stored, _mm512_set1_epi8((char)0x80));
+    uint32_t in = position & (t->kv->block_tokens - 1);
+    return t->block[position >> t->token_bits] + (uint64_t)in * t->kv->head_dim;
 }
 
 /* Scores of `vectors` vectors of positions from `at` on. */
-INLINE void whole_scores_part(const struct tile *t, const struct whole *w, int count, uint32_t at,
+INLINE void whole_scores_part(const struct tile *t, struct whole *w, int count, uint32_t at,
                               int vectors)
 {
-    struct keys key[WHOLE_WIDE];
+    const uint8_t *key[WHOLE_WIDE];
     __m512i sum[WHOLE_SET][WHOLE_WIDE][PLANES];
     UNROLL for (int v = 0; v < vectors; v++) {
-        key[v] = keys_at(t, w, at + (uint32_t)v * LANES);
+        key[v] = keys_of(t, at + (uint32_t)v * LANES);
         UNROLL for (int i = 0; i < count; i++) {
             UNROLL for (int p = 0; p < PLANES; p++) {
                 sum[i][v][p] = _mm512_set1_epi32(w->start[i][p]);
@@ -115,7 +99,11 @@ INLINE void whole_scores_part(const struct tile *t, const struct whole *w, int c
     }
     for (uint32_t s = 0; s < t->kv->head_dim; s += 4) {
         __m512i k[WHOLE_WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) k[v] = keys_load(&key[v], s);
+        ahead_fetch(&w->ahead, vectors);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            __m512i stored = _mm512_loadu_si512(key[v] + s * LANES);
+            k[v] = _mm512_xor_si512(stored, _mm512_set1_epi8((char)0x80));
+        }
         UNROLL for (int i = 0; i < count; i++) {
             UNROLL for (int p = 0; p < PLANES; p++) {
                 __m512i q = four_everywhere(&w->query[i][p][s]);
@@ -141,15 +129,15 @@ static void whole_weights(const struct tile *t, struct whole *w, uint32_t i)
     const vf none = vf_all(-INFINITY);
     vf top = none, sum = vf_zero(), most = vf_zero();
     for (uint32_t j = 0; j < visible; j += LANES) {
-        vf score = vf_load(scores + j) * vf_load(scales_of(t, j) + j % tokens);
+        vf score = vf_load(scores + j) * vf_load(scales_of(t, j));
         vf_store(scores + j, score);
         top = vf_max(top, vf_first(score, visible - j, none));
     }
     const vf max = vf_all(vf_top(top));
     for (uint32_t j = 0; j < visible; j += LANES) {
         vf e = vf_exp(vf_first(vf_load(scores + j) - max, visible - j, none));
-        vf weight = vf_first(e * vf_load(scales_of(t, j) + tokens + j % tokens), visible - j,
-                             vf_zero());
+        vf weight = vf_first(e * vf_load(scales_of(t, j) + tokens), visible - j, vf_zero());
+        ahead_fetch(&w->ahead, 1);
         vf_store(scores + j, weight);
         sum = sum + e;
         most = vf_max(most, weight);
@@ -168,11 +156,10 @@ static void whole_weights(const struct tile *t, struct whole *w, uint32_t i)
     t->out[query].sum = vf_sum(sum);
 }
 
-/* `vectors` vectors of dimensions from s on; meanwhile the next tile's are fetched. */
-INLINE void whole_values_part(const struct tile *t, const struct whole *w, int count, uint32_t s,
+/* `vectors` vectors of dimensions from s on. */
+INLINE void whole_values_part(const struct tile *t, struct whole *w, int count, uint32_t s,
                               int vectors)
 {
-    uint32_t tokens = t->kv->block_tokens, size = t->kv->head_dim;
     __m512i sum[WHOLE_SET][WHOLE_WIDE][PLANES];
     UNROLL for (int i = 0; i < count; i++) {
         UNROLL for (int v = 0; v < vectors; v++) {
@@ -180,14 +167,10 @@ INLINE void whole_values_part(const struct tile *t, const struct whole *w, int c
         }
     }
     for (uint32_t j = 0; j < w->longest; j += 4) {
-        uint32_t b = j / tokens;
-        uint64_t from = t->values + (uint64_t)(j % tokens) * size + 4ull * s;
-        const uint8_t *value = t->block[b] + from;
+        const uint8_t *value = keys_of(t, j) + t->values + 4ull * s;
         __m512i x[WHOLE_WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) {
-            x[v] = _mm512_loadu_si512(value + v * 64);
-            if (w->ahead && t->next[b]) __builtin_prefetch(t->next[b] + from + v * 64, 0, 2);
-        }
+        ahead_fetch(&w->ahead, vectors);
+        UNROLL for (int v = 0; v < vectors; v++) x[v] = _mm512_loadu_si512(value + v * 64);
         UNROLL for (int i = 0; i < count; i++) {
             UNROLL for (int p = 0; p < PLANES; p++) {
                 __m512i weight = four_everywhere(&w->weight[i][p][j]);
@@ -207,18 +190,18 @@ INLINE void whole_values_part(const struct tile *t, const struct whole *w, int c
 
 INLINE void whole_set(const struct tile *t, struct whole *w, int count)
 {
-    uint32_t at = 0, s = 0, size = t->kv->head_dim, tokens = t->kv->block_tokens;
+    uint32_t at = 0, s = 0, size = t->kv->head_dim;
+    const uint32_t wide = (uint32_t)whole_wide(count);
     for (uint32_t i = 0; i < (uint32_t)count; i++) {
         whole_query(w, i, t->queries[w->first + i], size);
     }
-    for (; at + WHOLE_WIDE * LANES <= w->longest; at += WHOLE_WIDE * LANES) {
-        whole_scores_part(t, w, count, at, WHOLE_WIDE);
+    for (; at + wide * LANES <= w->longest; at += wide * LANES) {
+        whole_scores_part(t, w, count, at, (int)wide);
     }
     for (; at < w->longest; at += LANES) whole_scores_part(t, w, count, at, 1);
     for (uint32_t i = 0; i < (uint32_t)count; i++) whole_weights(t, w, i);
-    for (at = 0; w->ahead && at < w->longest; at += tokens) prefetch_scales(t, at / tokens);
-    for (; s + WHOLE_WIDE * LANES <= size; s += WHOLE_WIDE * LANES) {
-        whole_values_part(t, w, count, s, WHOLE_WIDE);
+    for (; s + wide * LANES <= size; s += wide * LANES) {
+        whole_values_part(t, w, count, s, (int)wide);
     }
     for (; s < size; s += LANES) whole_values_part(t, w, count, s, 1);
 }
@@ -226,10 +209,10 @@ INLINE void whole_set(const struct tile *t, struct whole *w, int count)
 static void int8_tile(const struct tile *t)
 {
     struct whole w;
+    w.ahead = ahead_of(t);
     for (w.first = 0; w.first < t->count; w.first += WHOLE_SET) {
         uint32_t n = t->count - w.first < WHOLE_SET ? t->count - w.first : WHOLE_SET;
         w.longest = longest_of(t, w.first, n);
-        w.ahead = w.first == 0;
         switch (n) {
         case 1: whole_set(t, &w, 1); break;
         case 2: whole_set(t, &w, 2); break;
