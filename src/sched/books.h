@@ -58,11 +58,16 @@ struct request {
     uint16_t plan_next, plan_previous;
 };
 
-/* It was placed before, and lost its worker or its room: a client waits in the middle of a stream,
- * or has waited for its turn once already. */
+/* Within a priority lower ones are first: a client waits in the middle of a stream, whose worker or
+ * room was lost; or it has waited for its turn once already, and its worker was lost. */
+enum turn { TURN_STREAM, TURN_AGAIN, TURN_NEW };
+static inline enum turn turn_class(const struct request *r)
+{
+    return r->emitted > 0 ? TURN_STREAM : r->failures > 0 ? TURN_AGAIN : TURN_NEW;
+}
 static inline bool goes_on(const struct request *r)
 {
-    return r->emitted > 0 || r->failures > 0;
+    return turn_class(r) != TURN_NEW;
 }
 
 struct worker {                       /* first what a decision looks at of each of them */

@@ -5,10 +5,11 @@
  * urgent ones can pass it, it can be cancelled for nothing, and it can move to a worker that came
  * free earlier than thought (steal).
  *
- * The turn: by priority; then what was placed before and goes on after a loss, the shortest first;
- * then by user (fair.c), then by arrival + AGING times the time its prompt takes; with a target of
- * its own, by when it must begin to meet it.  Short prompts pass long ones, and nobody is passed by
- * what arrived AGING times its own length later.
+ * The turn: by priority; then what was placed before and goes on after a loss, streams before
+ * those that had no token yet, the shortest first; then by user (fair.c), then by arrival + AGING
+ * times the time its prompt takes; with a target of its own, by when it must begin to meet it.
+ * Short prompts pass long ones, and nobody is passed by what arrived AGING times its own length
+ * later.
  *
  * What has waited for KEEP_NS, and now for nothing but room to decode in, would be passed by all
  * that need less of it: from then on a decode worker's room is kept for it, one request at a time.
@@ -19,15 +20,15 @@
 #define STEAL_GAIN_NS 5e6             /* less is not worth a move */
 #define STEAL_EVERY_NS UINT64_C(20000000)
 #define KEEP_NS UINT64_C(5000000000)
-#define BEHIND (UINT64_C(1) << 62)    /* the key of what does not go on: behind what does      */
+#define BEHIND (UINT64_C(1) << 61)    /* keys of one class of turns: below this               */
 enum { AGING = 6, STEAL_LOOK = 8, STEAL_MAX = 4 };
 
 uint64_t plan_key_of(const struct request *r, double own_ns)
 {
     uint64_t own = (uint64_t)own_ns;
-    if (goes_on(r)) return own < BEHIND ? own : BEHIND - 1;
-    if (r->ttft_ns) return BEHIND + (r->due_ns > own ? r->due_ns - own : 0);
-    return BEHIND + r->arrived_ns + AGING * own;
+    if (turn_class(r) < TURN_NEW) return turn_class(r) * BEHIND + (own < BEHIND ? own : BEHIND - 1);
+    if (r->ttft_ns) return TURN_NEW * BEHIND + (r->due_ns > own ? r->due_ns - own : 0);
+    return TURN_NEW * BEHIND + r->arrived_ns + AGING * own;
 }
 
 static bool goes_before(const struct request *a, const struct request *b)

@@ -54,7 +54,7 @@ void request_measure(const struct sched *s, struct request *r)
 static bool goes_before(const struct request *a, const struct request *b)
 {
     if (a->priority != b->priority) return a->priority < b->priority;
-    if (goes_on(a) != goes_on(b)) return goes_on(a);
+    if (turn_class(a) != turn_class(b)) return turn_class(a) < turn_class(b);
     if (a->due_ns != b->due_ns) return a->due_ns < b->due_ns;
     return a->order < b->order;
 }

@@ -79,6 +79,30 @@ static void what_goes_on_comes_before_new_prompts_of_its_priority(void **state)
     }
 }
 
+/* Three are lost with their worker: two prompts without a token, and a longer one with one. */
+static void a_stream_goes_on_before_prompts_that_had_no_token(void **state)
+{
+    (void)state;
+    struct world *w = lost_world((enum role[]){ ROLE_BOTH, ROLE_BOTH }, 2);
+    uint16_t order[ACTIONS] = { 0 };
+    size_t count = 0;
+    ask(w, 9, OURS, 900, 0);
+    int32_t living = done(w, ACT_RUN)->worker, dies = 3 - living;
+    ask(w, 0, OURS, 400, 0);
+    assert_int_equal(done(w, ACT_RUN)->worker, dies);
+    about(w, EV_FIRST, 0, dies);
+    w->emitted[0] = 1;
+    for (uint16_t slot = 1; slot < 3; slot++) {
+        ask(w, slot, OURS, 28, 0);
+        assert_int_equal(done(w, ACT_RUN)->worker, dies);
+    }
+    lose(w, dies);
+    about(w, EV_FIRST, 9, living);
+    while ((count = note(w, order, count)) < 3) about(w, EV_FIRST, order[count - 1], living);
+    assert_int_equal(order[0], 0);
+    world_free(w);
+}
+
 /* Before rates are known nothing is planned, and the queue has the same order: before somebody who
  * was never served, and before what is due at once. */
 static void it_comes_first_in_the_queue_as_well(void **state)
@@ -147,6 +171,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_goes_on_comes_before_new_prompts_of_its_priority),
+        cmocka_unit_test(a_stream_goes_on_before_prompts_that_had_no_token),
         cmocka_unit_test(it_comes_first_in_the_queue_as_well),
         cmocka_unit_test(two_lost_prompts_are_computed_side_by_side),
         cmocka_unit_test(two_new_prompts_wait_for_the_prefill_worker),
