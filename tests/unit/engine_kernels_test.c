@@ -516,10 +516,8 @@ static void attention_agrees_with_double(void **state)
     }
 }
 
-            for (uint64_t seed = 1; seed <= 8; seed++) {
-                whole_errors(isa, size, seed, &ours, &bytes);
-            }
- * those of the keys and values that became bytes: sums of squares. */
+/* A tile's results beside those of exact arithmetic on the same bytes, and what these are beside
+ * those of the keys and values that became bytes: sums of squared differences. */
 static void whole_errors(enum isa isa, uint32_t size, uint64_t seed, double *ours, double *bytes)
 {
     struct heads h, as_were;
