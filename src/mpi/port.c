@@ -3,10 +3,11 @@
  * Two traps of the library shape this file.  A probe first matches and then makes progress, so one
  * that finds nothing may just have pulled a message in: two in a row must find nothing, and all
  * that a bell has counted must have come.  And a large message moves only while both ends poll: so
- * with one outstanding a rank naps instead of sleeping.  A small one is in the library's hands when
- * MPI_Isend returns, though it may be done only when the other end has read it: nobody polls for
- * that.  Between ranks of a host MPI would copy bulk twice more, 32 KiB at a time, with a nap of
- * both ranks for each: so that lies in an outbox, and MPI carries only where.
+ * with one outstanding a rank naps instead of sleeping.  A small one for a rank of this host is in
+ * the library's hands when MPI_Isend returns, though it may be done only when the other end has
+ * read it: nobody polls for that.  (Over TCP it may still wait for its connection.)  Between ranks
+ * of a host MPI would copy bulk twice more, 32 KiB at a time, with a nap of both ranks for each: so
+ * that lies in an outbox, and MPI carries only where.
  */
 #include "mpi/port.h"
 
@@ -39,7 +40,7 @@ struct packet {
     struct packet *next;
     MPI_Request request;
     uint32_t bytes;
-    bool bulk;
+    bool bulk, polled;
     _Alignas(16) uint8_t data[];
 };
 
@@ -70,8 +71,8 @@ struct port {
     struct outbox *outbox;            /* NULL: none sees what we could share */
     struct packet *spares;
     uint32_t spare_count;
-    /* Over all living ranks; large: of those being sent, what takes the polling of both ends. */
-    uint32_t queued_count, sending_count, large_count, receiving_count;
+    /* Over all living ranks; polled: of those being sent, what takes the polling of both ends. */
+    uint32_t queued_count, sending_count, polled_count, receiving_count;
     uint64_t busy_since_ns, nudged_ns;
     struct port_stats stats;
 };
@@ -135,6 +136,11 @@ static void ring(struct port *p, int to)
     bell_ring(p->bells, to, (uint32_t[2]){ peer->edges[0].sent, peer->edges[1].sent });
 }
 
+static bool same_host(const struct port *p, int rank)
+{
+    return p->job->host_of[rank] == p->job->host_of[p->job->rank];
+}
+
 static bool start_queued(struct port *p, int to, enum port_kind kind)
 {
     struct edge *e = &p->peers[to].edges[kind];
@@ -153,7 +159,8 @@ static bool start_queued(struct port *p, int to, enum port_kind kind)
         }
         list_add(&e->sending, k);
         p->sending_count++;
-        p->large_count += k->bytes > SMALL_BYTES;
+        k->polled = k->bytes > SMALL_BYTES || !same_host(p, to);
+        p->polled_count += k->polled;
         started = true;
     }
     return started;
@@ -167,7 +174,7 @@ static void finish_sends(struct port *p, struct edge *e)
         if (!done) return;
         struct packet *k = list_take(&e->sending);
         p->sending_count--;
-        p->large_count -= k->bytes > SMALL_BYTES;
+        p->polled_count -= k->polled;
         packet_free(p, k);
     }
 }
@@ -398,7 +405,7 @@ uint64_t port_nap_ns(struct port *p, uint64_t now_ns)
         p->busy_since_ns = 0;
         return UINT64_MAX;
     }
-    if (!due && p->queued_count + p->large_count + p->receiving_count == 0) {
+    if (!due && p->queued_count + p->polled_count + p->receiving_count == 0) {
         p->busy_since_ns = 0;
         return NAP_LONG_NS; /* the library may have been full */
     }
@@ -417,7 +424,7 @@ void port_abandon(struct port *p, int rank)
     for (int kind = 0; kind < PORT_KINDS; kind++) {
         struct edge *e = &peer->edges[kind];
         for (struct packet *k = e->sending.first; k; k = k->next)
-            p->large_count -= k->bytes > SMALL_BYTES;
+            p->polled_count -= k->polled;
         p->queued_count -= e->queued.count;
         p->sending_count -= e->sending.count;
         p->receiving_count -= e->receiving.count;
