@@ -31,7 +31,7 @@ enum {
     KV_TILE_TOKENS = 256,             /* attention's absolute tile, see DESIGN "same bits" */
     KV_BLOCK_COUNT_MAX = 1 << 24,     /* per rank */
     KV_BYTES_DEFAULT = 1 << 30,       /* per worker that computes on a CPU */
-    KV_AHEAD_TOKENS = 4096,           /* an idle worker makes memory ready for so many more */
+    KV_AHEAD_TOKENS = 4096,           /* an idle worker has memory ready for more, at least */
     LANES_MAX = 16,                   /* ways from this GPU to others', each direction one */
     LANE_QUEUE_MAX = 64,              /* transfers announced on one, and not arrived   */
     LANE_PART_BYTES_MAX = 8 << 20,    /* one transfer                                  */

@@ -88,12 +88,13 @@ static void *compute_main(void *ctx)
     return NULL;
 }
 
-/* A worker that nothing has come to yet takes nothing. */
+/* As much again as was ever used: the next rush will find it.  A worker that nothing has come to
+ * yet takes nothing. */
 void compute_touch(struct engine *e)
 {
-    uint32_t reached = kv_pool_reached(e->pool);
-    uint32_t want = reached + KV_AHEAD_TOKENS / e->shape.block_tokens;
-    if (want > e->shape.block_count) want = e->shape.block_count;
+    uint32_t reached = kv_pool_reached(e->pool), ahead = KV_AHEAD_TOKENS / e->shape.block_tokens;
+    if (ahead < reached) ahead = reached;
+    uint32_t left = e->shape.block_count - reached, want = reached + (ahead < left ? ahead : left);
     if (reached == 0 || want <= e->touch_asked || !e->config.table->kv_touch) return;
     pthread_mutex_lock(&e->lock);
     e->touch = e->touch_asked = want;

@@ -553,6 +553,26 @@ static void an_idle_engine_takes_memory_for_the_next_prompts(void **state)
     world_close(&w);
 }
 
+static void an_idle_engine_takes_as_much_memory_again_as_it_has_used(void **state)
+{
+    (void)state;
+    static struct world w;
+    enum { USED = KV_AHEAD_TOKENS / WORLD_BLOCK + 3 };
+    uint32_t used[USED];
+    struct engine_config c = world_config(4 * USED);
+    world_open(&w, &c);
+    for (int i = 0; i < USED; i++) used[i] = kv_pool_take(w.e->pool);
+    for (int i = 0; i < USED; i++) kv_pool_release(w.e->pool, used + i, 1);
+    mock.touches = 0;
+    mock.pieces = 1;
+    world_request(&w, 0, SEQ_LOCAL, 1, 20, world_params(3));
+    world_run(&w, 1);
+    touches_reach(1);
+    assert_true(kv_pool_reached(w.e->pool) >= USED);
+    assert_int_equal(mock.touch_blocks, 2 * kv_pool_reached(w.e->pool));
+    world_close(&w);
+}
+
 static void touching_memory_ends_when_a_request_comes_and_goes_on_after_it(void **state)
 {
     (void)state;
@@ -733,6 +753,7 @@ int main(void)
         cmocka_unit_test(a_failed_step_ends_its_sequences_and_no_others),
         cmocka_unit_test(an_idle_engine_never_wakes_its_owner),
         cmocka_unit_test(an_idle_engine_takes_memory_for_the_next_prompts),
+        cmocka_unit_test(an_idle_engine_takes_as_much_memory_again_as_it_has_used),
         cmocka_unit_test(touching_memory_ends_when_a_request_comes_and_goes_on_after_it),
         cmocka_unit_test(prefill_tells_each_layer_as_it_completes_and_holds_until_dropped),
         cmocka_unit_test(an_import_takes_only_what_is_missing_in_order_and_then_generates),
