@@ -165,7 +165,8 @@ apart=(tests/service/test_{ctl,cuda,docs,gateway,gateway_input,gateway_thread,ha
        tests/service/test_{k8s,kills,nccl,ompi5,pods,render,shared_view,slurm,survive}.py
        tests/service/test_{template,tokenizer,validate}.py)
 service "tests/service, apart" "${apart[@]}"
-service "tests/service, the others" tests/service "${apart[@]/#/--ignore=}"
+service "tests/service, the others" tests/service "${apart[@]/#/--ignore=}" \
+    --ignore=tests/service/test_races.py
 services
 if [ -n "$long" ]; then
     # Whole jobs and gateways of the sanitizer build: slower, so with more patience.
@@ -173,6 +174,12 @@ if [ -n "$long" ]; then
         RANKSERVE_GATEWAY=$san/rankserve-gateway RANKSERVE_TEST_PATIENCE=6 RANKSERVE_TEST_LONG=
     service "tests/service (sanitizers), apart" tests/service/test_{job,ctl,gateway*}.py
     service "tests/service (sanitizers), the others" tests/service/test_{serve,same}.py
+    services
+    make -s -j"$processors" SAN=thread all || failed=$((failed + 1))
+    san=$PWD/build/san-thread
+    export RANKSERVE_BUILD=$san RANKSERVECTL=$san/rankservectl RANKSERVE_PROGRAM=$san/rankserve \
+        RANKSERVE_GATEWAY=$san/rankserve-gateway
+    service "tests/service (thread sanitizer)" tests/service/test_races.py
     services
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
