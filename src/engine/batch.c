@@ -25,6 +25,9 @@
 /* So may what was generated elsewhere, or before, and is computed again for less than this: those
  * who decode have a token in every step meanwhile, its own client has none. */
 #define AGAIN_NS 1e9
+/* When so many times as many wait for a first token as decode, each prompt may take BURST_NS: few
+ * decodes' time is little, and half of the machine would go to steps of few rows. */
+enum { CROWD = 2 };
 /* A prompt advances by so many tokens in any case, unless another one does. */
 enum { PREFILL_LEAST = 4 };
 /* Of so many steps with decodes one is without prompts: beside equal decodes and equal chunks for
@@ -298,6 +301,12 @@ static void add_prefills(struct engine *e)
     }
 }
 
+static bool is_crowd(const struct engine *e)
+{
+    uint32_t here = e->lists[SEQ_WAITING].count + e->lists[SEQ_RUNNING].count;
+    return here > (CROWD + 1) * e->step.load.decode_seqs;
+}
+
 /* Called when the step has its decodes and nothing else.  Without any it is as long as its first
  * prompt wants; others join while it is short, so that each has its first token soon. */
 static void set_targets(struct engine *e)
@@ -312,6 +321,7 @@ static void set_targets(struct engine *e)
     double decodes = pace_predict_ns(&e->pace, &b->load), burst = decodes + BURST_NS;
     b->target_ns = given > 0 ? given : DECODE_STRETCH * decodes;
     b->short_target_ns = given > 0 || burst < b->target_ns ? b->target_ns : burst;
+    if (is_crowd(e)) b->target_ns = b->short_target_ns;
 }
 
 /* True for the step that shows what the decodes take alone. */

@@ -145,6 +145,32 @@ static void what_goes_on_behind_tokens_may_take_as_much_as_a_short_prompt(void *
     assert_int_equal(chunks[1], 0);
 }
 
+/* Tokens of prompts, all long, in the first step beside a decode when so many wait. */
+static uint32_t taken_of_long_prompts(uint16_t waiting)
+{
+    static struct world w;
+    struct engine_config c = world_config(200);
+    struct pace p = taught(10);
+    world_open(&w, &c);
+    decode_some(&w, 1, 110);
+    for (uint16_t i = 1; i <= waiting; i++)
+        world_request(&w, i, SEQ_LOCAL, i, 120, world_params(1));
+    do {
+        turn(&w, &p);
+    } while (!w.e->step.load.prefill_tokens);
+    uint32_t taken = w.e->step.load.prefill_tokens;
+    world_run(&w, waiting + 1u);
+    world_close(&w);
+    return taken;
+}
+
+static void when_many_wait_for_each_that_decodes_long_prompts_may_take_as_much(void **state)
+{
+    (void)state;
+    assert_in_range(taken_of_long_prompts(2), 5, 11);
+    assert_in_range(taken_of_long_prompts(3), 17, 23);
+}
+
 /* Beside a decode 20 tokens of short prompts have time.  The second prompt fits as a whole; of the
  * third two would, and keep the others' tokens waiting for nothing. */
 static void a_step_that_ends_a_prompt_takes_no_part_of_another(void **state)
@@ -293,6 +319,7 @@ int main(void)
         cmocka_unit_test(beside_decodes_a_prompt_takes_what_ends_in_time_and_always_some),
         cmocka_unit_test(a_short_prompt_may_take_more_of_a_step_even_behind_a_long_one),
         cmocka_unit_test(what_goes_on_behind_tokens_may_take_as_much_as_a_short_prompt),
+        cmocka_unit_test(when_many_wait_for_each_that_decodes_long_prompts_may_take_as_much),
         cmocka_unit_test(a_step_that_ends_a_prompt_takes_no_part_of_another),
         cmocka_unit_test(without_decodes_a_prompt_takes_the_budget_and_others_join_short_steps),
         cmocka_unit_test(time_goes_to_the_prompt_of_the_best_priority_first),
