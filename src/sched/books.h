@@ -215,6 +215,8 @@ bool policy_place(struct sched *s, const struct request *r, uint64_t now_ns, int
 bool policy_fits(const struct sched *s, uint32_t prompt_tokens);
 bool policy_can_take(const struct sched *s, const struct worker *w, const struct request *r);
 bool policy_can_ever_take(const struct sched *s, const struct worker *w, const struct request *r);
+/* ... any worker that is alive. */
+bool policy_anybody_ever(const struct sched *s, const struct request *r);
 /* The worker to plan r on, with room or not; NO_WORKER: none can ever take it. */
 int32_t policy_plan(struct sched *s, const struct request *r, uint64_t now_ns);
 bool policy_can_plan(const struct sched *s, const struct request *r, uint32_t rank);

@@ -115,7 +115,10 @@ double cost_wait_ns(const struct sched *s, const struct request *r, uint32_t ran
     const struct worker *w = &s->workers[rank];
     double wait = cost_busy_ns(w, now_ns), waiting = cost_of_waiting(r), behind = 0;
     if (w->plan_count == 0) return waiting * wait;
-    if (w->plan_count > WALK_MAX) return waiting * (wait + (double)w->plan_ns);
+    if (w->plan_count > WALK_MAX) {   /* as if all there were of its priority, and new */
+        if (goes_on(r)) return waiting * wait + w->plan_count * own_ns;
+        return wait + (double)w->plan_ns;
+    }
     for (uint16_t slot = w->plan_head; slot != NO_SLOT; slot = s->requests[slot].plan_next) {
         const struct request *other = &s->requests[slot];
         if (other == r) continue;

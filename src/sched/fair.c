@@ -90,13 +90,19 @@ bool fair_before(const struct sched *s, const struct request *a, const struct re
     return s->flows[a->flow].attained < s->flows[b->flow].attained;
 }
 
+/* After a loss: it waits for a worker to come, and nobody has to wait for it. */
+static bool is_stranded(const struct sched *s, const struct request *r)
+{
+    return s->lost_wait_ns != UINT64_MAX && !policy_anybody_ever(s, r);
+}
+
 struct request *fair_first(struct sched *s, uint64_t now_ns)
 {
     struct request *best = NULL;
     for (uint16_t slot = s->queue_head; slot != NO_SLOT; slot = s->requests[slot].next) {
         struct request *r = &s->requests[slot];
         if (best && (r->priority != best->priority || s->flows_waiting == 1)) break;
-        if (r->not_before_ns > now_ns) continue;
+        if (r->not_before_ns > now_ns || is_stranded(s, r)) continue;
         if (goes_on(r)) return r;     /* its turn had come: ahead of all of its priority */
         if (!best || fair_before(s, r, best)) best = r;
     }

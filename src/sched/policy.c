@@ -88,6 +88,13 @@ bool policy_can_ever_take(const struct sched *s, const struct worker *w, const s
     return w->alive && r->prompt_tokens < w->tokens_max && r->blocks_least <= w->blocks;
 }
 
+bool policy_anybody_ever(const struct sched *s, const struct request *r)
+{
+    for (uint32_t rank = 1; rank < s->config.rank_count; rank++)
+        if (policy_can_ever_take(s, &s->workers[rank], r)) return true;
+    return false;
+}
+
 bool policy_can_take(const struct sched *s, const struct worker *w, const struct request *r)
 {
     if (!policy_can_ever_take(s, w, r) || w->becomes) return false;

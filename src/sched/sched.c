@@ -268,10 +268,7 @@ static void end_stranded(struct sched *s)
     for (uint16_t slot = s->queue_head; slot != NO_SLOT;) {
         struct request *r = &s->requests[slot];
         slot = r->next;
-        bool anybody = false;
-        for (uint32_t rank = 1; rank < s->config.rank_count && !anybody; rank++)
-            anybody = policy_can_ever_take(s, &s->workers[rank], r);
-        if (!anybody) end(s, r, END_WORKER_LOST, FINISH_ERROR);
+        if (!policy_anybody_ever(s, r)) end(s, r, END_WORKER_LOST, FINISH_ERROR);
     }
 }
 

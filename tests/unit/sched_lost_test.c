@@ -131,6 +131,30 @@ static void it_comes_first_in_the_queue_as_well(void **state)
     }
 }
 
+/* A stream of 1,000 tokens loses the one worker that could hold it.  It waits for another, and what
+ * the small one can take does not wait for it. */
+static void nobody_waits_for_what_nobody_can_take(void **state)
+{
+    (void)state;
+    struct world *w = world_make(false);
+    w->now_ns = 1000 * MS;
+    up(w, 1, ROLE_BOTH, 100, 64);
+    ask(w, 0, OURS, 1000, 0);
+    assert_int_equal(done(w, ACT_RUN)->worker, 1);
+    up(w, 2, ROLE_BOTH, 20, 64);
+    about(w, EV_FIRST, 0, 1);
+    w->emitted[0] = 20;
+    lose(w, 1);
+    assert_null(done(w, ACT_RUN));
+    ask(w, 1, OTHERS, 10, 0);
+    assert_non_null(done(w, ACT_RUN));
+    assert_int_equal(done(w, ACT_RUN)->req.slot, 1);
+    assert_int_equal(w->s->queue_count, 1);
+    up(w, 1, ROLE_BOTH, 100, 64);
+    assert_int_equal(done(w, ACT_RUN)->req.slot, 0);
+    world_free(w);
+}
+
 /* Two prompts of a lost prefill worker: the one that is left computes the first, and the second
  * would stand still for just as long; a decode worker computes it meanwhile. */
 static void two_lost_prompts_are_computed_side_by_side(void **state)
@@ -173,6 +197,7 @@ int main(void)
         cmocka_unit_test(what_goes_on_comes_before_new_prompts_of_its_priority),
         cmocka_unit_test(a_stream_goes_on_before_prompts_that_had_no_token),
         cmocka_unit_test(it_comes_first_in_the_queue_as_well),
+        cmocka_unit_test(nobody_waits_for_what_nobody_can_take),
         cmocka_unit_test(two_lost_prompts_are_computed_side_by_side),
         cmocka_unit_test(two_new_prompts_wait_for_the_prefill_worker),
     };
