@@ -468,7 +468,7 @@ static void open_outbox(struct port *p)
     if (at) p->outbox = outbox_open(at, readers, PORT_BULK_BYTES);
     for (uint32_t i = 0; i < readers; i++) {
         struct peer *peer = &p->peers[ranks[i]];
-        if (with[i].sees_ours) peer->reader = (int)i;
+        if (p->outbox && with[i].sees_ours) peer->reader = (int)i;
         peer->inbox = (struct inbox){ .at = with[i].theirs, .readers = readers,
                                       .reader = (uint32_t)j->host_rank,
                                       .slot_bytes = PORT_BULK_BYTES };

@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -478,6 +479,56 @@ def test_ranks_with_pid_namespaces_of_their_own_share_no_memory_and_serve(tmp_pa
             assert len(c.generate(prompt(i, 150), max_tokens=5).ids) == 5
         assert c.home()
         assert "breaks the protocol" not in job.log()
+
+
+NO_OUTBOX = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int is_outbox(void *at)
+{
+    char line[512];
+    unsigned long from, to;
+    int found = 0;
+    FILE *f = fopen("/proc/self/maps", "r");
+    while (f && !found && fgets(line, sizeof line, f))
+        found = sscanf(line, "%lx-%lx", &from, &to) == 2 && (uintptr_t)at >= from
+                && (uintptr_t)at < to && strstr(line, "rankserve-outbox");
+    if (f) fclose(f);
+    return found;
+}
+
+int madvise(void *at, size_t bytes, int advice)
+{
+    if (advice == 23 && is_outbox(at)) { /* MADV_POPULATE_WRITE */
+        fprintf(stderr, "no memory for an outbox\n");
+        errno = EFAULT;
+        return -1;
+    }
+    return (int)syscall(SYS_madvise, at, bytes, advice);
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_ranks_whose_host_has_no_memory_for_an_outbox_send_over_mpi(tmp_path):
+    (tmp_path / "shim.c").write_text(NO_OUTBOX)
+    shim = tmp_path / "shim.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "shim.c"], check=True)
+    env = dict(FAST, LD_PRELOAD=str(shim),                # where sanitizers want to be first
+               ASAN_OPTIONS=os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0")
+    with Job(prefill=1, decode=1, env=env) as job:
+        c = job.client()
+        for i in range(3):
+            assert len(c.generate(prompt(i, 150), max_tokens=5).ids) == 5
+        assert job.log().count("no memory for an outbox") == 2
+        assert c.home()
 
 
 def test_help_is_printed_once():
