@@ -212,7 +212,7 @@ static void on_tokens(void *owner, uint32_t index, const struct link_tokens *t)
     if (!news || !c->request.o.stream) return;
     c->begun = true;
     call_write_chunk(c, ch);
-    if (c->out.size - c->out_at > CALL_QUEUE_BYTES_MAX + c->echo_bytes) {
+    if (c->out.size - c->out_at > CALL_QUEUE_BYTES_MAX + c->prompt_bytes) {
         log_warn("client reads too slowly request=%s", c->request_id);
         forget_streams(c);
         c->gone = true;

@@ -41,7 +41,7 @@ struct call {
 
     struct buf out;                   /* of the stream, from out_at on */
     size_t out_at;
-    size_t echo_bytes;                /* of events that echo a prompt: nobody is slow for those */
+    size_t prompt_bytes;              /* of events that repeat a prompt: nobody is slow for those */
     bool begun;                       /* a token arrived: the status is 200 */
     bool done, gone;
     struct api_error error;           /* status 0: none */

@@ -178,7 +178,7 @@ void call_write_chunk(struct call *c, struct choice *ch)
     if (something) {
         struct buf *out = &c->out;
         size_t before = out->size;
-        bool echoes = echoed(c, ch);
+        bool ids = c->request.o.return_token_ids && !ch->begun, repeats = ids || echoed(c, ch);
         chunk_open(c);
         if (is_chat(c)) {
             buf_print(out, "{\"index\":%u,\"delta\":{\"content\":", ch->index);
@@ -189,10 +189,10 @@ void call_write_chunk(struct call *c, struct choice *ch)
             choice_text(c, ch, out);
         }
         choice_tail(c, ch, out, true);
-        if (c->request.o.return_token_ids && !ch->begun) prompt_token_ids(c, ch, out);
+        if (ids) prompt_token_ids(c, ch, out);
         buf_char(out, '}');
         chunk_close(c, c->request.o.continuous_usage);
-        if (echoes) c->echo_bytes += out->size - before;
+        if (repeats) c->prompt_bytes += out->size - before;
     }
     ch->begun = ch->begun || something || is_chat(c);
     buf_clear(&ch->text);

@@ -196,6 +196,42 @@ def test_a_streamed_echo_may_be_longer_than_what_a_slow_client_may_leave(tmp_pat
 
 
 @pytest.mark.skipif(not LONG_TESTS, reason="RANKSERVE_TEST_LONG is not set")
+def test_streamed_token_ids_of_a_prompt_may_be_more_than_a_slow_client_may_leave(tmp_path):
+    """64 choices begin while the gateway is stopped: each with 50,000 ids, which the client asked for."""
+    answer, n, size = threading.Event(), 64, 50000
+    with own(tmp_path, max_model_len=131072) as (job, g):
+        ended, send = threading.Semaphore(0), job.send
+
+        def plan(r):
+            answer.wait(60 * PATIENCE)
+            return Plan("x", finish="length")
+
+        def count(peer, kind, *args):
+            send(peer, kind, *args)
+            if kind == END:
+                ended.release()
+        job.plan, job.send = plan, count
+        texts = []
+
+        def ask():
+            with httpx.Client(base_url=g.url, timeout=60 * PATIENCE) as client:
+                texts.append(complete(client, "y" * size, max_tokens=1, n=n, stream=True,
+                                      return_token_ids=True).text)
+        client = threading.Thread(target=ask)
+        client.start()
+        until(lambda: len(job.requests) == n, 30)
+        os.kill(g.process.pid, signal.SIGSTOP)
+        answer.set()
+        assert all(ended.acquire(timeout=20 * PATIENCE) for _ in range(n))
+        os.kill(g.process.pid, signal.SIGCONT)
+        client.join(60 * PATIENCE)
+        assert len(texts) == 1 and len(texts[0]) > 8 << 20 and texts[0].endswith("data: [DONE]\n\n")
+        made = [json.loads(line[6:])["choices"][0] for line in texts[0].split("\n\n")[:-2]]
+        ids = {c["index"]: len(c["prompt_token_ids"]) for c in made if "prompt_token_ids" in c}
+        assert ids == dict.fromkeys(range(n), size)
+
+
+@pytest.mark.skipif(not LONG_TESTS, reason="RANKSERVE_TEST_LONG is not set")
 def test_a_gateway_that_was_stopped_takes_nobody_for_silent(tmp_path):
     with own(tmp_path) as (job, g):
         job.plan = lambda r: Plan("a patient answer", gap_s=1.0)
