@@ -98,11 +98,16 @@ int outbox_slot(const struct outbox *o, const void *at)
     return (int)((size_t)(place - o->places) / o->place_bytes);
 }
 
+void outbox_ask(struct outbox *o, uint32_t reader)
+{
+    atomic_store(&o->words[reader].waits, 1);
+}
+
 /* First the wish, then the look, and the reader the other way round: one of them sees the other. */
 bool outbox_has_room(struct outbox *o, uint32_t reader)
 {
     if (unread(o, reader) < OUTBOX_UNREAD_MAX) return true;
-    atomic_store(&o->words[reader].waits, 1);
+    outbox_ask(o, reader);
     return unread(o, reader) < OUTBOX_UNREAD_MAX;
 }
 

@@ -38,6 +38,8 @@ void *outbox_take(struct outbox *o, uint32_t reader);
 int outbox_slot(const struct outbox *o, const void *at);
 /* False: it has enough to read, and rings when it has read some. */
 bool outbox_has_room(struct outbox *o, uint32_t reader);
+/* It rings when it has read the next one. */
+void outbox_ask(struct outbox *o, uint32_t reader);
 /* It is lost: its places are free. */
 void outbox_forget(struct outbox *o, uint32_t reader);
 

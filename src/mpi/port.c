@@ -257,12 +257,22 @@ void port_send_copy(struct port *p, int to, const void *message, enum msg_type t
     port_send(p, to, PORT_CONTROL, m);
 }
 
+static bool bulk_full(const struct edge *e)
+{
+    return e->queued.count + e->sending.count >= BULK_SENDING_MAX;
+}
+
 bool port_has_room(struct port *p, int to)
 {
     const struct peer *peer = &p->peers[to];
-    const struct edge *e = &peer->edges[PORT_DATA];
+    struct edge *e = &peer->edges[PORT_DATA];
     if (peer->dead) return true;
-    if (e->queued.count + e->sending.count >= BULK_SENDING_MAX) return false;
+    if (bulk_full(e)) {
+        /* Sends of places are small, so not polled: it says when it has read, or has already. */
+        if (peer->reader >= 0) outbox_ask(p->outbox, (uint32_t)peer->reader);
+        finish_sends(p, e);
+        if (bulk_full(e)) return false;
+    }
     return peer->reader < 0 || outbox_has_room(p->outbox, (uint32_t)peer->reader);
 }
 

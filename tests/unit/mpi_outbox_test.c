@@ -137,6 +137,10 @@ static void only_who_waits_is_rung_and_once(void **state)
     assert_true(outbox_has_room(w.o, 0));
     assert_true(outbox_has_room(w.o, 1));
     assert_false(inbox_done(&w.in[0]));
+    outbox_ask(w.o, 0);
+    assert_false(inbox_done(&w.in[1]));
+    assert_true(inbox_done(&w.in[0]));
+    assert_false(inbox_done(&w.in[0]));
     world_close(&w);
 }
 
