@@ -62,8 +62,8 @@ static enum err shared_map(struct shared *s, int protection, struct why *why)
 }
 
 /* Shared memory is in small pages by default (shmem_enabled), but a program may ask for a huge one
- * where at least one small page is there.  A refusal costs speed only; but all of the file has
- * memory from then on.  False and errno: there is not so much. */
+ * where at least one small page is there.  A refusal costs speed only; but from Linux 5.14 on
+ * all of the file has memory then.  False and errno: there is not so much. */
 static bool take_pages(int fd, uint64_t bytes)
 {
     uint8_t *at = map_file(fd, bytes, PROT_READ | PROT_WRITE);
@@ -83,19 +83,20 @@ static bool take_pages(int fd, uint64_t bytes)
 static enum err shared_open(struct shared *s, const struct job *j, const char *name,
                             struct why *why)
 {
-    struct shared_name where;
+    struct { struct shared_name where; int error; } first = { 0 };
     if (j->host_rank == 0) {
-        s->fd = shared_file(name, file_bytes(s->bytes), &where);
-        if (s->fd >= 0 && !take_pages(s->fd, file_bytes(s->bytes))) where.fd = -1;
+        s->fd = shared_file(name, file_bytes(s->bytes), &first.where);
+        bool there = s->fd >= 0 && take_pages(s->fd, file_bytes(s->bytes));
+        first.error = there ? 0 : errno;
     }
-    int error = errno;
-    job_broadcast(j, j->host_comm, &where, sizeof where);
-    if (j->host_rank != 0 && where.fd >= 0) {
-        s->fd = shared_find(&where);
-        error = errno;
+    job_broadcast(j, j->host_comm, &first, sizeof first);
+    int error = first.error;
+    if (j->host_rank != 0 && !error) {
+        s->fd = shared_find(&first.where);
+        error = s->fd < 0 ? errno : 0;
     }
     enum err e = OK;
-    if (where.fd < 0 || s->fd < 0)
+    if (error)
         e = why_set(why, ERR_MEMORY, "rank %d: no shared memory of %llu bytes: %s", j->rank,
                     (unsigned long long)s->bytes, strerror(error));
     return e ? e : shared_map(s, PROT_READ | PROT_WRITE, why);
