@@ -51,7 +51,9 @@ void sim_load_mix(uint64_t seed, uint32_t requests, double per_s, uint32_t block
 void sim_load_shift(uint64_t seed, uint32_t requests, uint32_t turns, uint32_t block_tokens,
                     struct sim_load *out);
 /* job.possible for all: what one cache of this size would give each, served in order of arrival,
- * and job.endless: what was ever computed of it. */
+ * and job.endless: what was ever computed of it, by one cache of all the workload's blocks (at most
+ * KV_BLOCK_COUNT_MAX, 16.7 million: beyond that the oldest are gone), in order of arrival too.  A
+ * policy that computes requests in another order can reuse more than either. */
 void sim_load_reach(struct sim_load *l, uint32_t cache_blocks);
 void sim_load_release(struct sim_load *l);
 
