@@ -264,7 +264,7 @@ static bool bulk_full(const struct edge *e)
 
 bool port_has_room(struct port *p, int to)
 {
-    const struct peer *peer = &p->peers[to];
+    struct peer *peer = &p->peers[to];
     struct edge *e = &peer->edges[PORT_DATA];
     if (peer->dead) return true;
     if (bulk_full(e)) {
