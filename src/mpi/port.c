@@ -303,8 +303,8 @@ static bool match_one(struct port *p, enum port_kind kind)
     return true;
 }
 
-/* A message that lies in the peer's outbox; false: there is no such.  It counts as read in any
- * case: the peer would wait for that place for ever. */
+/* A message that lies in the peer's outbox; false: there is no such, and the peer is given up.
+ * What names a place counts as read, whatever lay there. */
 static bool deliver_slot(struct port *p, int from, const struct msg_slot *m)
 {
     const struct inbox *in = &p->peers[from].inbox;

@@ -45,13 +45,13 @@ void port_serve(struct port *p, const struct port_sink *sink);
 
 /* Memory for a message, its head set; never NULL.  Then port_send, which takes it over. */
 void *port_message(struct port *p, enum msg_type type, size_t bytes);
+/* The same for much data to this rank; port_send it there, before another one is begun. */
+void *port_bulk(struct port *p, int to, enum msg_type type, size_t bytes);
 void port_send(struct port *p, int to, enum port_kind kind, void *message);
-/* The same without a ring, before a port_send or port_ring to that rank: it wakes up once. */
+/* As port_send without a ring, before a port_send or port_ring to that rank: it wakes up once. */
 void port_send_more(struct port *p, int to, enum port_kind kind, void *message);
 /* Rings for what that rank was sent and not rung for. */
 void port_ring(struct port *p, int to);
-/* The same for much data to this rank; port_send it there, before another one is begun. */
-void *port_bulk(struct port *p, int to, enum msg_type type, size_t bytes);
 /* A message that has no body beyond its struct. */
 void port_send_copy(struct port *p, int to, const void *message, enum msg_type type, size_t bytes);
 
