@@ -57,7 +57,7 @@ static const struct option table[] = {
     { COUNT("spares", RANKS, JOB | CTL, spares, "0", 0, WORKER_COUNT_MAX), .metavar = "N",
       .help = "workers that wait, weights loaded, for a lost worker's place" },
     { COUNT("threads", RANKS, JOB | CTL, threads, "auto", 1, THREAD_COUNT_MAX), .metavar = "N",
-      .zero_word = "auto", .help = "compute threads of each worker; auto: the host's cores" },
+      .zero_word = "auto", .help = "compute threads of each worker; auto: the cores it may use" },
     { CHOICE("backend", RANKS, JOB | CTL, backend, "cpu", "cpu cuda null"),
       .help = "what computes" },
     { CHOICE("policy", RANKS, JOB | CTL, policy, "cost", POLICIES), .metavar = "NAME",

@@ -231,6 +231,16 @@ static uint32_t shared_cores(const struct job *j, uint64_t threads)
     return (uint32_t)hash_sip128((struct hash_secret){ 0 }, &mine, sizeof mine).lo | 1;
 }
 
+/* What was asked for, or the cores that Slurm, mpirun or taskset left us. */
+static uint32_t threads_of(const struct config *c)
+{
+    cpu_set_t mine;
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (sched_getaffinity(0, sizeof mine, &mine) == 0) cores = CPU_COUNT(&mine);
+    if (c->threads) return (uint32_t)c->threads;
+    return cores < 1 ? 1 : cores < THREAD_COUNT_MAX ? (uint32_t)cores : THREAD_COUNT_MAX;
+}
+
 static enum err open_engine(struct worker *w, struct why *why)
 {
     const struct config *c = &w->job->config;
@@ -240,13 +250,11 @@ static enum err open_engine(struct worker *w, struct why *why)
     const struct hparams *h = &w->weights.model->h;
     enum kv_type type = kv_type_named(c->kv_cache_dtype);
     uint32_t length = model_len(c, h, type);
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    uint64_t threads = c->threads ? c->threads : (uint64_t)(cores > 0 ? cores : 1);
     bool modest = w->job->role == ROLE_PREFILL && shares_host_with_decode(w->job);
     struct engine_config e = {
         .backend = {
             .model = w->weights.model, .packed = w->weights.packed, .isa = w->weights.isa,
-            .threads = (uint32_t)(threads < THREAD_COUNT_MAX ? threads : THREAD_COUNT_MAX),
+            .threads = threads_of(c),
             .float_activations = strcmp(c->activations, "float") == 0, .kv_type = type,
             .block_tokens = (uint32_t)c->block_size, .kv_bytes = kv_bytes(c),
             .step_tokens_max = (uint32_t)c->max_num_batched_tokens,
@@ -343,9 +351,9 @@ _Noreturn void worker_run(struct job *j, struct port *port, const struct weights
     w->engine_watch = (struct watch){ .fd = engine_event_fd(w->engine), .call = on_engine,
                                       .ctx = w };
     loop_add(w->loop, &w->engine_watch, EPOLLIN);
-    log_info("up role=%s blocks=%u threads=%llu isa=%s",
+    log_info("up role=%s blocks=%u threads=%u isa=%s",
              job_is_spare(j, j->rank) ? "spare" : role_name(j->role),
-             engine_kv_shape(w->engine)->block_count, (unsigned long long)j->config.threads,
+             engine_kv_shape(w->engine)->block_count, threads_of(&j->config),
              isa_name(w->weights.isa));
     bool busy = false;
     while (!w->leaving) {

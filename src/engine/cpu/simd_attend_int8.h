@@ -3,9 +3,9 @@
  *
  * A query becomes 16 bits relative to its largest value, a tile's weights (exponentials times the
  * scale of the value) 16 bits relative to the largest of them: two bytes each, which err by less
- * than 1 % of what the rounding of keys and values to bytes does.  One vpdpbusd multiplies such a
- * byte's plane with four dimensions of 16 keys, or with four positions of 16 dimensions of values:
- * six for three queries where floats take twelve and as many conversions.
+ * than 1 % of what rounding keys and values to the nearest bytes does.  One vpdpbusd takes such
+ * a plane of bytes and four dimensions of 16 keys, or four positions of 16 dimensions of
+ * values: six for three queries where floats take twelve and as many conversions.
  * The sums are exact (KV_TILE_TOKENS and HEAD_DIM_MAX keep each plane's below 2^24), so bits depend
  * neither on their order nor on which queries share a register.
  */
@@ -121,7 +121,7 @@ INLINE void whole_scores_part(const struct tile *t, struct whole *w, int count, 
     }
 }
 
-/* The weights of the values as three bytes, and softmax's maximum and sum. */
+/* The weights of the values as two bytes, and softmax's maximum and sum. */
 static void whole_weights(const struct tile *t, struct whole *w, uint32_t i)
 {
     uint32_t query = w->first + i, visible = t->visible[query], tokens = t->kv->block_tokens;

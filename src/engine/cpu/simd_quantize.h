@@ -166,7 +166,8 @@ INLINE void group_block(const float *const x[ROW_GROUP], uint32_t column, __mmas
     store_group_scales(&to->s, rows, top / vf_all(127), sum_each(v));
 }
 
-/* `count` rows of one group, the first of them row r; the same bits as one row after another. */
+/* `count` rows of one group, the first of them row r; of finite ones the same bits as one after
+ * another. */
 static void group_quantize(const float *x, uint64_t stride, uint32_t count, uint32_t n,
                            struct act_block *to, uint32_t r)
 {

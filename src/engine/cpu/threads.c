@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -26,8 +27,9 @@
 #include "common/mem.h"
 
 /* Longer than an item of a phase, for which threads wait at its end: some 30 us.  Sleeping and
- * being woken takes as long, and more where the processor is a virtual one. */
-enum { SPIN_NS = 40000 };
+ * being woken takes as long, and more where the processor is a virtual one.  Where threads
+ * outnumber the cores, who waits is in the way. */
+enum { SPIN_NS = 40000, CROWDED_SPIN_NS = 8000 };
 enum { ITEM_BITS = 22 };
 #define ITEM_MASK ((UINT64_C(1) << ITEM_BITS) - 1)
 
@@ -42,7 +44,7 @@ struct share {
 };
 
 struct pool {
-    uint32_t threads;
+    uint32_t threads, spin_ns;
     int nice;
     struct worker *workers;            /* (threads); 0, the caller, is not used */
     struct share *shares;              /* (threads) */
@@ -118,7 +120,7 @@ static bool has_work(const struct pool *p)
 
 static void wait_for_work(struct pool *p)
 {
-    uint64_t until = clock_now_ns() + SPIN_NS;
+    uint64_t until = clock_now_ns() + p->spin_ns;
     do {
         for (int i = 0; i < 16; i++) {
             if (has_work(p)) return;
@@ -152,12 +154,19 @@ void pool_lower_priority(int nice)
     if (errno == 0) setpriority(PRIO_PROCESS, self, now + nice);
 }
 
+static uint32_t spin_ns(uint32_t threads)
+{
+    cpu_set_t cpus;
+    bool known = sched_getaffinity(0, sizeof cpus, &cpus) == 0;
+    return known && threads > (uint32_t)CPU_COUNT(&cpus) ? CROWDED_SPIN_NS : SPIN_NS;
+}
+
 struct pool *pool_open(uint32_t threads, int nice)
 {
     CHECK(threads >= 1 && threads <= THREAD_COUNT_MAX);
     struct pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (!p) die("out of memory: thread pool");
-    *p = (struct pool){ .threads = threads, .nice = nice };
+    *p = (struct pool){ .threads = threads, .spin_ns = spin_ns(threads), .nice = nice };
     p->workers = mem_array(threads, sizeof *p->workers);
     p->shares = aligned_alloc(64, threads * sizeof *p->shares);
     if (!p->shares) die("out of memory: thread pool");
@@ -195,7 +204,7 @@ uint32_t pool_threads(const struct pool *p)
 
 static void wait_for_end(struct pool *p, uint32_t count)
 {
-    uint64_t until = clock_now_ns() + SPIN_NS;
+    uint64_t until = clock_now_ns() + p->spin_ns;
     do {
         for (int i = 0; i < 16; i++) {
             if (atomic_load(&p->done) == count) return;
