@@ -11,10 +11,6 @@
 
 #include "common/check.h"
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23        /* Linux 5.14 */
-#endif
-
 void *mem_alloc(size_t bytes)
 {
     void *at = calloc(1, bytes ? bytes : 1);

@@ -10,7 +10,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23                      /* Linux 5.14 */
+#endif
 #define HUGE_PAGE (UINT64_C(2) << 20)               /* of x86-64                          */
 
 void *mem_alloc(size_t bytes);                      /* zeroed; never NULL; free() it      */

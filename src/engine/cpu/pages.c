@@ -4,11 +4,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/mem.h"
 #include "engine/cpu/cpu.h"
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23        /* Linux 5.14 */
-#endif
 
 void *pages_try(uint64_t bytes)
 {
