@@ -203,7 +203,7 @@ GROUPS(q8_half, PANEL_Q8, SCALES_HALF)
 GROUP(q4_pair_wide, PANEL_Q4, SCALES_PAIR, true)
 GROUP(q4_pair_min_wide, PANEL_Q4, SCALES_PAIR_MIN, true)
 
-/* PAIR forms with 8-bit activations: pair_for(). */
+/* PAIR forms with 8-bit activations: pair_gemm(). */
 static group_fn *const groups[PANEL_Q8 + 1][SCALES_PAIR_MIN + 1][2] = {
     [PANEL_Q4] = { { q4_half, q4_half_wide }, { q4_half_min, q4_half_min_wide },
                    { q4_k, q4_k_wide },
@@ -234,7 +234,7 @@ static void group_gemm(const struct matrix *m, const struct acts *a, uint32_t ro
         if (columns > PANEL) columns = PANEL;
         if (form >= SCALES_PAIR && !a->wide) {
             struct result to = { out, stride, columns, add };
-            pair_for(m, rows)(m, panel, a, row, rows, &to);
+            pair_gemm(m, panel, a, row, rows, &to);
             continue;
         }
         vf acc[ROW_GROUP];

@@ -83,66 +83,75 @@ static void rows_pair(const struct acts *a, uint32_t row, uint32_t rows)
     }
 }
 
-/* Of some rows, in units of scales and of minimums. */
-struct totals {
-    vf of_d[ROW_GROUP], of_m[ROW_GROUP];
+/* Rows of a group from one of them on: pointers to structures of a group, moved on to that row's
+ * place in their arrays. */
+struct pair_from {
+    const struct act_block *x;
+    const struct act_pair *y;
+    const struct act_units *units;
 };
 
-/* Adds two blocks, whose sums are in the halves of sum[row ..]. */
-INLINE void add_pair(struct totals *t, const __m512i *sum, const uint8_t *scales,
-                     const struct act_pair *y, int row, int rows, bool min)
+static struct pair_from rows_from(const struct acts *a, uint32_t row)
 {
-    const __m512i d = _mm512_loadu_si512(scales), flip = _mm512_set1_epi32(0x8000);
-    const __m512i m = min ? _mm512_loadu_si512(scales + 4 * PANEL) : d;
-    UNROLL for (int r = row; r < row + rows; r++) {
-        __m512i dx = _mm512_mulhrs_epi16(d, _mm512_set1_epi32(y->scale[r]));
-        __m512i s = _mm512_madd_epi16(_mm512_xor_si512(sum[r], flip), dx);
-        t->of_d[r] = t->of_d[r] + _mm512_cvtepi32_ps(s);
-        if (!min) continue;
-        __m512i u = _mm512_madd_epi16(m, _mm512_set1_epi32(y->sum[r]));
-        t->of_m[r] = t->of_m[r] + _mm512_cvtepi32_ps(u);
-    }
+    uint64_t group = row / ROW_GROUP, in = row % ROW_GROUP;
+    const uint8_t *x = (const uint8_t *)(a->q + group * (a->k / 32)) + in * sizeof a->q->q[0];
+    const uint8_t *y = (const uint8_t *)(a->pairs + group * (a->k / 64)) + in * sizeof(int32_t);
+    const uint8_t *units = (const uint8_t *)(a->units + group) + in * sizeof(float);
+    return (struct pair_from){ (const void *)x, (const void *)y, (const void *)units };
 }
 
-/* The sums of a second block, below those of the first.  One row alone would wait for itself. */
-INLINE void second_of_pair(__m512i *sum, const __m512i w[8], const int8_t (*q)[32],
-                           const int32_t *start, int rows)
+#include "engine/cpu/simd_pairs_rows.h"
+
+/* The sums of a pair's blocks with one row, each in half of a lane; the lower one plus 0x8000.
+ * They are added up beside each other: products of one sum wait for each other. */
+INLINE __m512i pair_sums(const uint8_t *panel, const struct act_block *x, int32_t start)
 {
-    if (rows == 1) {
-        __m512i second = _mm512_set1_epi32(*start);
-        dot(&second, w, q, 1, 0, 8);
-        *sum = _mm512_add_epi32(_mm512_slli_epi32(*sum, 16), second);
-        return;
-    }
-    UNROLL for (int r = 0; r < rows; r++) {
-        sum[r] = _mm512_add_epi32(_mm512_slli_epi32(sum[r], 16), _mm512_set1_epi32(start[r]));
-    }
-    dot(sum, w, q, rows, 0, 8);
+    __m512i w[8], first = _mm512_setzero_si512(), second = _mm512_set1_epi32(start);
+    load_quants(panel, PANEL_Q4, w);
+    dot(&first, w, x[0].q, 1, 0, 8);
+    load_quants(panel + 256, PANEL_Q4, w);
+    dot(&second, w, x[1].q, 1, 0, 8);
+    return _mm512_add_epi32(_mm512_slli_epi32(first, 16), second);
 }
 
-/* Keeps a variable in memory, where the compiler would rather have sums there. */
-#define HIDE(variable) __asm__ volatile("" : : "r"(&(variable)) : "memory")
-
-/* `rows` (a constant) rows of one group against one panel; `t` is zero at first.  With many rows
- * the totals stay in memory: 16 sums and 8 lines of weights fill the registers. */
-INLINE void pair_rows(const struct matrix *m, const uint8_t *panel, const struct act_block *x,
-                      const struct act_pair *y, int rows, bool min, struct totals *t)
+/* One row against one panel, in units of scales and of minimums until the end. */
+INLINE void pair_row(const uint8_t *panel, const uint8_t *next, const struct pair_from *from,
+                     uint32_t pairs, bool min, vf *out)
 {
-    const uint32_t pairs = m->in / 64, step = min ? PAIR_MIN_STEP : PAIR_STEP;
-    const int n = rows < AT_ONCE ? rows : AT_ONCE;
-    panel += min ? PAIR_MIN_HEAD : PAIR_HEAD;
-    for (uint32_t p = 0; p < pairs; p++, panel += step, x += 2, y++) {
-        __m512i w[8], sum[ROW_GROUP];
-        load_quants(panel, PANEL_Q4, w);
-        prefetch_panel(panel + m->panel_bytes, step, rows > 8);
-        UNROLL for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_si512();
-        UNROLL for (int r = 0; r < rows; r += n) dot(sum + r, w, x[0].q + r, n, 0, 8);
-        load_quants(panel + 256, PANEL_Q4, w);
-        UNROLL for (int r = 0; r < rows; r += n) {
-            second_of_pair(sum + r, w, x[1].q + r, y->start + r, n);
-            add_pair(t, sum, panel + 512, y, r, n, min);
-            if (rows > 4) HIDE(*t);
+    const uint32_t step = min ? PAIR_MIN_STEP : PAIR_STEP, head = min ? PAIR_MIN_HEAD : PAIR_HEAD;
+    const float *unit = (const float *)(const void *)panel;
+    const __m512i flip = _mm512_set1_epi32(0x8000);
+    const struct act_block *x = from->x;
+    vf of_d = vf_zero(), of_m = vf_zero();
+    panel += head, next += head;
+    for (const struct act_pair *y = from->y; y < from->y + pairs; y++) {
+        prefetch_panel(next, step, false);
+        __m512i d = _mm512_loadu_si512(panel + 512), sum = pair_sums(panel, x, *y->start);
+        __m512i dx = _mm512_mulhrs_epi16(d, _mm512_set1_epi32(*y->scale));
+        of_d = of_d + _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_xor_si512(sum, flip), dx));
+        if (min) {
+            __m512i m = _mm512_loadu_si512(panel + 512 + 4 * PANEL);
+            __m512i u = _mm512_madd_epi16(m, _mm512_set1_epi32(*y->sum));
+            of_m = of_m + _mm512_cvtepi32_ps(u);
         }
+        panel += step, next += step, x += 2;
+    }
+    *out = of_d * (vf_load(unit) * vf_all(*from->units->scale));
+    if (min) *out = vf_fma(of_m, vf_load(unit + PANEL) * vf_all(*from->units->sum), *out);
+}
+
+/* Up to eight rows of a group from `row` on against one panel. */
+INLINE void some_rows(const struct matrix *m, const uint8_t *panel, const struct acts *a,
+                      uint32_t row, uint32_t rows, bool min, vf out[8])
+{
+    const struct pair_from from = rows_from(a, row);
+    const uint8_t *next = panel + m->panel_bytes;
+    if (rows == 1) {
+        pair_row(panel, next, &from, m->in / 64, min, out);
+    } else if (rows <= 4) {
+        pair_rows(panel, next, &from, m->in / 64, 4, min, out);
+    } else {
+        pair_rows(panel, next, &from, m->in / 64, 8, min, out);
     }
 }
 
@@ -154,53 +163,26 @@ struct result {
     bool add;
 };
 
-/* A panel's results from a group's totals. */
-INLINE void put_totals(const struct totals *t, const float *unit, const struct act_units *u,
-                       uint32_t rows, bool min, const struct result *to)
-{
-    const vf of_d = vf_load(unit), of_m = min ? vf_load(unit + PANEL) : vf_zero();
-    for (uint32_t r = 0; r < rows; r++) {
-        vf v = t->of_d[r] * (of_d * vf_all(u->scale[r]));
-        if (min) v = vf_fma(t->of_m[r], of_m * vf_all(u->sum[r]), v);
-        put(to->out + r * to->stride, &v, to->columns, to->add);
-    }
-}
-
-/* One group's rows, of which `most` (a constant) are computed, against one panel. */
+/* Rows of one group against one panel, eight at a time. */
 INLINE void pair_panel(const struct matrix *m, const uint8_t *panel, const struct acts *a,
-                       uint32_t row, uint32_t rows, int most, bool min, const struct result *to)
+                       uint32_t row, uint32_t rows, bool min, const struct result *to)
 {
-    const uint32_t group = row / ROW_GROUP;
-    struct totals t;
-    for (uint32_t r = 0; most > 4 && r < rows; r++) fetch_to_write(to->out + r * to->stride);
-    UNROLL for (int r = 0; r < most; r++) t.of_d[r] = t.of_m[r] = vf_zero();
-    if (most > 4) HIDE(t);
-    pair_rows(m, panel, a->q + (uint64_t)group * (a->k / 32),
-              a->pairs + (uint64_t)group * (a->k / 64), most, min, &t);
-    put_totals(&t, (const float *)(const void *)panel, a->units + group, rows, min, to);
+    for (uint32_t first = 0, n; first < rows; first += n) {
+        vf out[8];
+        float *at = to->out + first * to->stride;
+        n = rows - first < 8 ? rows - first : 8;
+        for (uint32_t r = 0; n > 4 && r < n; r++) fetch_to_write(at + r * to->stride);
+        some_rows(m, panel, a, row + first, n, min, out);
+        for (uint32_t r = 0; r < n; r++) put(at + r * to->stride, &out[r], to->columns, to->add);
+    }
 }
 
-typedef void pair_fn(const struct matrix *, const uint8_t *panel, const struct acts *,
-                     uint32_t row, uint32_t rows, const struct result *);
-
-#define PAIRS(name, most, min)                                                                    \
-    static void name(const struct matrix *m, const uint8_t *panel, const struct acts *a,          \
-                     uint32_t row, uint32_t rows, const struct result *to)                        \
-    {                                                                                             \
-        pair_panel(m, panel, a, row, rows, most, min, to);                                        \
-    }
-PAIRS(pair_1, 1, false)
-PAIRS(pair_4, 4, false)
-PAIRS(pair_8, 8, false)
-PAIRS(pair_16, ROW_GROUP, false)
-PAIRS(pair_min_1, 1, true)
-PAIRS(pair_min_4, 4, true)
-PAIRS(pair_min_8, 8, true)
-PAIRS(pair_min_16, ROW_GROUP, true)
-
-static pair_fn *pair_for(const struct matrix *m, uint32_t rows)
+static void pair_gemm(const struct matrix *m, const uint8_t *panel, const struct acts *a,
+                      uint32_t row, uint32_t rows, const struct result *to)
 {
-    static pair_fn *const all[2][4] = { { pair_1, pair_4, pair_8, pair_16 },
-                                        { pair_min_1, pair_min_4, pair_min_8, pair_min_16 } };
-    return all[m->scales == SCALES_PAIR_MIN][rows == 1 ? 0 : rows <= 4 ? 1 : rows <= 8 ? 2 : 3];
+    if (m->scales == SCALES_PAIR_MIN) {
+        pair_panel(m, panel, a, row, rows, true, to);
+    } else {
+        pair_panel(m, panel, a, row, rows, false, to);
+    }
 }
