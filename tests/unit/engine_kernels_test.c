@@ -401,6 +401,13 @@ static double seen_of(const struct heads *h, float x)
     return h->bfloat16 ? bfloat16(x) : (double)x;
 }
 
+/* A query's rounding is of what softmax with powers of two takes. */
+static double query_of(const struct heads *h, float x)
+{
+    const float log2_e = 1.44269504f;
+    return h->bfloat16 ? bfloat16(x * log2_e) / (double)log2_e : (double)x;
+}
+
 /* A query as 16 bits: a signed byte of at most 127, 256 times, and another. */
 static void whole_of(const float *q, uint32_t n, float *out)
 {
@@ -417,7 +424,7 @@ static void attend_exactly(const struct heads *h, const float *q, uint32_t seen,
     for (uint32_t t = 0; t < seen; t++) {
         p[t] = 0;
         for (uint32_t s = 0; s < size; s++) {
-            p[t] += seen_of(h, q[s]) * seen_of(h, h->key[t * size + s]);
+            p[t] += query_of(h, q[s]) * seen_of(h, h->key[t * size + s]);
         }
         max = p[t] > max ? p[t] : max;
     }

@@ -126,11 +126,14 @@ static inline uint64_t kv_value_at(const struct kv_view *kv, uint32_t in, uint32
     return (uint64_t)(kv->block_tokens + in / n * n) * kv->head_dim + (uint64_t)s * n + in % n;
 }
 
-/* Floats of scratch memory that a tile call wants: for scores, elements, rounded queries. */
+/* Floats of scratch memory that a tile call wants: for scores, elements, rounded queries; or for
+ * pairs of all keys, and of all values in panels of 64 dimensions. */
 static inline uint64_t tile_room(uint32_t head_dim)
 {
-    return (uint64_t)QUERIES_MAX * KV_TILE_TOKENS +
-           (uint64_t)(TILE_SPAN + QUERIES_MAX / 2) * head_dim;
+    uint64_t scores = (uint64_t)QUERIES_MAX * KV_TILE_TOKENS +
+                      (uint64_t)(TILE_SPAN + QUERIES_MAX / 2) * head_dim;
+    uint64_t pairs = (uint64_t)KV_TILE_TOKENS / 2 * (2 * head_dim + 63);
+    return scores > pairs ? scores : pairs;
 }
 
 /* An infinity in the pool would be NaN in every sum that it has a weight of 0 in: in those of the

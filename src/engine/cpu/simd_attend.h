@@ -462,15 +462,16 @@ static void attend_tile(const struct kv_view *kv, uint32_t tile, const float *co
     }
 }
 
+/* Of both exponentials one is of 0, and exactly 1. */
 ENTRY void attend_merge(struct partial *into, const struct partial *later, uint32_t size)
 {
-    float max = into->max > later->max ? into->max : later->max;
-    vf a = vf_exp(vf_all(into->max - max)), b = vf_exp(vf_all(later->max - max));
-    float sums[2][LANES];
-    vf_store(sums[0], a * vf_all(into->sum));
-    vf_store(sums[1], b * vf_all(later->sum));
+    bool grows = later->max > into->max;
+    float max = grows ? later->max : into->max;
+    vf less = vf_exp(vf_all((grows ? into->max : later->max) - max));
+    vf a = grows ? less : vf_all(1), b = grows ? vf_all(1) : less;
+    float from_a = a[0] * into->sum, from_b = b[0] * later->sum;
     into->max = max;
-    into->sum = sums[0][0] + sums[1][0];
+    into->sum = from_a + from_b;
     for (uint32_t s = 0; s < size; s += LANES) {
         vf_store(into->out + s, vf_load(into->out + s) * a + vf_load(later->out + s) * b);
     }

@@ -1,14 +1,18 @@
 /* engine/cpu/simd_attend_bf16.h - an attention tile over F16 keys and values in bfloat16 products,
  * for AVX-512 with BF16.
  *
- * One vdpbf16ps multiplies two neighbouring dimensions of 16 keys, or two neighbouring positions of
- * 16 dimensions of values: half of what floats take.  Queries, keys, values and weights are rounded
- * to 8 bits of mantissa (as vLLM's attention does on such CPUs), sums are floats; softmax's sum is
- * over the rounded weights.  As in simd_attend.h sums run over pairs one after another, whatever is
- * worked on beside them, and few queries read the pool while many read a buffer of pairs.
+ * One vdpbf16ps multiplies two neighbouring dimensions of 16 keys, or two neighbouring positions
+ * of 16 dimensions of values: half of what floats take.  Queries (times log2(e): softmax is with
+ * powers of two), keys, values and weights are rounded to 8 bits of mantissa (as vLLM's attention
+ * does on such CPUs), sums are floats; softmax's sum is over the rounded weights.  As in
+ * simd_attend.h sums run over pairs one after another, whatever is worked on beside them.  Few
+ * queries read the pool; many read buffers of pairs, six at a time, and soften six while the next
+ * ones' scores are made (simd_attend_set.h).
  */
 #ifndef RANKSERVE_ENGINE_CPU_SIMD_ATTEND_BF16_H
 #define RANKSERVE_ENGINE_CPU_SIMD_ATTEND_BF16_H
+
+#include "engine/cpu/simd_attend_set.h"
 
 /* Each lane: `first` in its lower half, `second` in its upper one. */
 INLINE __m512i pairs_of(vf first, vf second)
@@ -61,11 +65,10 @@ INLINE uint32_t *weight_pairs(const struct tile *t, uint32_t query)
     return (uint32_t *)(void *)scores_of(t, query);
 }
 
-INLINE void round_query(const struct tile *t, uint32_t query)
+INLINE void round_query(const struct tile *t, uint32_t query, uint16_t *to)
 {
-    uint16_t *to = (uint16_t *)query_pairs(t, query);
     for (uint32_t s = 0; s < t->kv->head_dim; s += LANES) {
-        store_rounded(to + s, vf_load(t->queries[query] + s));
+        store_rounded(to + s, vf_load(t->queries[query] + s) * vf_all(1.44269504f));
     }
 }
 
@@ -96,35 +99,56 @@ INLINE void score_pairs(const struct tile *t, uint32_t first, int count, const u
     }
 }
 
-/* e^x for x <= 0 to 1.1e-4 of it, a twentieth of its rounding; 0 for -infinity and NaN. */
+/* 2^x for x <= 0 as struct power has it; 0 for -infinity and NaN. */
 INLINE vf weight_of(vf x)
 {
-    vf t = vf_max(x * vf_all(1.44269504f), vf_all(-200));
-    vf n = vf_round(t), f = t - n;
-    vf p = vf_fma(vf_all(5.5008951e-2f), f, vf_all(2.4221101e-1f));    /* least greatest error */
-    p = vf_fma(vf_fma(p, f, vf_all(6.9328293e-1f)), f, vf_all(1));     /* of 2^f, 1 at f = 0 */
-    return _mm512_scalef_ps(p, n);
+    vf t = vf_max(x, vf_all(power_of_two.least)), m = t + vf_all(power_of_two.round);
+    vf n = m - vf_all(power_of_two.round), f = t - n;
+    vf value = _mm512_permutexvar_ps((__m512i)m, vf_load(power_of_two.value));
+    vf slope = _mm512_permutexvar_ps((__m512i)m, vf_load(power_of_two.slope));
+    return _mm512_scalef_ps(vf_fma(f, slope, value), n);
 }
 
-/* Exponentials of a query's scores, rounded, in their place; 0 where it sees nothing. */
+/* The sums of rows of weights, each of some vectors. */
+INLINE void weights_sums(const uint16_t *weights, uint32_t vectors, int rows, float *sums)
+{
+    const uint32_t ones = 0x3f803f80;
+    vf sum[SET];
+    UNROLL for (int i = 0; i < rows; i++) sum[i] = vf_zero();
+    for (uint32_t v = 0; v < vectors; v += 2) {
+        const __mmask16 there = v + 1 < vectors ? 0xffff : 0xff;
+        UNROLL for (int i = 0; i < rows; i++) {
+            const uint16_t *at = weights + ((uint32_t)i * vectors + v) * LANES;
+            sum[i] = dot_pairs(sum[i], _mm512_maskz_loadu_epi32(there, at), ones);
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++) sums[i] = vf_sum(sum[i]);
+}
+
+/* A query's softmax is with powers of two: its rounding multiplies it by log2(e). */
+INLINE void put_maximum(const struct tile *t, uint32_t query, float top)
+{
+    t->out[query].max = top * 0.693147181f;
+}
+
+/* Powers of two of a query's scores, rounded, in their place; 0 where it sees nothing. */
 INLINE void soften_pairs(const struct tile *t, uint32_t query, uint32_t longest)
 {
     const float *scores = scores_of(t, query);
     uint16_t *to = (uint16_t *)weight_pairs(t, query);
     uint32_t visible = t->visible[query];
     const vf none = vf_all(-INFINITY);
-    vf top = none, sum = vf_zero();
+    vf top = none;
     for (uint32_t i = 0; i < visible; i += LANES) {
         top = vf_max(top, vf_first(vf_load(scores + i), visible - i, none));
     }
     const vf max = vf_all(vf_top(top));
     for (uint32_t i = 0; i < longest; i += LANES) {
         uint32_t seen = i < visible ? visible - i : 0;
-        store_rounded(to + i, weight_of(vf_first(vf_load(scores + i) - max, seen, none)));
-        sum = sum + vf_load_bf16(to + i);
+        store_rounded(to + i, weight_of(vf_first(vf_load(scores + i), seen, none) - max));
     }
-    t->out[query].max = vf_top(top);
-    t->out[query].sum = vf_sum(sum);
+    put_maximum(t, query, vf_top(top));
+    weights_sums(to, (longest + LANES - 1) / LANES, 1, &t->out[query].sum);
 }
 
 /* Adds p * V over `positions` positions from `at` (even) on; where their number is odd the last
@@ -192,7 +216,9 @@ INLINE void few_value_pairs(const struct tile *t, int count, uint32_t s, int vec
 INLINE void few_pairs(const struct tile *t, int count)
 {
     uint32_t s = 0;
-    for (int i = 0; i < count; i++) round_query(t, (uint32_t)i);
+    for (int i = 0; i < count; i++) {
+        round_query(t, (uint32_t)i, (uint16_t *)query_pairs(t, (uint32_t)i));
+    }
     few_score_pairs(t, count);
     for (int i = 0; i < count; i++) soften_pairs(t, (uint32_t)i, t->longest);
     for (; s + WIDE * LANES <= t->kv->head_dim; s += WIDE * LANES) {
@@ -201,90 +227,173 @@ INLINE void few_pairs(const struct tile *t, int count)
     for (; s < t->kv->head_dim; s += LANES) few_value_pairs(t, count, s, 1);
 }
 
-/* --- many queries: through a buffer of pairs -------------------------------------------------- */
+/* --- many queries: through buffers of pairs --------------------------------------------------- */
 
-/* Keys of positions at .. at+SPAN-1 (of those that exist) as pairs, (S/2, SPAN). */
-static void keys_to_pairs(const struct tile *t, uint32_t at)
+enum { PANEL_VECTORS = 4, PANEL_WIDE = PANEL_VECTORS * LANES };
+
+/* Six queries, or as many as are left; what is missing counts as queries of zeros. */
+struct set {
+    uint32_t first, count, longest, vectors;      /* of positions that one of them sees       */
+    float scores[SET * KV_TILE_TOKENS];           /* (SET, vectors, LANES)                    */
+};
+
+struct sets {
+    const struct tile *t;
+    uint32_t *keys, *values;          /* (positions/64, S/2, 64), (S/64, positions/2, 64)     */
+    struct set set[2];                /* whose scores are made, and which become weights      */
+    struct softening soft;
+    _Alignas(64) uint16_t queries[SET * HEAD_DIM_MAX];
+    uint16_t weights[SET * KV_TILE_TOKENS];       /* as the scores                            */
+    float tops[SET * KV_TILE_TOKENS / LANES + LANES], spare[HEAD_DIM_MAX];
+};
+
+static void keys_to_pairs(const struct sets *w)
 {
-    const struct kv_view *kv = t->kv;
-    uint32_t *span = (uint32_t *)(void *)t->span;
-    for (uint32_t i = 0; i < SPAN && at + i < t->longest; i += LANES) {
-        uint64_t first = kv_key_at(kv, (at + i) % kv->block_tokens, 0);
-        const uint8_t *key = t->block[(at + i) / kv->block_tokens] + 2 * first;
-        for (uint32_t s = 0; s < kv->head_dim / 2; s++, key += 4 * LANES) {
-            _mm512_storeu_si512(span + s * SPAN + i, pair_load(key, 2 * LANES, true));
+    const struct kv_view *kv = w->t->kv;
+    for (uint32_t i = 0; i < w->t->longest; i += LANES) {
+        uint64_t first = kv_key_at(kv, i % kv->block_tokens, 0);
+        const uint8_t *key = w->t->block[i / kv->block_tokens] + 2 * first;
+        uint32_t *to = w->keys + (uint64_t)(i / PANEL_WIDE) * (kv->head_dim / 2) * PANEL_WIDE +
+                       i % PANEL_WIDE;
+        for (uint32_t s = 0; s < kv->head_dim; s += 2, key += 4 * LANES, to += PANEL_WIDE) {
+            _mm512_storeu_si512(to, pair_load(key, 2 * LANES, true));
         }
     }
 }
 
-/* Values of positions at .. at+SPAN-1 as pairs, (SPAN/2, S).  A last one's partner is 0. */
-static void values_to_pairs(const struct tile *t, uint32_t at)
+/* A last one's partner is 0. */
+static void values_to_pairs(const struct sets *w)
 {
+    const struct tile *t = w->t;
     uint32_t size = t->kv->head_dim, tokens = t->kv->block_tokens;
-    uint32_t *span = (uint32_t *)(void *)t->span;
-    for (uint32_t i = 0; i < SPAN && at + i < t->longest; i += 2) {
-        const uint8_t *value = t->block[(at + i) / tokens] + t->values +
-                               2ull * ((at + i) % tokens) * size;
-        const bool alone = at + i + 1 == t->longest;
+    for (uint32_t i = 0; i < t->longest; i += 2) {
+        const uint8_t *value = t->block[i / tokens] + t->values + 2ull * (i % tokens) * size;
+        const bool alone = i + 1 == t->longest;
         for (uint32_t s = 0; s < size; s += LANES, value += 2 * LANES) {
+            uint32_t row = s / PANEL_WIDE * (KV_TILE_TOKENS / 2) + i / 2;
             vf second = alone ? vf_zero() : vf_load_half(value + 2 * size);
-            _mm512_storeu_si512(span + i / 2 * size + s, pairs_of(vf_load_half(value), second));
+            _mm512_storeu_si512(w->values + row * PANEL_WIDE + s % PANEL_WIDE,
+                                pairs_of(vf_load_half(value), second));
         }
     }
 }
 
-INLINE void set_score_pairs(const struct tile *t, uint32_t query, int count, uint32_t at)
+static void set_open(struct sets *w, struct set *set, uint32_t first)
 {
-    uint32_t left = longest_of(t, query, (uint32_t)count);
-    if (left <= at) return;
-    left = left - at < SPAN ? left - at : SPAN;
-    for (uint32_t i = 0; i < left; i += SET_WIDE * LANES) {
-        const uint8_t *key[SET_WIDE];
-        for (uint32_t v = 0; v < SET_WIDE; v++) {
-            key[v] = (const uint8_t *)(t->span + i + v * LANES);
-        }
-        score_pairs(t, query, count, key, SET_WIDE, SPAN * sizeof(float), false, 0, at + i);
+    const struct tile *t = w->t;
+    uint32_t size = t->kv->head_dim, left = t->count - first;
+    set->first = first;
+    set->count = left < SET ? left : SET;
+    set->longest = longest_of(t, first, set->count);
+    set->vectors = (set->longest + LANES - 1) / LANES;
+    for (uint32_t i = 0; i < set->count; i++) round_query(t, first + i, w->queries + i * size);
+    for (uint32_t i = set->count; i < SET; i++) {
+        memset(w->queries + i * size, 0, 2ull * size);
     }
 }
 
-INLINE void set_value_pairs(const struct tile *t, uint32_t query, int count, uint32_t at)
+/* Makes a set's scores, and weights of those before. */
+static void set_scores_pairs(struct sets *w, struct set *set)
 {
-    uint32_t left = longest_of(t, query, (uint32_t)count), size = t->kv->head_dim, s = 0;
-    vf acc[SET][WIDE];
-    if (left <= at) return;
-    left = left - at < SPAN ? left - at : SPAN;
-    for (int vectors; s < size; s += (uint32_t)vectors * LANES) {
-        const uint8_t *value = (const uint8_t *)(t->span + s);
-        vectors = s + SET_WIDE * LANES <= size ? SET_WIDE : 1;
-        if (vectors == SET_WIDE) {
-            take(t, query, count, s, SET_WIDE, acc);
-            weigh_pairs(t, query, count, at, left, value, NULL, 4ull * size, false, SET_WIDE, acc);
-            give(t, query, count, s, SET_WIDE, acc);
-        } else {
-            take(t, query, count, s, 1, acc);
-            weigh_pairs(t, query, count, at, left, value, NULL, 4ull * size, false, 1, acc);
-            give(t, query, count, s, 1, acc);
-        }
+    uint32_t size = w->t->kv->head_dim, count;
+    for (uint32_t v = 0; v < set->vectors; v += count) {
+        float *out[SET];
+        count = set->vectors - v < PANEL_VECTORS ? set->vectors - v : PANEL_VECTORS;
+        for (uint32_t i = 0; i < SET; i++) out[i] = set->scores + (i * set->vectors + v) * LANES;
+        set_products((int)count, (const uint32_t *)(const void *)w->queries, 2ull * size,
+                     w->keys + (uint64_t)v * LANES * (size / 2), size / 2, &w->soft, out);
     }
 }
-SETS_OF(all_score_pairs, set_score_pairs)
-SETS_OF(all_value_pairs, set_value_pairs)
 
+/* Takes out what a query does not see. */
+static void hide(float *scores, uint32_t from, uint32_t to)
+{
+    const vf none = vf_all(-INFINITY);
+    for (uint32_t i = from / LANES * LANES; i < to; i += LANES) {
+        vf_store(scores + i, vf_first(vf_load(scores + i), from > i ? from - i : 0, none));
+    }
+}
+
+/* The set's scores are there: maximums, and what is to be softened.  (Six at a time, as each waits
+ * for itself.) */
+static void set_tops(struct sets *w, struct set *set)
+{
+    const struct tile *t = w->t;
+    const uint32_t row = set->vectors * LANES;
+    vf top[SET];
+    for (uint32_t i = 0; i < set->count; i++) {
+        hide(set->scores + i * row, t->visible[set->first + i], row);
+    }
+    UNROLL for (uint32_t i = 0; i < SET; i++) top[i] = vf_load(set->scores + i * row);
+    for (uint32_t at = LANES; at < row; at += LANES) {
+        UNROLL for (uint32_t i = 0; i < SET; i++) {
+            top[i] = vf_max(top[i], vf_load(set->scores + i * row + at));
+        }
+    }
+    UNROLL for (uint32_t i = 0; i < SET; i++) {
+        float most = vf_top(top[i]);
+        vf_store(w->tops + i * set->vectors, vf_all(most));      /* and what the next one mends */
+        if (i < set->count) put_maximum(t, set->first + i, most);
+    }
+    w->soft = (struct softening){ .scores = set->scores, .tops = w->tops, .weights = w->weights,
+                                  .left = (uint64_t)SET * set->vectors };
+}
+
+static void soften_rest(struct softening *s)
+{
+    for (; s->left; s->left--, s->scores += LANES, s->tops++, s->weights += LANES) {
+        store_rounded(s->weights, weight_of(vf_load(s->scores) - vf_all(*s->tops)));
+    }
+}
+
+static void set_values_pairs(struct sets *w, const struct set *set)
+{
+    const struct tile *t = w->t;
+    uint32_t size = t->kv->head_dim;
+    struct softening none = { .left = 0 };
+    float sums[SET];
+    weights_sums(w->weights, set->vectors, SET, sums);
+    for (uint32_t i = 0; i < set->count; i++) t->out[set->first + i].sum = sums[i];
+    for (uint32_t s = 0; s < size; s += PANEL_WIDE) {
+        uint32_t vectors = size - s < PANEL_WIDE ? (size - s) / LANES : PANEL_VECTORS;
+        float *out[SET];
+        for (uint32_t i = 0; i < SET; i++) {
+            out[i] = i < set->count ? t->out[set->first + i].out + s : w->spare;
+        }
+        set_products((int)vectors, (const uint32_t *)(const void *)w->weights,
+                     2ull * set->vectors * LANES, w->values + s * (KV_TILE_TOKENS / 2),
+                     (set->longest + 1) / 2, &none, out);
+    }
+}
+
+/* Each set's scores become weights while the next one's are made. */
 static void many_pairs(const struct tile *t)
 {
-    for (uint32_t i = 0; i < t->count; i++) round_query(t, i);
-    for (uint32_t at = 0; at < t->longest; at += SPAN) {
-        keys_to_pairs(t, at);
-        all_score_pairs(t, at);
-    }
-    for (uint32_t i = 0; i < t->count; i++) {
-        uint32_t first = i / SET * SET, n = t->count - first < SET ? t->count - first : SET;
-        soften_pairs(t, i, longest_of(t, first, n));
-        memset(t->out[i].out, 0, t->kv->head_dim * sizeof(float));
-    }
-    for (uint32_t at = 0; at < t->longest; at += SPAN) {
-        values_to_pairs(t, at);
-        all_value_pairs(t, at);
+    struct sets w;
+    uint64_t keys = (uint64_t)t->kv->head_dim / 2 * KV_TILE_TOKENS;
+    w.t = t;
+    w.keys = (uint32_t *)(void *)t->scores;
+    w.values = w.keys + keys;
+    w.soft.left = 0;
+    keys_to_pairs(&w);
+    values_to_pairs(&w);
+    struct set *now = &w.set[0], *next = &w.set[1];
+    set_open(&w, now, 0);
+    set_scores_pairs(&w, now);
+    set_tops(&w, now);
+    for (bool more = true; more;) {
+        uint32_t behind = now->first + now->count;
+        more = behind < t->count;
+        if (more) {
+            set_open(&w, next, behind);
+            set_scores_pairs(&w, next);
+        }
+        soften_rest(&w.soft);
+        if (more) set_tops(&w, next);             /* while the scores are near */
+        set_values_pairs(&w, now);
+        struct set *done = now;
+        now = next;
+        next = done;
     }
 }
 
