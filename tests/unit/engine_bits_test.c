@@ -324,6 +324,18 @@ static bool is_resident(const struct cpu *u)
     return here == pages;
 }
 
+/* Side by side: the next prompt needs some of every layer. */
+static void check_layers_even(const struct cpu *u)
+{
+    uint64_t layer = u->kv_bytes / u->shape.layers, least = layer, most = 0;
+    for (uint32_t i = 0; i < u->shape.layers; i++) {
+        uint64_t ready = u->kv_touched[i] - i * layer;
+        if (ready < least) least = ready;
+        if (ready > most) most = ready;
+    }
+    assert_true(most - least <= HUGE_PAGE);
+}
+
 static void touching_memory_keeps_what_is_in_it(void **state)
 {
     (void)state;
@@ -338,7 +350,10 @@ static void touching_memory_keeps_what_is_in_it(void **state)
     for (uint64_t k = 0; k < bytes; k++) in[k] = (uint8_t)tiny_random(&seed);
     backend_cpu.kv_write(r.self, &(uint32_t){ BLOCKS - 1 }, 0, r.shape.layers, 0, 256, in);
     uint32_t half = 0, all = 0;
-    while (backend_cpu.kv_touch(r.self, BLOCKS / 2)) assert_true(++half <= pages);
+    while (backend_cpu.kv_touch(r.self, BLOCKS / 2)) {
+        check_layers_even(r.self);
+        assert_true(++half <= pages);
+    }
     while (backend_cpu.kv_touch(r.self, BLOCKS)) assert_true(++all <= pages);
     assert_false(backend_cpu.kv_touch(r.self, 1));
     backend_cpu.kv_read(r.self, &(uint32_t){ BLOCKS - 1 }, 0, r.shape.layers, 0, 256, out);

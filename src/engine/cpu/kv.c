@@ -73,21 +73,25 @@ void kv_close(struct cpu *u)
     free(u->kv_touched);
 }
 
-/* The next huge page of the first layer that lacks some. */
+/* The next huge page of the layer that is ready least far: the next prompt needs some of each. */
 bool cpu_kv_touch(void *self, uint32_t blocks)
 {
     struct cpu *u = self;
     uint64_t layer_bytes = u->shape.block_count * block_bytes(u), base = (uintptr_t)u->kv;
+    uint64_t least = UINT64_MAX;
+    uint32_t layer = 0;
     CHECK(blocks <= u->shape.block_count);
     for (uint32_t i = 0; i < u->shape.layers; i++) {
-        uint64_t at = u->kv_touched[i];
-        if (at >= i * layer_bytes + blocks * block_bytes(u)) continue;
-        uint64_t in = (base + at) % HUGE_PAGE, end = at - in + HUGE_PAGE;
-        at = at < in ? 0 : at - in;
-        u->kv_touched[i] = end;
-        return pages_touch(u->kv + at, (end < u->kv_bytes ? end : u->kv_bytes) - at);
+        uint64_t ready = u->kv_touched[i] - i * layer_bytes;
+        if (ready >= least) continue;
+        least = ready;
+        layer = i;
     }
-    return false;
+    if (least >= blocks * block_bytes(u)) return false;
+    uint64_t at = u->kv_touched[layer], in = (base + at) % HUGE_PAGE, end = at - in + HUGE_PAGE;
+    at = at < in ? 0 : at - in;
+    u->kv_touched[layer] = end;
+    return pages_touch(u->kv + at, (end < u->kv_bytes ? end : u->kv_bytes) - at);
 }
 
 struct kv_view kv_view(const struct cpu *u, uint32_t layer, uint32_t head, const uint32_t *blocks,
