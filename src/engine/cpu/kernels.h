@@ -17,7 +17,7 @@
 
 enum {
     ROW_GROUP = 16,                   /* rows whose 8-bit activations lie side by side        */
-    QUERIES_MAX = 96,                 /* that one attention tile call works on                */
+    QUERIES_MAX = 192,                /* that one attention tile call works on                */
     TILE_SPAN = 64,                   /* positions whose elements it keeps as floats          */
     HEAD_DIM_MAX = 512,
     KEY_QUERIES_MAX = 16,             /* that the rounding of a key looks at                  */
