@@ -229,9 +229,9 @@ static void heads_are_rotated_and_mixed(void **state)
         for (uint32_t trial = 0; trial < 40; trial++) {
             uint32_t size = sizes[trial % 5], dims = trial % 3 ? size : size - 2 * (trial % 7);
             bool pairs = trial % 2;
-            float x[128], y[128], cosines[128], sines[128];
+            float x[2 * 128], y[2 * 128], cosines[128], sines[128];
             double before = 0, after = 0;
-            floats(x, size, 2, &seed);
+            floats(x, 2 * size, 2, &seed);
             for (uint32_t i = 0; i < dims / 2; i++) {
                 uint32_t p = pairs ? 2 * i : i, q = pairs ? p + 1 : i + dims / 2;
                 cosines[p] = cosines[q] = cosf((float)i + 0.3f);
@@ -239,12 +239,13 @@ static void heads_are_rotated_and_mixed(void **state)
                 sines[p] = -sines[q];
             }
             memcpy(y, x, sizeof y);
-            k->rotate(y, cosines, sines, dims, size, pairs, 0.5f);
-            for (uint32_t i = 0; i < size; i++) {
+            k->rotate(y, 2, cosines, sines, dims, size, pairs, 0.5f);
+            for (uint32_t j = 0; j < 2 * size; j++) {
+                uint32_t i = j % size, head = j - i;
                 double c = i < dims ? (double)cosines[i] : 1, s = i < dims ? (double)sines[i] : 0;
                 uint32_t other = pairs ? i ^ 1 : i < dims / 2 ? i + dims / 2 : i - dims / 2;
-                double partner = i < dims ? (double)x[other] : 0;
-                assert_true(fabs((double)y[i] - ((double)x[i] * c + partner * s) / 2) < 1e-6);
+                double partner = i < dims ? (double)x[head + other] : 0;
+                assert_true(fabs((double)y[j] - ((double)x[j] * c + partner * s) / 2) < 1e-6);
             }
             memcpy(y, x, sizeof y);
             k->mix(y, size);

@@ -172,11 +172,11 @@ struct kernels {
     void (*pair)(const struct acts *a, uint32_t row, uint32_t rows);
     void (*swiglu)(const float *gate, const float *up, uint32_t n, float *out);
     void (*scale)(const float *x, float by, uint32_t n, float *out);
-    /* Rotates the first `dims` of a head's S values (pairs: i with i ^ 1; else i with i + dims/2)
-     * and multiplies all by `scale`: x[i] * cosines[i] + partner * sines[i], signs being in
-     * `sines`. */
-    void (*rotate)(float *x, const float *cosines, const float *sines, uint32_t dims,
-                   uint32_t size, bool pairs, float scale);
+    /* Rotates the first `dims` of each head's S values (pairs: i with i ^ 1; else i with
+     * i + dims/2) and multiplies all by `scale`: x[i] * cosines[i] + partner * sines[i], signs
+     * being in `sines`. */
+    void (*rotate)(float *x, uint32_t heads, const float *cosines, const float *sines,
+                   uint32_t dims, uint32_t size, bool pairs, float scale);
     /* The Walsh-Hadamard transform of a head's S values (of each part whose length is the largest
      * power of two in S), in place.  It keeps dot products, and spreads single large values. */
     void (*mix)(float *x, uint32_t n);

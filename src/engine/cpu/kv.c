@@ -122,21 +122,29 @@ static struct place place_of(const struct kv_view *kv, uint32_t position)
                            scales + 4ull * tokens };
 }
 
+/* `count` pieces of some bytes (a constant), in the pool `apart` bytes from each other. */
+static inline void spread_pieces(uint8_t *at, uint64_t apart, uint8_t *row, uint64_t bytes,
+                                 uint32_t count, bool to_pool)
+{
+    for (; count > 0; count--, at += apart, row += bytes) {
+        if (to_pool) memcpy(at, row, bytes);
+        else memcpy(row, at, bytes);
+    }
+}
+
 /* n elements one after another, to (or from) the pool, where `run` of them lie side by side and
  * such runs `step` elements apart. */
 static void spread(uint8_t *at, uint32_t run, uint32_t step, uint8_t *row, uint32_t n,
                    uint32_t element, bool to_pool)
 {
     if (run == step) run = step = n;
-    uint64_t bytes = (uint64_t)run * element;
-    for (uint32_t i = 0; i < n; i += run, at += (uint64_t)step * element, row += bytes) {
-        uint8_t *to = to_pool ? at : row, *from = to_pool ? row : at;
-        switch (bytes) {
-        case 1: *to = *from; break;
-        case 2: memcpy(to, from, 2); break;
-        case 4: memcpy(to, from, 4); break;
-        default: memcpy(to, from, bytes);
-        }
+    uint64_t bytes = (uint64_t)run * element, apart = (uint64_t)step * element;
+    uint32_t count = n / run;
+    switch (bytes) {
+    case 1: spread_pieces(at, apart, row, 1, count, to_pool); break;
+    case 2: spread_pieces(at, apart, row, 2, count, to_pool); break;
+    case 4: spread_pieces(at, apart, row, 4, count, to_pool); break;
+    default: spread_pieces(at, apart, row, bytes, count, to_pool);
     }
 }
 

@@ -28,17 +28,19 @@ static void swiglu(const float *gate, const float *up, uint32_t n, float *out)
     for (uint32_t i = 0; i < n; i++) out[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
 }
 
-static void rotate(float *x, const float *cosines, const float *sines, uint32_t dims,
-                   uint32_t size, bool pairs, float scale)
+static void rotate(float *x, uint32_t heads, const float *cosines, const float *sines,
+                   uint32_t dims, uint32_t size, bool pairs, float scale)
 {
     uint32_t apart = pairs ? 1 : dims / 2;
-    for (uint32_t i = 0; i < dims; i += 2) {
-        uint32_t p = pairs ? i : i / 2, q = p + apart;
-        float a = x[p], b = x[q];
-        x[p] = a * cosines[p] + b * sines[p];
-        x[q] = b * cosines[q] + a * sines[q];
+    for (; heads > 0; heads--, x += size) {
+        for (uint32_t i = 0; i < dims; i += 2) {
+            uint32_t p = pairs ? i : i / 2, q = p + apart;
+            float a = x[p], b = x[q];
+            x[p] = a * cosines[p] + b * sines[p];
+            x[q] = b * cosines[q] + a * sines[q];
+        }
+        for (uint32_t i = 0; i < size; i++) x[i] *= scale;
     }
-    for (uint32_t i = 0; i < size; i++) x[i] *= scale;
 }
 
 static void mix(float *x, uint32_t n)

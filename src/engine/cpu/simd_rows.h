@@ -32,7 +32,7 @@ static void rows_swiglu(const float *gate, const float *up, uint32_t n, float *o
 }
 
 /* y = x * cosine + partner * sine, times `scale`; see kernels.h. */
-static void rows_rotate(float *x, const float *cosines, const float *sines, uint32_t dims,
+INLINE void head_rotate(float *x, const float *cosines, const float *sines, uint32_t dims,
                         uint32_t size, bool pairs, float scale)
 {
     const vf all = vf_all(scale);
@@ -58,6 +58,14 @@ static void rows_rotate(float *x, const float *cosines, const float *sines, uint
         x[half + i] = (b * cosines[i] + a * sines[half + i]) * scale;
     }
     for (i = dims; i < size; i++) x[i] *= scale;
+}
+
+static void rows_rotate(float *x, uint32_t heads, const float *cosines, const float *sines,
+                        uint32_t dims, uint32_t size, bool pairs, float scale)
+{
+    for (; heads > 0; heads--, x += size) {
+        head_rotate(x, cosines, sines, dims, size, pairs, scale);
+    }
 }
 
 /* One stage of the transform within a vector: sum in the lanes below `step`, difference above. */

@@ -257,17 +257,19 @@ static void ffn_phase(struct cpu *u, uint32_t layer)
 static void rope_row(struct cpu *u, const struct layer_floats *w, uint32_t r, float *qkv)
 {
     const struct hparams *h = &u->model->h;
-    uint64_t angle = (uint64_t)r * h->rope_dims;
+    const float *cosines = u->cosines + (uint64_t)r * h->rope_dims;
+    const float *sines = u->sines + (uint64_t)r * h->rope_dims;
+    uint32_t heads = h->heads + h->kv_heads, size = h->head_dim;
     bool pairs = h->rope == ROPE_PAIRS, mixed = kv_is_scaled(u->c.kv_type);
-    for (uint32_t head = 0; head < h->heads + h->kv_heads; head++) {
-        float *x = qkv + head * h->head_dim;
-        bool query = head < h->heads;
-        const float *weight = query ? w->q_norm : w->k_norm;
-        if (weight) u->k->norm(x, weight, h->norm_eps, h->head_dim, x);
-        u->k->rotate(x, u->cosines + angle, u->sines + angle, h->rope_dims, h->head_dim, pairs,
-                     query ? h->attention_scale : 1);
-        if (mixed) u->k->mix(x, h->head_dim);
+    for (uint32_t head = 0; head < heads; head++) {
+        float *x = qkv + head * size;
+        const float *weight = head < h->heads ? w->q_norm : w->k_norm;
+        if (weight) u->k->norm(x, weight, h->norm_eps, size, x);
     }
+    float *keys = qkv + h->heads * size;
+    u->k->rotate(qkv, h->heads, cosines, sines, h->rope_dims, size, pairs, h->attention_scale);
+    u->k->rotate(keys, h->kv_heads, cosines, sines, h->rope_dims, size, pairs, 1);
+    for (uint32_t head = 0; mixed && head < heads; head++) u->k->mix(qkv + head * size, size);
 }
 
 static void rope_item(void *ctx, uint32_t item, uint32_t worker)
