@@ -6,6 +6,7 @@
 #include "engine/cpu/simd.h"
 
 enum { WIDE_MAX = 127 * 256 + 127 };  /* 256*high + low, both within -127 .. 127 */
+#define ROUND_LEAST 1e-30f            /* blocks whose largest value is below it are zero */
 
 /* 32 floats times `inverse`, to the nearest whole numbers: eight of them a vector. */
 INLINE void whole_numbers(const float *x, float inverse, __m256i v[4])
@@ -87,7 +88,7 @@ static void row_quantize(const float *x, uint32_t n, const struct acts *a, uint6
     for (uint32_t i = 0; i < n; i += 32, block++) {
         float top = largest_of_32(x + i);
         __m256i v[4];
-        whole_numbers(x + i, top > 0 ? most / top : 0, v);
+        whole_numbers(x + i, top >= ROUND_LEAST ? most / top : 0, v);
         if (a->wide) {
             store_scales(&a->wide[block].s, r, top / most, v);
             store_wide(&a->wide[block], r, v);
@@ -99,39 +100,66 @@ static void row_quantize(const float *x, uint32_t n, const struct acts *a, uint6
 }
 
 #ifdef __AVX512F__
-INLINE __m512i sums(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
 INLINE __m512i largest(__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }
 
-/* Lane r becomes `op` over all lanes of v[r]. */
-#define FOLD(name, op)                                                                            \
-    INLINE __m512i name(__m512i v[ROW_GROUP])                                                     \
-    {                                                                                             \
-        UNROLL for (int i = 0; i < 8; i++) {                                                      \
-            v[i] = op(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),                              \
-                      _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));                             \
-        }                                                                                         \
-        UNROLL for (int i = 0; i < 4; i++) {                                                      \
-            v[i] = op(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]),                              \
-                      _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));                             \
-        }                                                                                         \
-        UNROLL for (int n = 2; n >= 1; n--) {                                                     \
-            UNROLL for (int i = 0; i < n; i++) {                                                  \
-                v[i] = op(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x88),                     \
-                          _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xdd));                    \
-            }                                                                                     \
-        }                                                                                         \
-        return v[0];                                                                              \
-    }
-FOLD(sum_each, sums)
-FOLD(largest_each, largest)
-
-/* What store_scales() stores of one row, of those in `rows`.  `sum`: that of v0 .. v15 below that
- * of v16 .. v31. */
-INLINE void store_group_scales(struct act_scales *s, __mmask16 rows, vf scale, __m512i sum)
+/* Lane r becomes the largest of the lanes of v[r]. */
+INLINE __m512i largest_each(__m512i v[ROW_GROUP])
 {
-    __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(sum, 16), 16);
-    __m512i all = _mm512_add_epi32(_mm512_srai_epi32(_mm512_sub_epi32(sum, low), 16), low);
+    UNROLL for (int i = 0; i < 8; i++) {
+        v[i] = largest(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                       _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        v[i] = largest(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]),
+                       _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+    }
+    UNROLL for (int n = 2; n >= 1; n--) {
+        UNROLL for (int i = 0; i < n; i++) {
+            v[i] = largest(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x88),
+                           _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xdd));
+        }
+    }
+    return v[0];
+}
+
+/* Two rows' values as bytes, one row behind the other. */
+INLINE __m512i two_rows(const float *x, const float *y, float by_x, float by_y)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i of_x = _mm512_packs_epi32(_mm512_cvtps_epi32(vf_load(x) * vf_all(by_x)),
+                                      _mm512_cvtps_epi32(vf_load(x + LANES) * vf_all(by_x)));
+    __m512i of_y = _mm512_packs_epi32(_mm512_cvtps_epi32(vf_load(y) * vf_all(by_y)),
+                                      _mm512_cvtps_epi32(vf_load(y + LANES) * vf_all(by_y)));
+    return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(of_x, of_y));
+}
+
+/* Lane r becomes the sum of v0 .. v15 of row r, and that of v16 .. v31; two rows are in each of
+ * `bytes`, which are lost. */
+INLINE void sum_each(__m512i bytes[ROW_GROUP / 2], __m512i *low, __m512i *high)
+{
+    const __m512i ones = _mm512_set1_epi8(1), none = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < 8; i++) bytes[i] = _mm512_dpbusd_epi32(none, ones, bytes[i]);
+    UNROLL for (int i = 0; i < 4; i++) {
+        bytes[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(bytes[2 * i], bytes[2 * i + 1]),
+                                    _mm512_unpackhi_epi32(bytes[2 * i], bytes[2 * i + 1]));
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        bytes[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(bytes[2 * i], bytes[2 * i + 1]),
+                                    _mm512_unpackhi_epi64(bytes[2 * i], bytes[2 * i + 1]));
+    }
+    const __m512i first = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11,
+                                            16, 24, 17, 25, 18, 26, 19, 27);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(4));
+    *low = _mm512_permutex2var_epi32(bytes[0], first, bytes[1]);
+    *high = _mm512_permutex2var_epi32(bytes[0], second, bytes[1]);
+}
+
+/* What store_scales() stores of one row, of those in `rows`. */
+INLINE void store_group_scales(struct act_scales *s, __mmask16 rows, vf scale, __m512i low,
+                               __m512i high)
+{
     const __m512i none = _mm512_setzero_si512();
+    __m512i all = _mm512_add_epi32(low, high);
     _mm512_mask_storeu_ps(s->scale, rows, scale);
     _mm512_mask_storeu_ps(s->sum, rows, scale * _mm512_cvtepi32_ps(all));
     _mm512_mask_storeu_epi32(s->start, rows, _mm512_sub_epi32(none, _mm512_slli_epi32(all, 7)));
@@ -144,26 +172,24 @@ INLINE void group_block(const float *const x[ROW_GROUP], uint32_t column, __mmas
                         struct act_block *to)
 {
     _Alignas(64) float inverse[ROW_GROUP];
-    __m512i v[ROW_GROUP];
+    __m512i v[ROW_GROUP], low, high;
     UNROLL for (int r = 0; r < ROW_GROUP; r++) {
         const float *at = x[r] + column;
         v[r] = largest(_mm512_castps_si512(vf_abs(vf_load(at))),
                        _mm512_castps_si512(vf_abs(vf_load(at + LANES))));
     }
     vf top = _mm512_castsi512_ps(largest_each(v));
-    __mmask16 some = _mm512_cmp_ps_mask(top, vf_zero(), _CMP_GT_OQ);
+    __mmask16 some = _mm512_cmp_ps_mask(top, vf_all(ROUND_LEAST), _CMP_GE_OQ);
     vf_store(inverse, _mm512_maskz_div_ps(some, vf_all(127), top));
-    UNROLL for (int r = 0; r < ROW_GROUP; r++) {
-        const float *at = x[r] + column;
-        const vf by = vf_all(inverse[r]);
-        __m512i low = _mm512_cvtps_epi32(vf_load(at) * by);
-        __m512i high = _mm512_cvtps_epi32(vf_load(at + LANES) * by);
-        v[r] = _mm512_add_epi32(low, _mm512_slli_epi32(high, 16));
-        if (!(rows >> r & 1)) continue;
-        _mm_storeu_si128((__m128i *)(void *)to->q[r], _mm512_cvtsepi32_epi8(low));
-        _mm_storeu_si128((__m128i *)(void *)(to->q[r] + 16), _mm512_cvtsepi32_epi8(high));
+    UNROLL for (int r = 0; r < ROW_GROUP; r += 2) {
+        v[r / 2] = two_rows(x[r] + column, x[r + 1] + column, inverse[r], inverse[r + 1]);
+        int in = rows >> r & 3;
+        __mmask16 halves = (__mmask16)((in & 1) * 0xff | (in >> 1) * 0xff00);
+        if (in == 3) _mm512_storeu_si512(to->q[r], v[r / 2]);
+        else _mm512_mask_storeu_epi32(to->q[r], halves, v[r / 2]);
     }
-    store_group_scales(&to->s, rows, top / vf_all(127), sum_each(v));
+    sum_each(v, &low, &high);
+    store_group_scales(&to->s, rows, top / vf_all(127), low, high);
 }
 
 /* `count` rows of one group, the first of them row r; of finite ones the same bits as one after
