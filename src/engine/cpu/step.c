@@ -236,9 +236,7 @@ static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
     acts_fetch(&u->hidden, row0, rows, column, columns);
     u->k->gemm(&y->gate, &u->normed, row0, rows, panel, panels, gate, width, false);
     u->k->gemm(&y->up, &u->normed, row0, rows, panel, panels, up, width, false);
-    for (uint32_t r = 0; r < rows; r++) {
-        u->k->swiglu(gate + r * width, up + r * width, columns, gate + r * width);
-    }
+    u->k->swiglu(gate, up, rows * width, gate);       /* what lies behind the columns, too */
     acts_store(u, gate, width, rows, columns, &u->hidden, row0, column);
 }
 
