@@ -11,7 +11,6 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -26,10 +25,12 @@
 #include "common/limits.h"
 #include "common/mem.h"
 
-/* Longer than an item of a phase, for which threads wait at its end: some 30 us.  Sleeping and
- * being woken takes as long, and more where the processor is a virtual one.  Where threads
- * outnumber the cores, who waits is in the way. */
-enum { SPIN_NS = 40000, CROWDED_SPIN_NS = 8000 };
+/* LONG is longer than an item of a phase, for which threads wait at its end: some 30 us.  Sleeping
+ * and being woken takes as long, and more where the processor is a virtual one.  Where the others
+ * are not running meanwhile, because another rank has its turn on the cores, who looks is in the
+ * way, and in vain: when LUCK times as many long looks were in vain as not, they are short, but for
+ * one in some, which shows whether that has changed. */
+enum { LONG_LOOK_NS = 40000, SHORT_LOOK_NS = 8000, LUCK = 4, LUCK_MOST = 64, LONG_ONE_IN = 16 };
 enum { ITEM_BITS = 22 };
 #define ITEM_MASK ((UINT64_C(1) << ITEM_BITS) - 1)
 
@@ -37,6 +38,8 @@ struct worker {
     struct pool *pool;
     pthread_t thread;
     uint32_t index;
+    int luck;                          /* below 0: looks are short, but for every so many */
+    uint32_t short_looks;
 };
 
 struct share {
@@ -44,9 +47,9 @@ struct share {
 };
 
 struct pool {
-    uint32_t threads, spin_ns;
+    uint32_t threads;
     int nice;
-    struct worker *workers;            /* (threads); 0, the caller, is not used */
+    struct worker *workers;            /* (threads); 0 is the caller, and no thread */
     struct share *shares;              /* (threads) */
     pool_fn *fn;
     void *ctx;
@@ -118,15 +121,41 @@ static bool has_work(const struct pool *p)
     return atomic_load(&p->closing);
 }
 
-static void wait_for_work(struct pool *p)
+static bool has_ended(const struct pool *p)
 {
-    uint64_t until = clock_now_ns() + p->spin_ns;
-    do {
+    return atomic_load(&p->done) == p->count;
+}
+
+static void learn(struct worker *w, bool lucky)
+{
+    w->luck += lucky ? LUCK : -1;
+    if (w->luck > LUCK_MOST) w->luck = LUCK_MOST;
+    if (w->luck < -LUCK_MOST) w->luck = -LUCK_MOST;
+}
+
+/* Awake for a while; true: it has come. */
+static bool look(struct worker *w, bool (*has_come)(const struct pool *))
+{
+    bool is_long = w->luck >= 0 || ++w->short_looks % LONG_ONE_IN == 0;
+    uint64_t began = clock_now_ns(), looked = 0, most = is_long ? LONG_LOOK_NS : SHORT_LOOK_NS;
+    while (looked < most) {
         for (int i = 0; i < 16; i++) {
-            if (has_work(p)) return;
+            if (has_come(w->pool)) {
+                if (looked >= SHORT_LOOK_NS) learn(w, true);
+                return true;
+            }
             relax();
         }
-    } while (clock_now_ns() < until);
+        looked = clock_now_ns() - began;
+    }
+    if (is_long) learn(w, false);
+    return false;
+}
+
+static void wait_for_work(struct worker *w)
+{
+    struct pool *p = w->pool;
+    if (look(w, has_work)) return;
     uint32_t bell = atomic_load(&p->bell);
     atomic_fetch_add(&p->sleepers, 1);
     if (!has_work(p)) futex_wait(&p->bell, bell);
@@ -139,7 +168,7 @@ static void *worker_main(void *arg)
     pool_lower_priority(w->pool->nice);
     while (!atomic_load(&w->pool->closing)) {
         work(w->pool, w->index);
-        wait_for_work(w->pool);
+        wait_for_work(w);
     }
     return NULL;
 }
@@ -154,19 +183,12 @@ void pool_lower_priority(int nice)
     if (errno == 0) setpriority(PRIO_PROCESS, self, now + nice);
 }
 
-static uint32_t spin_ns(uint32_t threads)
-{
-    cpu_set_t cpus;
-    bool known = sched_getaffinity(0, sizeof cpus, &cpus) == 0;
-    return known && threads > (uint32_t)CPU_COUNT(&cpus) ? CROWDED_SPIN_NS : SPIN_NS;
-}
-
 struct pool *pool_open(uint32_t threads, int nice)
 {
     CHECK(threads >= 1 && threads <= THREAD_COUNT_MAX);
     struct pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (!p) die("out of memory: thread pool");
-    *p = (struct pool){ .threads = threads, .spin_ns = spin_ns(threads), .nice = nice };
+    *p = (struct pool){ .threads = threads, .nice = nice };
     p->workers = mem_array(threads, sizeof *p->workers);
     p->shares = aligned_alloc(64, threads * sizeof *p->shares);
     if (!p->shares) die("out of memory: thread pool");
@@ -174,10 +196,10 @@ struct pool *pool_open(uint32_t threads, int nice)
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);     /* signals are the main thread's */
-    for (uint32_t i = 1; i < threads; i++) {
+    for (uint32_t i = 0; i < threads; i++) {
         struct worker *w = &p->workers[i];
         *w = (struct worker){ .pool = p, .index = i };
-        if (pthread_create(&w->thread, NULL, worker_main, w) != 0) {
+        if (i > 0 && pthread_create(&w->thread, NULL, worker_main, w) != 0) {
             die("cannot start compute thread %u of %u", i + 1, threads);
         }
     }
@@ -204,13 +226,7 @@ uint32_t pool_threads(const struct pool *p)
 
 static void wait_for_end(struct pool *p, uint32_t count)
 {
-    uint64_t until = clock_now_ns() + p->spin_ns;
-    do {
-        for (int i = 0; i < 16; i++) {
-            if (atomic_load(&p->done) == count) return;
-            relax();
-        }
-    } while (clock_now_ns() < until);
+    if (look(&p->workers[0], has_ended)) return;
     atomic_store(&p->caller_sleeps, true);
     for (;;) {
         uint32_t done = atomic_load(&p->done);

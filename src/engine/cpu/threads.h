@@ -4,7 +4,7 @@
  * included, and returns when all are done.  Each thread begins with its own share of neighbouring
  * items, so that in phase after phase it finds the rows that it wrote in its cache, and reads
  * weights in one run; when that is done it claims what is left of the others' shares.
- * Waiting threads spin some microseconds, then sleep.
+ * Waiting threads look for some microseconds, for longer where that was not in vain, then sleep.
  * A thread that the kernel does not run delays nobody: the others claim its share.
  */
 #ifndef RANKSERVE_ENGINE_CPU_THREADS_H
