@@ -34,11 +34,9 @@ INLINE vf dot_pairs(vf sum, __m512i a, uint32_t b)
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32((int32_t)b));
 }
 
-/* Where pairs come from: rows of 16 (or more) elements `step` bytes apart, F16 in the pool of which
- * two make a row of pairs (`half`), or pairs. */
-INLINE __m512i pair_load(const uint8_t *at, uint64_t step, bool half)
+/* Of two rows of 16 (or more) elements `step` bytes apart. */
+INLINE __m512i pair_load(const uint8_t *at, uint64_t step)
 {
-    if (!half) return _mm512_loadu_si512(at);
     return pairs_of(vf_load_half(at), vf_load_half(at + step));
 }
 
@@ -69,33 +67,6 @@ INLINE void round_query(const struct tile *t, uint32_t query, uint16_t *to)
 {
     for (uint32_t s = 0; s < t->kv->head_dim; s += LANES) {
         store_rounded(to + s, vf_load(t->queries[query] + s) * vf_all(1.44269504f));
-    }
-}
-
-/* Scores of `vectors` vectors of positions from `at` on; key[v] is the first dimension.  Meanwhile
- * what lies `ahead` behind the keys is fetched. */
-INLINE void score_pairs(const struct tile *t, uint32_t first, int count, const uint8_t *const *key,
-                        int vectors, uint64_t step, bool half, uint64_t ahead, uint32_t at)
-{
-    const uint64_t row = half ? 2 * step : step;
-    const uint32_t *q[SET];
-    vf acc[SET][WIDE];
-    UNROLL for (int i = 0; i < count; i++) {
-        q[i] = query_pairs(t, first + (uint32_t)i);
-        UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_zero();
-    }
-    for (uint32_t s = 0; s < t->kv->head_dim / 2; s++) {
-        __m512i pairs[WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) {
-            if (ahead) __builtin_prefetch(key[v] + s * row + ahead, 0, 2);
-            pairs[v] = pair_load(key[v] + s * row, step, half);
-        }
-        multiply_pairs(q, s, count, pairs, vectors, acc);
-    }
-    UNROLL for (int i = 0; i < count; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            vf_store(scores_of(t, first + (uint32_t)i) + at + (uint32_t)v * LANES, acc[i][v]);
-        }
     }
 }
 
@@ -151,34 +122,34 @@ INLINE void soften_pairs(const struct tile *t, uint32_t query, uint32_t longest)
     weights_sums(to, (longest + LANES - 1) / LANES, 1, &t->out[query].sum);
 }
 
-/* Adds p * V over `positions` positions from `at` (even) on; where their number is odd the last
- * pair's second one has a weight of 0 and, from the pool (`half`), does not count.  `next` (may be
- * NULL) is fetched meanwhile. */
-INLINE void weigh_pairs(const struct tile *t, uint32_t query, int count, uint32_t at,
-                        uint32_t positions, const uint8_t *value, const uint8_t *next,
-                        uint64_t row_bytes, bool half, int vectors, vf acc[SET][WIDE])
+/* --- few queries: from the pool -------------------------------------------------------------- */
+
+/* Scores of `vectors` vectors of positions from `at` on; key[v] is the first dimension.  The
+ * values of these positions are fetched meanwhile. */
+INLINE void few_scores_part(const struct tile *t, int count, const uint8_t *const *key,
+                            int vectors, uint32_t at)
 {
-    const uint32_t bytes = half ? LANES * 2 : LANES * 4;
-    const uint64_t step = half ? 2 * row_bytes : row_bytes;
-    const uint32_t *p[SET];
-    UNROLL for (int i = 0; i < count; i++) p[i] = weight_pairs(t, query + (uint32_t)i) + at / 2;
-    for (uint32_t j = 0; 2 * j < positions; j++, value += step) {
-        const bool alone = half && 2 * j + 1 == positions;
+    const uint32_t *q[SET];
+    vf acc[SET][WIDE];
+    UNROLL for (int i = 0; i < count; i++) {
+        q[i] = query_pairs(t, (uint32_t)i);
+        UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_zero();
+    }
+    for (uint32_t s = 0; s < t->kv->head_dim / 2; s++) {
         __m512i pairs[WIDE];
-        for (uint32_t b = 0; next && b < (uint32_t)vectors * bytes; b += 64) {
-            __builtin_prefetch(next + j * step + b, 0, 2);
-            if (half) __builtin_prefetch(next + j * step + row_bytes + b, 0, 2);
-        }
         UNROLL for (int v = 0; v < vectors; v++) {
-            const uint8_t *from = value + (uint32_t)v * bytes;
-            pairs[v] = alone ? pairs_of(vf_load_half(from), vf_zero()) :
-                               pair_load(from, row_bytes, half);
+            const uint8_t *from = key[v] + s * 4 * LANES;
+            __builtin_prefetch(from + t->values, 0, 2);
+            pairs[v] = pair_load(from, 2 * LANES);
         }
-        multiply_pairs(p, j, count, pairs, vectors, acc);
+        multiply_pairs(q, s, count, pairs, vectors, acc);
+    }
+    UNROLL for (int i = 0; i < count; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vf_store(scores_of(t, (uint32_t)i) + at + (uint32_t)v * LANES, acc[i][v]);
+        }
     }
 }
-
-/* --- few queries: from the pool -------------------------------------------------------------- */
 
 INLINE void few_score_pairs(const struct tile *t, int count)
 {
@@ -190,25 +161,51 @@ INLINE void few_score_pairs(const struct tile *t, int count)
         key[i] = t->block[i * LANES / kv->block_tokens] + 2 * at;
     }
     for (; v + WIDE <= vectors; v += WIDE) {
-        score_pairs(t, 0, count, key + v, WIDE, 2 * LANES, true, t->values, v * LANES);
+        few_scores_part(t, count, key + v, WIDE, v * LANES);
     }
-    for (; v < vectors; v++) {
-        score_pairs(t, 0, count, key + v, 1, 2 * LANES, true, t->values, v * LANES);
+    switch (vectors - v) {
+    case 1: few_scores_part(t, count, key + v, 1, v * LANES); break;
+    case 2: few_scores_part(t, count, key + v, 2, v * LANES); break;
+    case 3: few_scores_part(t, count, key + v, 3, v * LANES); break;
+    }
+}
+
+/* Adds p * V over `positions` positions from `at` (even) on, a block's at most; where their number
+ * is odd, a last one's partner does not count.  `next` (may be NULL) is fetched meanwhile. */
+INLINE void few_weigh_pairs(const struct tile *t, int count, uint32_t at, uint32_t positions,
+                            const uint8_t *value, const uint8_t *next, int vectors,
+                            vf acc[SET][WIDE])
+{
+    const uint64_t row_bytes = 2ull * t->kv->head_dim;
+    const uint32_t *p[SET];
+    UNROLL for (int i = 0; i < count; i++) p[i] = weight_pairs(t, (uint32_t)i) + at / 2;
+    for (uint32_t j = 0; 2 * j < positions; j++, value += 2 * row_bytes) {
+        const bool alone = 2 * j + 1 == positions;
+        __m512i pairs[WIDE];
+        for (uint32_t b = 0; next && b < (uint32_t)vectors * 2 * LANES; b += 64) {
+            __builtin_prefetch(next + j * 2 * row_bytes + b, 0, 2);
+            __builtin_prefetch(next + j * 2 * row_bytes + row_bytes + b, 0, 2);
+        }
+        UNROLL for (int v = 0; v < vectors; v++) {
+            const uint8_t *from = value + v * 2 * LANES;
+            pairs[v] = alone ? pairs_of(vf_load_half(from), vf_zero()) : pair_load(from, row_bytes);
+        }
+        multiply_pairs(p, j, count, pairs, vectors, acc);
     }
 }
 
 INLINE void few_value_pairs(const struct tile *t, int count, uint32_t s, int vectors)
 {
     uint32_t tokens = t->kv->block_tokens;
-    uint64_t row_bytes = 2ull * t->kv->head_dim, first = 2ull * s;
+    uint64_t first = 2ull * s;
     vf acc[SET][WIDE];
     UNROLL for (int i = 0; i < count; i++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[i][v] = vf_zero();
     }
     for (uint32_t at = 0, b = 0; at < t->longest; at += tokens, b++) {
         uint32_t n = t->longest - at < tokens ? t->longest - at : tokens;
-        weigh_pairs(t, 0, count, at, n, t->block[b] + t->values + first,
-                    t->next[b] ? t->next[b] + first : NULL, row_bytes, true, vectors, acc);
+        few_weigh_pairs(t, count, at, n, t->block[b] + t->values + first,
+                        t->next[b] ? t->next[b] + first : NULL, vectors, acc);
     }
     give(t, 0, count, s, vectors, acc);
 }
@@ -256,7 +253,7 @@ static void keys_to_pairs(const struct sets *w)
         uint32_t *to = w->keys + (uint64_t)(i / PANEL_WIDE) * (kv->head_dim / 2) * PANEL_WIDE +
                        i % PANEL_WIDE;
         for (uint32_t s = 0; s < kv->head_dim; s += 2, key += 4 * LANES, to += PANEL_WIDE) {
-            _mm512_storeu_si512(to, pair_load(key, 2 * LANES, true));
+            _mm512_storeu_si512(to, pair_load(key, 2 * LANES));
         }
     }
 }
