@@ -237,7 +237,7 @@ static void open_splits(struct cpu *u)
 static void open_threads(struct cpu *u)
 {
     const struct hparams *h = &u->model->h;
-    uint64_t rows = (uint64_t)ROW_GROUP * h->dim, tile = rows > 64 * 64 ? rows : 64 * 64;
+    uint64_t rows = (uint64_t)ROW_GROUP * h->dim, tile = rows > ITEM_FLOATS ? rows : ITEM_FLOATS;
     u->scratch = mem_array(u->c.threads, sizeof *u->scratch);
     u->tiles = mem_array(u->c.threads, sizeof *u->tiles);
     u->samplers = mem_array(u->c.threads, sizeof *u->samplers);

@@ -14,6 +14,7 @@
 #include "model/sampler.h"
 
 enum {
+    ITEM_FLOATS = 80 * 64,            /* of results that a work item has at a time            */
     ROWS_MAX = 1024,                  /* rows in one pass over the layers                     */
     LOGIT_BYTES = 12 << 20,           /* of the logits buffer, if 16 rows fit                 */
 };

@@ -10,8 +10,10 @@
 #include "engine/cpu/cpu.h"
 #include "model/quant.h"
 
-enum { TILE_ROWS = 64, FEW_ROWS = 32, CHUNK_BYTES = 24 << 10, CHUNK_PANELS_MAX = 8 };
-enum { FFN_COLUMNS = 32 };            /* twice that for few rows: the same room in a tile */
+enum { TILE_ROWS = 64, TILE_MOST = 80 };   /* a few rows more than a tile's go with the last one */
+enum { FEW_ROWS = 32, CHUNK_BYTES = 24 << 10, CHUNK_PANELS_MAX = 8 };
+enum { FFN_COLUMNS = 32 };            /* twice that for few rows: less room in a tile */
+_Static_assert(2 * TILE_MOST * FFN_COLUMNS <= ITEM_FLOATS, "room for gate and up");
 
 /* Up to three products of the same input in one phase. */
 struct product {
@@ -50,13 +52,14 @@ static uint32_t row_end(const struct phase *f, uint32_t item)
 
 static uint32_t row_tiles(const struct cpu *u)
 {
-    return (u->rows + TILE_ROWS - 1) / TILE_ROWS;
+    uint32_t left = u->rows % TILE_ROWS, whole = u->rows / TILE_ROWS;
+    return left > (whole > 0 ? TILE_MOST - TILE_ROWS : 0) ? whole + 1 : whole;
 }
 
 static uint32_t tile_rows(const struct cpu *u, uint32_t tile)
 {
     uint32_t left = u->rows - tile * TILE_ROWS;
-    return left < TILE_ROWS ? left : TILE_ROWS;
+    return left <= TILE_MOST ? left : TILE_ROWS;
 }
 
 /* --- rows in --------------------------------------------------------------------------------- */
@@ -232,7 +235,7 @@ static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
     if (panels > width / PANEL) panels = width / PANEL;
     uint32_t column = panel * PANEL, columns = y->gate.out - column;
     if (columns > width) columns = width;
-    float *gate = u->tiles[worker], *up = gate + TILE_ROWS * FFN_COLUMNS;
+    float *gate = u->tiles[worker], *up = gate + TILE_MOST * FFN_COLUMNS;
     acts_fetch(&u->hidden, row0, rows, column, columns);
     u->k->gemm(&y->gate, &u->normed, row0, rows, panel, panels, gate, width, false);
     u->k->gemm(&y->up, &u->normed, row0, rows, panel, panels, up, width, false);
