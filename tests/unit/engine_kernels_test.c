@@ -524,6 +524,65 @@ static void attention_agrees_with_double(void **state)
     }
 }
 
+/* Everything of the tile behind its first `seen` positions becomes NaN. */
+static void spoil_behind(const struct heads *h, uint32_t tile, uint32_t seen)
+{
+    const struct kv_view *kv = &h->kv;
+    uint32_t element = kv_element_bytes(kv->type), block = kv->block_tokens;
+    for (uint32_t t = tile * KV_TILE_TOKENS + seen; t < (tile + 1) * KV_TILE_TOKENS; t++) {
+        uint8_t *at = h->pool + h->blocks[t / block] * kv->block_stride;
+        for (uint32_t s = 0; s < kv->head_dim; s++) {
+            memset(at + kv_key_at(kv, t % block, s) * element, 0xff, element);
+            memset(at + kv_value_at(kv, t % block, s) * element, 0xff, element);
+        }
+        if (!kv_is_scaled(kv->type)) continue;
+        float *scales = (float *)(void *)(at + 2ull * block * kv->head_dim * element);
+        scales[t % block] = scales[block + t % block] = NAN;
+    }
+}
+
+/* A query that is no number spoils itself; what lies in the pool behind a sequence, nobody. */
+static void check_strangers(enum isa isa, uint32_t block, enum kv_type type, uint32_t seen)
+{
+    enum { SIZE = 80, COUNT = 9, BAD = 7 };
+    const struct kernels *k = kernels_of(isa);
+    struct heads h;
+    struct tile_case *c = mem_alloc(sizeof *c);
+    float *room = mem_array(tile_room(SIZE), sizeof *room);
+    uint64_t seed = seen;
+    fill_heads(&h, k, SIZE, block, type, &seed);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        floats(c->q[i], SIZE, 1, &seed);
+        c->queries[i] = c->q[i], c->all[i] = seen;
+        c->a[i].out = c->outs[0][i], c->b[i].out = c->outs[1][i];
+    }
+    k->tile(&h.kv, 1, c->queries, c->all, COUNT, c->a, room);
+    spoil_behind(&h, 1, seen);
+    c->q[BAD][3] = NAN;
+    k->tile(&h.kv, 1, c->queries, c->all, COUNT, c->b, room);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        for (uint32_t first = 0; first < 2 && i != BAD; first++) {
+            if (first) k->tile(&h.kv, 1, &c->queries[i], &seen, 1, &c->b[i], room);
+            assert_memory_equal(&c->a[i].max, &c->b[i].max, 2 * sizeof(float));
+            assert_memory_equal(c->a[i].out, c->b[i].out, SIZE * sizeof(float));
+        }
+    }
+    free(room);
+    free(c);
+    heads_free(&h);
+}
+
+static void what_is_not_seen_does_not_count(void **state)
+{
+    (void)state;
+    static const uint32_t seen[] = { 1, 16, 37, 131, 255 };
+    for (enum isa isa = ISA_PLAIN; isa <= isa_best(); isa++) {
+        for (uint32_t trial = 0; trial < 20; trial++) {
+            check_strangers(isa, 16u << trial % 3, trial / 5, seen[trial % 5]);
+        }
+    }
+}
+
 /* A tile's results beside those of exact arithmetic on the same bytes, and what these are beside
  * those of the keys and values that became bytes: sums of squared differences. */
 static void whole_errors(enum isa isa, uint32_t size, uint64_t seed, double *ours, double *bytes)
@@ -730,6 +789,7 @@ int main(void)
         cmocka_unit_test(activations_are_rounded_to_the_nearest),
         cmocka_unit_test(rows_are_rounded_alike_together_and_alone),
         cmocka_unit_test(attention_agrees_with_double),
+        cmocka_unit_test(what_is_not_seen_does_not_count),
         cmocka_unit_test(int8_arithmetic_hides_behind_its_rounding),
         cmocka_unit_test(keys_and_values_are_rounded_to_bytes),
         cmocka_unit_test(keys_are_rounded_for_their_queries),
