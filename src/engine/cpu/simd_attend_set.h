@@ -147,6 +147,26 @@ SET_PRODUCTS(set_products_2, LOAD_2, ROW_2, PUT_2)
 SET_PRODUCTS(set_products_3, LOAD_3, ROW_3, PUT_3)
 SET_PRODUCTS(set_products_4, LOAD_4, ROW_4, PUT_4)
 
+#undef TIMES
+#undef ROW_1
+#undef ROW_2
+#undef ROW_3
+#undef ROW_4
+#undef LOAD_1
+#undef LOAD_2
+#undef LOAD_3
+#undef LOAD_4
+#undef STEP
+#undef SOFTEN
+#undef PUT
+#undef PUT_1
+#undef PUT_2
+#undef PUT_3
+#undef PUT_4
+#undef RESULTS
+#undef SET_PRODUCTS
+#undef POWERS
+
 INLINE void set_products(int vectors, const uint32_t *x, uint64_t stride, const uint32_t *pairs,
                          uint64_t n, struct softening *soft, float *const *out)
 {

@@ -1,8 +1,8 @@
 /* engine/cpu/step.c - one pass over the layers: the phases, and how each is cut into work items.
  *
  * A layer is eight phases: norm; q, k, v; rope and KV; attention; output product; norm; gate, up
- * and SwiGLU; down product.  Items of a product are (64 rows) x (some panels), so a small step
- * reads each weight once, and a large one keeps its rows in cache.
+ * and SwiGLU; down product.  Items of a product are (64 rows, the last some more) x (some panels),
+ * so a small step reads each weight once, and a large one keeps its rows in cache.
  */
 #include <math.h>
 #include <string.h>
@@ -222,7 +222,7 @@ static uint32_t ffn_columns(const struct cpu *u)
     return few_rows(u) && enough ? wide : FFN_COLUMNS;
 }
 
-/* Some hidden values of 64 rows: gate, up, SwiGLU, and into the form the down product reads. */
+/* Some hidden values of a tile's rows: gate, up, SwiGLU, into the form the down product reads. */
 static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
 {
     struct phase *f = ctx;
