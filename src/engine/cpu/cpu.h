@@ -7,6 +7,8 @@
 #ifndef RANKSERVE_ENGINE_CPU_CPU_H
 #define RANKSERVE_ENGINE_CPU_CPU_H
 
+#include <stdatomic.h>
+
 #include "engine/backend.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/pack.h"
@@ -16,6 +18,7 @@
 enum {
     ITEM_FLOATS = 80 * 64,            /* of results that a work item has at a time            */
     ROWS_MAX = 1024,                  /* rows in one pass over the layers                     */
+    TILE_ROWS = 64,                   /* that an item of a product works on                   */
     LOGIT_BYTES = 12 << 20,           /* of the logits buffer, if 16 rows fit                 */
 };
 
@@ -77,6 +80,7 @@ struct cpu {
     float *part_outs;
     struct attend_scratch *scratch;   /* (threads)                                            */
     float **tiles;                    /* (threads): a work item's outputs                     */
+    _Atomic uint32_t pieces[ROWS_MAX / TILE_ROWS];    /* of each row tile: done in this phase */
 
     /* Logits. */
     float *final;                     /* (step_tokens_max, D): normed rows, logits wanted     */

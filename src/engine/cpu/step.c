@@ -2,7 +2,8 @@
  *
  * A layer is eight phases: norm; q, k, v; rope and KV; attention; output product; norm; gate, up
  * and SwiGLU; down product.  Items of a product are (64 rows, the last some more) x (some panels),
- * so a small step reads each weight once, and a large one keeps its rows in cache.
+ * so a small step reads each weight once, and a large one keeps its rows in cache.  In a large one
+ * norms are no phases: whoever does the last piece of a row tile norms it.
  */
 #include <math.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 #include "engine/cpu/cpu.h"
 #include "model/quant.h"
 
-enum { TILE_ROWS = 64, TILE_MOST = 80 };   /* a few rows more than a tile's go with the last one */
+enum { TILE_MOST = 80 };              /* a few rows more than a tile's go with the last one */
 enum { FEW_ROWS = 32, CHUNK_BYTES = 24 << 10, CHUNK_PANELS_MAX = 8 };
 enum { FFN_COLUMNS = 32 };            /* twice that for few rows: less room in a tile */
 _Static_assert(2 * TILE_MOST * FFN_COLUMNS <= ITEM_FLOATS, "room for gate and up");
@@ -22,6 +23,7 @@ struct product {
     const float *bias[3];
     uint64_t stride;
     bool add;
+    const float *then_norm;            /* the weights of a norm of `out`, which is x; or NULL */
     uint32_t count, chunk, items[3];   /* panels per item; items per row tile */
 };
 
@@ -97,19 +99,26 @@ static void embed_item(void *ctx, uint32_t item, uint32_t worker)
     }
 }
 
-static void norm_item(void *ctx, uint32_t item, uint32_t worker)
+/* Up to ROW_GROUP rows of x. */
+static void norm_rows(struct cpu *u, const float *weight, uint32_t first, uint32_t rows,
+                      uint32_t worker)
 {
-    struct phase *f = ctx;
-    struct cpu *u = f->u;
-    uint32_t dim = u->model->h.dim, first = item * f->rows_each, rows = row_end(f, item) - first;
+    uint32_t dim = u->model->h.dim;
     float *normed = u->tiles[worker];
     acts_fetch(&u->normed, first, rows, 0, dim);
     for (uint32_t r = 0; r < rows; r++) {
-        u->k->norm(u->x + (uint64_t)(first + r) * dim, f->weight, u->model->h.norm_eps, dim,
+        u->k->norm(u->x + (uint64_t)(first + r) * dim, weight, u->model->h.norm_eps, dim,
                    normed + (uint64_t)r * dim);
     }
     acts_store(u, normed, dim, rows, dim, &u->normed, first, 0);
     acts_finish(u->k, &u->normed, first, rows);
+}
+
+static void norm_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    struct phase *f = ctx;
+    uint32_t first = item * f->rows_each;
+    norm_rows(f->u, f->weight, first, row_end(f, item) - first, worker);
 }
 
 static void norm_phase(struct cpu *u, const float *weight)
@@ -131,6 +140,32 @@ static void finish_phase(struct cpu *u, const struct acts *a)
 {
     struct finish_call c = { u, a };
     if (a->pairs) pool_run(u->pool, finish_item, &c, (u->rows + ROW_GROUP - 1) / ROW_GROUP);
+}
+
+/* --- a tile's end ---------------------------------------------------------------------------- */
+
+/* With many row tiles whoever does a tile's last piece goes on with it, while it is in that core's
+ * caches.  With few the threads share what follows in a phase of its own. */
+static bool ends_tiles(const struct cpu *u)
+{
+    return row_tiles(u) >= 2 * pool_threads(u->pool);
+}
+
+/* Of `count` pieces that a row tile has in this phase. */
+static bool last_piece(struct cpu *u, uint32_t tile, uint32_t count)
+{
+    if (!ends_tiles(u) || atomic_fetch_add(&u->pieces[tile], 1) + 1 < count) return false;
+    atomic_store(&u->pieces[tile], 0);
+    return true;
+}
+
+static void norm_tile(struct cpu *u, const float *weight, uint32_t tile, uint32_t worker)
+{
+    uint32_t first = tile * TILE_ROWS, end = first + tile_rows(u, tile);
+    for (uint32_t n; first < end; first += n) {
+        n = end - first < ROW_GROUP ? end - first : ROW_GROUP;
+        norm_rows(u, weight, first, n, worker);
+    }
 }
 
 /* --- products -------------------------------------------------------------------------------- */
@@ -170,7 +205,6 @@ struct product_call {
 
 static void product_item(void *ctx, uint32_t item, uint32_t worker)
 {
-    (void)worker;
     const struct product_call *c = ctx;
     const struct product *p = c->p;
     uint32_t tile = item / c->items, which = 0, chunk = item % c->items;
@@ -185,6 +219,9 @@ static void product_item(void *ctx, uint32_t item, uint32_t worker)
     c->u->k->gemm(m, c->in, row0, rows, panel, panels, out, p->stride, p->add);
     for (uint32_t r = 0; p->bias[which] && r < rows; r++) {
         for (uint32_t i = 0; i < columns; i++) out[r * p->stride + i] += p->bias[which][column + i];
+    }
+    if (p->then_norm && last_piece(c->u, tile, c->items)) {
+        norm_tile(c->u, p->then_norm, tile, worker);
     }
 }
 
@@ -207,12 +244,14 @@ static void qkv_phase(struct cpu *u, uint32_t layer)
     product_run(u, &u->normed, &p);
 }
 
+/* Adds to x, and norms it for what follows (NULL: nothing in this pass). */
 static void residual_phase(struct cpu *u, const struct acts *in, const struct matrix *m,
-                           const float *bias)
+                           const float *bias, const float *next_norm)
 {
-    struct product p = { .stride = u->model->h.dim, .add = true };
+    struct product p = { .stride = u->model->h.dim, .add = true, .then_norm = next_norm };
     product_add(&p, m, u->x, bias);
     product_run(u, in, &p);
+    if (next_norm && !ends_tiles(u)) norm_phase(u, next_norm);
 }
 
 static uint32_t ffn_columns(const struct cpu *u)
@@ -241,6 +280,7 @@ static void ffn_item(void *ctx, uint32_t item, uint32_t worker)
     u->k->gemm(&y->up, &u->normed, row0, rows, panel, panels, up, width, false);
     u->k->swiglu(gate, up, rows * width, gate);       /* what lies behind the columns, too */
     acts_store(u, gate, width, rows, columns, &u->hidden, row0, column);
+    if (last_piece(u, tile, chunks)) acts_finish(u->k, &u->hidden, row0, rows);
 }
 
 static void ffn_phase(struct cpu *u, uint32_t layer)
@@ -248,7 +288,7 @@ static void ffn_phase(struct cpu *u, uint32_t layer)
     struct phase f = { .u = u, .layer = layer };
     uint32_t width = ffn_columns(u), chunks = (u->model->h.ffn_dim + width - 1) / width;
     pool_run(u->pool, ffn_item, &f, chunks * row_tiles(u));
-    finish_phase(u, &u->hidden);
+    if (!ends_tiles(u)) finish_phase(u, &u->hidden);
 }
 
 /* --- rope, KV, attention --------------------------------------------------------------------- */
@@ -316,10 +356,11 @@ static void attend_phase(struct cpu *u, uint32_t layer)
 static void run_layers(struct cpu *u, const struct step *s, bool last)
 {
     struct phase f = { .u = u };
+    uint32_t layers = u->model->h.layers;
     pool_run(u->pool, embed_item, &f, row_items(&f));
-    for (uint32_t i = 0; i < u->model->h.layers; i++) {
+    norm_phase(u, u->floats[0].attn_norm);
+    for (uint32_t i = 0; i < layers; i++) {
         const struct layer_matrices *y = &u->layout->layers[i];
-        norm_phase(u, u->floats[i].attn_norm);
         qkv_phase(u, i);
         rope_phase(u, i);
         if (last && s->layers_done) {
@@ -327,10 +368,10 @@ static void run_layers(struct cpu *u, const struct step *s, bool last)
             if (s->notify) s->notify(s->notify_ctx);
         }
         attend_phase(u, i);
-        residual_phase(u, &u->attended, &y->o, u->floats[i].o_bias);
-        norm_phase(u, u->floats[i].ffn_norm);
+        residual_phase(u, &u->attended, &y->o, u->floats[i].o_bias, u->floats[i].ffn_norm);
         ffn_phase(u, i);
-        residual_phase(u, &u->hidden, &y->down, NULL);
+        residual_phase(u, &u->hidden, &y->down, NULL,
+                       i + 1 < layers ? u->floats[i + 1].attn_norm : NULL);
     }
 }
 
