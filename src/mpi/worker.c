@@ -16,7 +16,7 @@
 #define LOOK_IDLE_NS (1000 * NS_PER_MS)
 #define TYPICAL_CONTEXT 512.0         /* of a sequence that is generating, for rank 0 */
 #define STEP_AT_ONCE_NS (NS_PER_MS / 4)   /* the control thread is away for so long without harm */
-enum { PREFILL_NICE = 2 };            /* docs/DECISIONS.md */
+enum { PREFILL_NICE = 1 };            /* docs/DECISIONS.md */
 
 static void say_rates(const struct worker *w, struct msg_rates *out)
 {
