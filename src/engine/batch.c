@@ -19,8 +19,7 @@
 /* A step may take so many times what its decodes alone would take (docs/DECISIONS.md). */
 #define DECODE_STRETCH 2.0
 /* A prompt that needs less than this in all may take so much of a step: one short wait for those
- * who decode, instead of the same time in many pieces.  Of one that needs k times as long a step
- * takes a k-th of it: were it all or nothing, a slow minute would change what all steps are. */
+ * who decode, instead of the same time in many pieces. */
 #define SHORT_PROMPT_NS 2e8
 #define BURST_NS 5e7
 /* So may what was generated elsewhere, or before, and is computed again for less than this: those
@@ -161,11 +160,9 @@ static double target_for(const struct engine *e, const struct seq *s, uint32_t c
 {
     struct pace_load whole = { 0 };
     pace_add_prefill(&whole, cached, s->id_count - cached);
-    double short_ns = s->id_count > s->prompt_count ? AGAIN_NS : SHORT_PROMPT_NS;
-    double whole_ns = pace_predict_ns(&e->pace, &whole);
-    double part = whole_ns > short_ns ? short_ns / whole_ns : 1;
-    double target_ns = e->step.short_target_ns - BURST_NS * (1 - part);
-    return target_ns > e->step.target_ns ? target_ns : e->step.target_ns;
+    double most_ns = s->id_count > s->prompt_count ? AGAIN_NS : SHORT_PROMPT_NS;
+    bool is_short = pace_predict_ns(&e->pace, &whole) <= most_ns;
+    return is_short ? e->step.short_target_ns : e->step.target_ns;
 }
 
 static double target_of(const struct engine *e, const struct seq *s)

@@ -76,7 +76,7 @@ struct engine_step {
     bool prefill;                     /* has PREFILL sequences: somebody pushes their KV     */
     bool ends_prompt;                 /* has the last tokens of some prompt                  */
     struct pace_load load;
-    double target_ns, short_target_ns; /* of the longest prompts, of short ones: no tokens past */
+    double target_ns, short_target_ns; /* no tokens of a long, a short prompt past these     */
     enum err err;                     /* out                                                 */
     uint64_t started_ns, ended_ns;
 };
