@@ -38,13 +38,13 @@
     "vcvtdq2ps %%zmm9, %%zmm9\n"                                                                  \
     "vaddps %%zmm9, %%zmm2\\j, %%zmm2\\j\n"
 
-/* The second block's sum goes below the first's.  zmm30 has 0x8000 in each lane. */
+/* The second block's sum goes below the first's. */
 #define MOVE_UP(rows)                                                                             \
     EACH("r", rows)                                                                               \
     "vpslld $16, %%zmm\\r, %%zmm\\r\n"                                                            \
     "vpaddd 4*\\r(%[y])%{1to16%}, %%zmm\\r, %%zmm\\r\n"                                           \
     END
-/* zmm1\r += both sums of row \r times their scales. */
+/* zmm1\r += both sums of row \r times their scales.  zmm30 has 0x8000 in each lane. */
 #define SCALES(rows)                                                                              \
     EACH("r", rows)                                                                               \
     "vpbroadcastd 64+4*\\r(%[y]), %%zmm9\n"                                                       \
